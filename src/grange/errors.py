@@ -1,0 +1,21 @@
+"""Errors that say whose fault it is and what to do.
+
+Exactly three parties can be at fault apart from Grange itself, whose own faults are assertions.
+A failed build is no error: it is an outcome (`grange.scheduler.events.Outcome`).
+"""
+
+
+class GrangeError(Exception):
+    """Something went wrong that a person can act on; its text is shown to them as it stands."""
+
+
+class PeerError(GrangeError):
+    """The other side of a connection said or sent something wrong: a submitter, an agent, a file."""
+
+
+class OperatorError(GrangeError):
+    """The installation is set up wrongly; the text names the setting and the remedy."""
+
+
+class OutsideError(GrangeError):
+    """The world failed: a disk, a network, a daemon. Trying again later may help."""

@@ -1,0 +1,1 @@
+"""What Nix and Guix wrote down: names, hashes and formats, without I/O."""
