@@ -1,0 +1,189 @@
+"""What the core wants done. Imperative. `Save*` are durable, in one transaction for a batch, before
+any other effect of the batch is acted upon (design D2)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from grange.scheduler.facts import (
+    AgentId,
+    AgentSpec,
+    AttemptId,
+    BuildId,
+    Cause,
+    Outcome,
+    Phase,
+    StepId,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveBuildFinished:
+    build: BuildId
+    outcome: Outcome
+    cause: Cause | None  # None for a success
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveBuildReopened:
+    """A retry: the build is unfinished again."""
+
+    build: BuildId
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAgent:
+    spec: AgentSpec
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAttempt:
+    """The attempt exists and holds a lease: committed before the agent hears of it."""
+
+    attempt: AttemptId
+    step: StepId
+    agent: AgentId
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAttemptEnded:
+    attempt: AttemptId
+    step: StepId
+    outcome: Outcome
+    message: str
+    usage: Usage
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class SavePaths:
+    """The outputs' path infos and signatures. A path already there stays as it is (design D14)."""
+
+    step: StepId
+    attempt: AttemptId
+    infos: tuple[Any, ...]  # `PublishedPath`
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStepDone:
+    step: StepId
+    build_s: float | None  # how long the build itself took, for later expectations
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStepFailed:
+    """Remembered: a later build of this step fails at once until it is retried."""
+
+    step: StepId
+    cause: Cause
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStepTroubled:
+    """An infrastructure failure or a lost agent: counted in the step's own budgets."""
+
+    step: StepId
+    failures: int
+    losses: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFailureForgotten:
+    step: StepId
+
+
+JournalEffect = (
+    SaveBuildFinished
+    | SaveBuildReopened
+    | SaveAgent
+    | SaveAttempt
+    | SaveAttemptEnded
+    | SavePaths
+    | SaveStepDone
+    | SaveStepFailed
+    | SaveStepTroubled
+    | SaveFailureForgotten
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptAgent:
+    """Answer the join; `session` is the tunnel's. Its old tunnel, if any, is to be closed."""
+
+    agent: AgentId
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseAgent:
+    agent: AgentId
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartBuild:
+    agent: AgentId
+    attempt: AttemptId
+    step: StepId
+    order: int  # the order number that a heartbeat repeats as `orders_seen`
+
+
+@dataclass(frozen=True, slots=True)
+class AbortAttempt:
+    """Stop it and forget it; harmless where the agent no longer knows it."""
+
+    agent: AgentId
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
+class SettleAttempt:
+    """The farm needs nothing more of this attempt: the agent may drop roots and records."""
+
+    agent: AgentId
+    attempt: AttemptId
+    is_delivered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOutputs:
+    """Put the narinfos of these paths, if absent; then tell `OutputsPublished`."""
+
+    step: StepId
+    infos: tuple[Any, ...]  # `PublishedPath`
+
+
+@dataclass(frozen=True, slots=True)
+class ShowStep:
+    """For people who watch: the step's state changed. Never durable."""
+
+    step: StepId
+    state: str  # a `StepState` value
+    agent: AgentId | None
+    attempt: AttemptId | None
+    phase: Phase | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShowBuild:
+    build: BuildId
+    outcome: Outcome
+    cause: Cause | None
+
+
+Act = (
+    AcceptAgent
+    | RefuseAgent
+    | StartBuild
+    | AbortAttempt
+    | SettleAttempt
+    | PublishOutputs
+    | ShowStep
+    | ShowBuild
+)
+Effect = JournalEffect | Act

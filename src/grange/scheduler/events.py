@@ -1,0 +1,145 @@
+"""What may happen to the farm. Past tense: each event is a fact that the core can only take in.
+
+`now` is seconds on a clock that never runs backwards within one life of the core; it is given to
+`Scheduler.handle` once for a batch of events.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from grange.scheduler.facts import (
+    AgentId,
+    AgentSpec,
+    AttemptId,
+    BuildId,
+    Cause,
+    Measurements,
+    Outcome,
+    Phase,
+    StepId,
+    StepSpec,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSubmitted:
+    """Someone wants `root`. Also tells of builds that were unfinished when the farm last ended."""
+
+    build: BuildId
+    root: StepId | None  # None: its outputs are all in the cache
+    project: str
+    priority: int  # higher goes first
+    steps: tuple[StepSpec, ...]  # all unfinished steps below and including root, inputs first
+    remembered: tuple[tuple[StepId, Cause], ...] = ()  # those of `steps` known to fail
+    is_retry: bool = False  # forget remembered failures among `steps`
+
+
+@dataclass(frozen=True, slots=True)
+class BuildCancelled:
+    build: BuildId
+    by: str  # who, for the record
+
+
+@dataclass(frozen=True, slots=True)
+class AgentJoined:
+    spec: AgentSpec
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAwaited:
+    """After a restart: this agent held attempts, and may come back for one fresh lease term."""
+
+    spec: AgentSpec
+    attempts: tuple[tuple[AttemptId, StepId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCut:
+    """The agent's tunnel closed without a goodbye."""
+
+    agent: AgentId
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLeft:
+    """The agent said goodbye: it works on nothing any more."""
+
+    agent: AgentId
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHeard:
+    """A heartbeat. `attempts` lists every attempt the agent knows of, finished ones until settled."""
+
+    agent: AgentId
+    session: str
+    orders_seen: int  # highest order number this session has received; 0 for none
+    attempts: tuple[tuple[AttemptId, Phase], ...]
+    measurements: Measurements
+    is_draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseReached:
+    agent: AgentId
+    attempt: AttemptId
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsBuilt:
+    """The attempt's outputs exist on the agent and their upload begins."""
+
+    agent: AgentId
+    attempt: AttemptId
+    nar_bytes: int  # of all outputs together
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsStored:
+    """Every output's NAR is in the object store and has been verified. `infos` passes through."""
+
+    attempt: AttemptId
+    infos: tuple[Any, ...]  # journal's `PublishedPath`; opaque to the core
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsPublished:
+    """The narinfos of the step's outputs are in place: anyone may fetch them."""
+
+    step: StepId
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    agent: AgentId
+    attempt: AttemptId
+    outcome: Outcome  # none of the successes
+    message: str
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has come to `next_deadline()`, or passed it."""
+
+
+Event = (
+    BuildSubmitted
+    | BuildCancelled
+    | AgentJoined
+    | AgentAwaited
+    | AgentCut
+    | AgentLeft
+    | AgentHeard
+    | PhaseReached
+    | OutputsBuilt
+    | OutputsStored
+    | OutputsPublished
+    | AttemptFailed
+    | Tick
+)
