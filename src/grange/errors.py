@@ -19,3 +19,7 @@ class OperatorError(GrangeError):
 
 class OutsideError(GrangeError):
     """The world failed: a disk, a network, a daemon. Trying again later may help."""
+
+
+class JournalRefused(OutsideError):
+    """A write that certainly did not apply, such as on a full disk: it may be tried again."""

@@ -1,0 +1,291 @@
+"""The few doors to the outside that the shells may use, and the records that pass through them.
+
+Each Protocol is implemented by one package and checked by one contract suite in tests/contract.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from grange.scheduler.effects import JournalEffect
+from grange.scheduler.facts import (
+    AgentId,
+    AgentSpec,
+    AttemptId,
+    BuildId,
+    Cause,
+    Outcome,
+    QueueKey,
+    StepId,
+    StepSpec,
+    Usage,
+)
+from grange.store.narinfo import NarInfo
+from grange.store.path import StorePath
+
+
+class Clock(Protocol):
+    def monotonic_s(self) -> float:
+        """Never runs backwards; meaningful only within this process."""
+
+    def wall_s(self) -> float:
+        """Seconds since 1970, for people and expiry dates."""
+
+
+# --- The journal: everything the farm must not forget ---------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewDerivation:
+    """A derivation whose own path and output paths have been found to follow from its content."""
+
+    path: StorePath
+    aterm: bytes
+    outputs: tuple[tuple[str, StorePath], ...]  # name, path; sorted by name
+    inputs: tuple[StorePath, ...]  # derivations it needs; each known or earlier in the batch
+    sources: tuple[StorePath, ...]
+    basic: bytes  # the resolved derivation, serialized, as an agent gets it
+    queue: QueueKey
+    name: str  # for expectations: durations are remembered by name
+
+
+@dataclass(frozen=True, slots=True)
+class NewBuild:
+    id: BuildId
+    drv_path: StorePath
+    project: str
+    priority: int
+    tags: tuple[str, ...]
+    submitted_by: str
+    now: float  # wall clock
+
+
+@dataclass(frozen=True, slots=True)
+class StepNode:
+    """An unfinished step as the walk from a build's root finds it."""
+
+    spec: StepSpec
+    drv_path: StorePath
+    outputs: tuple[StorePath, ...]
+    remembered: Cause | None  # that it is known to fail, and why
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What it takes to build a step and to check what comes back."""
+
+    step: StepId
+    drv_path: StorePath
+    outputs: tuple[tuple[str, StorePath], ...]
+    inputs: tuple[StorePath, ...]  # sources and outputs of inputs: direct inputs, resolved
+    basic: bytes
+    name: str
+    system: str
+    is_done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedOutput:
+    """A verified output, ready for its narinfo: travels through the core as an opaque value."""
+
+    name: str  # "out"
+    narinfo: NarInfo
+    support: str  # nix-support as JSON; "" for none
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRecord:
+    id: BuildId
+    drv_path: StorePath
+    root: StepId
+    project: str
+    priority: int
+    tags: tuple[str, ...]
+    submitted_by: str
+    created: float
+    finished: float | None
+    outcome: Outcome | None  # None while unfinished
+    cause: Cause | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    id: AttemptId
+    step: StepId
+    drv_path: StorePath
+    agent: AgentId
+    agent_name: str
+    started: float
+    ended: float | None
+    outcome: Outcome | None
+    message: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class StepSummary:
+    """A step for people: what it is, how it stands in the journal, its last attempt."""
+
+    step: StepId
+    drv_path: StorePath
+    name: str
+    system: str
+    outputs: tuple[tuple[str, StorePath], ...]
+    is_done: bool
+    cause: Cause | None  # of a remembered failure
+    attempt: AttemptRecord | None  # the latest
+    depth: int  # edges from the build's root along the walk that found it
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedAgent:
+    """An agent that held attempts when the farm last ended."""
+
+    spec: AgentSpec
+    attempts: tuple[tuple[AttemptId, StepId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """Path infos of this step are committed, but its narinfos may not be in place yet."""
+
+    step: StepId
+    outputs: tuple[PublishedOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """All that the core needs to go on after a restart."""
+
+    builds: tuple[BuildRecord, ...]  # unfinished, oldest first
+    agents: tuple[AwaitedAgent, ...]
+    unpublished: tuple[Unpublished, ...]
+    next_attempt: AttemptId
+    clock_s: float  # the latest wall-clock time in the journal
+
+
+class Journal(Protocol):
+    """The farm's durable memory.
+
+    Every method that writes has written durably when it returns. A write that certainly did not
+    apply raises `JournalRefused`; one whose fate is unknown raises any other exception, and the
+    caller must rebuild what it knows from `recover()`. Reads see all completed writes.
+    """
+
+    async def recover(self) -> Recovered: ...
+
+    async def commit(self, effects: Sequence[JournalEffect]) -> None:
+        """Apply in order, in one transaction, all or none. Applying again is harmless."""
+
+    async def add_derivations(self, derivations: Sequence[NewDerivation]) -> None:
+        """Remember these; known ones are left alone. Gives each set of output paths its step."""
+
+    async def add_builds(self, builds: Sequence[NewBuild]) -> list[BuildRecord]:
+        """Remember these as unfinished; one already there is returned as it stands.
+
+        Raises PeerError where the id belongs to a build of another derivation, or where a
+        derivation is unknown: then none is added.
+        """
+
+    async def add_paths(self, narinfos: Sequence[NarInfo], origin: str) -> None:
+        """Remember paths that no step published: "source", or an upstream's URL.
+
+        A path already there stays as it is. Steps whose outputs are now all there become done.
+        """
+
+    async def known_derivations(self, paths: Iterable[StorePath]) -> set[StorePath]: ...
+
+    async def unfinished_graph(self, roots: Sequence[StorePath]) -> list[StepNode]:
+        """Steps to build before these derivations' outputs are all there; inputs first.
+
+        A step that is done is left out, with all that only it needs. Raises PeerError for a root
+        that is unknown.
+        """
+
+    async def steps(self, ids: Sequence[StepId]) -> dict[StepId, StepRecord]: ...
+
+    async def step_of(self, drv_path: StorePath) -> StepId | None: ...
+
+    async def step_with_output(self, path: StorePath) -> StepId | None: ...
+
+    async def aterm(self, drv_path: StorePath) -> bytes | None: ...
+
+    async def derivation_inputs(
+        self, paths: Sequence[StorePath]
+    ) -> dict[StorePath, tuple[tuple[tuple[str, StorePath], ...], str, str]]:
+        """For each known derivation: its outputs, its modulo hash as text, its fixed output hash.
+
+        What ingestion needs of derivations it has seen before to check new ones on top of them.
+        """
+
+    async def narinfo(self, hash_part: str) -> NarInfo | None:
+        """The committed path info with this hash part, published or about to be."""
+
+    async def valid_paths(self, paths: Iterable[StorePath]) -> set[StorePath]:
+        """Those of `paths` that are in the cache (or a recorded upstream)."""
+
+    async def runtime_closure(self, roots: Sequence[StorePath]) -> list[StorePath]:
+        """All paths reachable by references, references first. Unknown paths are left out."""
+
+    async def build(self, id_: BuildId) -> BuildRecord | None: ...
+
+    async def builds(
+        self, *, unfinished_only: bool = False, limit: int = 100, before: float | None = None
+    ) -> list[BuildRecord]:
+        """Newest first."""
+
+    async def build_closure(self, root: StorePath, *, limit: int) -> list[StepSummary]:
+        """The steps of a derivation's build closure that were ever wanted, root first."""
+
+    async def attempts(self, step: StepId) -> list[AttemptRecord]: ...
+
+    async def attempt(self, id_: AttemptId) -> AttemptRecord | None: ...
+
+    async def supports(self, step: StepId) -> dict[str, str]:
+        """nix-support JSON by output name, of a finished step."""
+
+    async def agents(self) -> list[tuple[AgentSpec, float]]:
+        """Every agent ever seen, with the wall-clock time it last joined."""
+
+    async def upstream_answer(self, url: str, hash_part: str, now: float) -> str | None:
+        """A remembered answer: the narinfo text, "" for a miss that still holds, None for neither."""
+
+    async def save_upstream_answers(
+        self, url: str, answers: Mapping[str, str], expires: float
+    ) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+# --- Objects: NARs, narinfos and logs --------------------------------------------------------
+
+
+class ObjectWriter(Protocol):
+    """An object under way. Nothing is visible under its key before `commit`."""
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    async def commit(self, key: str) -> bool:
+        """Make it durable and visible as `key`; False where `key` existed and was left alone."""
+
+    async def discard(self) -> None: ...
+
+
+class Objects(Protocol):
+    """Object storage: a directory now, clouds later. Keys are relative paths with `/`."""
+
+    def writer(self) -> ObjectWriter: ...
+
+    async def put_if_absent(self, key: str, data: bytes) -> bool: ...
+
+    async def get(self, key: str) -> bytes | None:
+        """A small object, whole."""
+
+    async def size(self, key: str) -> int | None: ...
+
+    def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]: ...
+
+    def local_path(self, key: str) -> str | None:
+        """Where the object lies as a file that may be opened directly; None in a cloud."""
+
+    async def delete(self, key: str) -> None: ...
