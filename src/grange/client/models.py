@@ -1,0 +1,228 @@
+"""The shapes of /api/v1, shared by the server and its clients.
+
+Paths are absolute, times are seconds since 1970, durations are seconds. A release's clients work with
+the next release's server: fields are added, never renamed, and readers ignore what they do not know.
+"""
+
+from enum import Enum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+
+
+class StepState(str, Enum):
+    WAITING = "waiting"  # for inputs
+    READY = "ready"  # for an agent
+    BACKING_OFF = "backing off"  # an infrastructure failure; tried again later
+    ASSIGNED = "assigned"  # an agent has it and has not begun
+    FETCHING = "fetching"
+    BUILDING = "building"
+    UPLOADING = "uploading"
+    PUBLISHING = "publishing"  # verified; waits for its inputs' publication, or its narinfos are being put
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"  # nobody wants it any more
+
+
+class CauseView(BaseModel):
+    outcome: str  # an Outcome value, in words
+    message: str
+    step: int | None = None
+    drv_path: str | None = None  # of that step
+    attempt: int | None = None
+
+
+class BuildView(BaseModel):
+    id: str
+    drv_path: str
+    outputs: dict[str, str]
+    project: str
+    priority: int
+    tags: list[str]
+    submitted_by: str
+    created: float
+    finished: float | None
+    outcome: str | None  # None while unfinished
+    cause: CauseView | None
+
+
+class UsageView(BaseModel):
+    """Absent where it could not be measured."""
+
+    fetch_s: float | None = None
+    build_s: float | None = None
+    upload_s: float | None = None
+    cpu_user_s: float | None = None
+    cpu_system_s: float | None = None
+    memory_peak_bytes: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+
+
+class AttemptView(BaseModel):
+    id: int
+    step: int
+    drv_path: str
+    agent: str
+    agent_name: str
+    started: float
+    ended: float | None
+    phase: str | None  # while it runs
+    outcome: str | None
+    message: str
+    usage: UsageView
+
+
+class StepView(BaseModel):
+    id: int
+    drv_path: str
+    name: str
+    system: str
+    outputs: dict[str, str]
+    state: StepState
+    agent_name: str | None = None  # who has it, or who built it
+    attempt: int | None = None  # the latest
+    since: float | None = None  # when it came to this state
+    started: float | None = None  # when its latest attempt began
+    build_s: float | None = None
+    outcome: str | None = None
+    message: str = ""
+
+
+class Why(BaseModel):
+    """The one answer to "why is this not running?"."""
+
+    step: int
+    drv_path: str
+    state: StepState
+    answer: str  # one sentence for a person
+    details: list[str]  # further lines: one per agent, or per input waited for
+
+
+class AgentView(BaseModel):
+    id: str
+    name: str
+    state: Literal["connected", "cut off", "draining", "refusing", "gone"]
+    detail: str  # why it refuses, how long it has been silent, ...
+    systems: list[str]
+    features: list[str]
+    mandatory_features: list[str]
+    tags: list[str]
+    max_jobs: int
+    places_used: int
+    attempts: list[int]
+    cpus: int
+    memory_bytes: int
+    speed_factor: float
+    nix_version: str
+    load1: float | None = None
+    memory_used_bytes: int | None = None
+    store_free_percent: float | None = None
+    cpu_pressure: float | None = None
+    memory_pressure: float | None = None
+    io_pressure: float | None = None
+    last_heard: float | None = None
+
+
+class Status(BaseModel):
+    version: str
+    store_dir: str
+    public_keys: list[str]
+    cache_url: str
+    started: float
+    builds_unfinished: int
+    steps: dict[str, int]  # number by StepState value, of those now in the scheduler
+    agents_connected: int
+    places: int
+    places_used: int
+    uploads_pending: int
+    journal: str  # "ok", or what is wrong with it
+    trouble: list[str]  # what an operator should look at
+
+
+class SubmitRequest(BaseModel):
+    drv_paths: Annotated[list[str], Field(min_length=1, max_length=200_000)]
+    ids: list[Annotated[str, Field(pattern=UUID_PATTERN)]] | None = None  # as many as drv_paths
+    project: str = "default"
+    priority: int = 0
+    tags: list[str] = []
+
+
+class SubmitAnswer(BaseModel):
+    builds: list[BuildView]
+    steps: int  # unfinished steps these builds wait for
+
+
+class LackRequest(BaseModel):
+    derivations: Annotated[list[str], Field(max_length=1_000_000)]
+    sources: Annotated[list[str], Field(max_length=1_000_000)]
+
+
+class LackAnswer(BaseModel):
+    """Those of the asked that the farm does not have yet."""
+
+    derivations: list[str]
+    sources: list[str]
+
+
+class SourceClaim(BaseModel):
+    path: str
+    nar_hash: str  # sha256:<base 32>
+    nar_bytes: int
+    references: list[str]
+    content_address: str  # as in narinfo's CA
+
+
+class SourceGrant(BaseModel):
+    path: str
+    url: str  # PUT the NAR, zstd-compressed, here; "" where the farm has it already
+
+
+class WatchRequest(BaseModel):
+    builds: Annotated[list[str], Field(min_length=1, max_length=200_000)]
+    logs: bool = False
+
+
+class WatchStart(BaseModel):
+    """First line of a watch: how everything stands. Steps in the cache from before are only counted."""
+
+    type: Literal["start"] = "start"
+    builds: list[BuildView]
+    steps: list[StepView]  # all unfinished and failed steps below these builds
+
+
+class WatchStep(BaseModel):
+    type: Literal["step"] = "step"
+    step: StepView
+
+
+class WatchBuild(BaseModel):
+    type: Literal["build"] = "build"
+    build: BuildView
+
+
+class WatchLog(BaseModel):
+    type: Literal["log"] = "log"
+    step: int
+    attempt: int
+    text: str  # invalid UTF-8 replaced
+
+
+class WatchBeat(BaseModel):
+    """Sent when nothing else was for 10 s."""
+
+    type: Literal["beat"] = "beat"
+
+
+WatchEvent = Annotated[
+    WatchStart | WatchStep | WatchBuild | WatchLog | WatchBeat, Field(discriminator="type")
+]
+
+
+class Problem(BaseModel):
+    """The body of every error answer."""
+
+    error: str  # whose fault it is and what to do
+    fault: Literal["request", "operator", "outside", "farm"]
