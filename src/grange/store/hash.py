@@ -33,14 +33,9 @@ def base32_encode(digest: bytes) -> str:
     """`digest` in Nix's base 32: ceil(8 * len / 5) characters."""
     chars = (len(digest) * 8 + 4) // 5
     number = int.from_bytes(digest, "little")
-    out = []
-    if chars % 2:
-        out.append(BASE32_CHARS[number >> (5 * (chars - 1))])
-        chars -= 1
-    while chars:
-        chars -= 2
-        out.append(_PAIRS[(number >> (5 * chars)) & 1023])
-    return "".join(out)
+    head = BASE32_CHARS[number >> 5 * (chars - 1)] if chars % 2 else ""
+    shifts = range(5 * (chars & ~1) - 10, -1, -10)
+    return head + "".join([_PAIRS[number >> shift & 1023] for shift in shifts])
 
 
 def base32_decode(text: str, digest_bytes: int) -> bytes:
@@ -58,10 +53,10 @@ def base32_decode(text: str, digest_bytes: int) -> bytes:
 
 def compress_hash(digest: bytes, length: int) -> bytes:
     """Fold `digest` to `length` bytes by exclusive or, as Nix does for the hash part of a path."""
-    folded = bytearray(length)
-    for index, byte in enumerate(digest):
-        folded[index % length] ^= byte
-    return bytes(folded)
+    folded = 0
+    for start in range(0, len(digest), length):
+        folded ^= int.from_bytes(digest[start : start + length], "little")
+    return folded.to_bytes(length, "little")
 
 
 def new_hasher(algorithm: str) -> Any:

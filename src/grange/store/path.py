@@ -13,7 +13,24 @@ from grange.errors import PeerError
 
 HASH_PART_CHARS: Final = 32
 NAME_CHARS_MAX: Final = 211  # so that base name plus ".lock" or ".chroot" fits a file system's 255
-_BASE: Final = re.compile(r"[0-9a-df-np-sv-z]{32}-(?!\.{1,2}(?:-|\Z))[0-9a-zA-Z+\-._?=]{1,211}\Z")
+NAME_CHARS: Final = r"0-9a-zA-Z+\-._?="  # inside the brackets of a regular expression
+# Possessive, so that a name over the limit fails instead of matching in part.
+BASE_PATTERN: Final = (
+    rf"[0-9a-df-np-sv-z]{{32}}-(?!\.{{1,2}}(?:-|(?![{NAME_CHARS}])))"
+    rf"[{NAME_CHARS}]{{1,{NAME_CHARS_MAX}}}+"
+)
+_BASE: Final = re.compile(BASE_PATTERN + r"\Z")
+_NAME: Final = re.compile(rf"(?!\.{{1,2}}(?:-|\Z))[{NAME_CHARS}]{{1,{NAME_CHARS_MAX}}}\Z")
+
+
+def parse_name(name: str) -> str:
+    """`name` itself if it may follow the hash part of a store path; raises PeerError otherwise."""
+    if _NAME.match(name) is None:
+        raise PeerError(
+            f"{name[:300]!r} cannot name a store path: it takes 1 to {NAME_CHARS_MAX} of letters, "
+            "digits and +-._?= and may not be a dot or two, alone or before a dash"
+        )
+    return name
 
 
 class StorePath(str):
