@@ -95,7 +95,7 @@ def _grammar(root: str) -> _Grammar:
 
 def parse(aterm: bytes, name: str, store_dir: StoreDir) -> Derivation:
     """Read the text of ``<hash part>-<name>.drv``; raises PeerError unless it is canonical."""
-    parse_name(name + DRV_SUFFIX)
+    parse_name(parse_name(name) + DRV_SUFFIX)
     if len(aterm) > DERIVATION_BYTES_MAX:
         raise PeerError(
             f"derivation {name!r} has {len(aterm)} bytes; at most {DERIVATION_BYTES_MAX} are taken"
@@ -178,7 +178,9 @@ def _output_names(text: str) -> tuple[str, ...]:
 def _read_env(text: str, start: int) -> dict[str, str]:
     pairs = _ENV.read(text, start, len(text) - 2)
     if text.find("\\", start) >= 0:
-        pairs = [(unescape(key), unescape(value)) for key, value in pairs]
+        pairs = [
+            (unescape(key), unescape(value) if "\\" in value else value) for key, value in pairs
+        ]
     _check_order([key for key, _ in pairs], "environment variables")
     if not text.isascii():
         pairs = [(_from_latin1(key), _from_latin1(value)) for key, value in pairs]

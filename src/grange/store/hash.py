@@ -95,7 +95,9 @@ class Hash:
         size = DIGEST_BYTES[algorithm]
         try:
             if len(text) == size * 2:
-                return cls(algorithm, bytes.fromhex(text))
+                digest = bytes.fromhex(text)  # passes over white space, hence the check
+                if len(digest) == size:
+                    return cls(algorithm, digest)
             if len(text) == (size * 8 + 4) // 5:
                 return cls(algorithm, base32_decode(text, size))
             if len(text) == (size + 2) // 3 * 4:

@@ -58,7 +58,7 @@ def make_path(kind: str, digest: str, name: str, store_dir: StoreDir) -> StorePa
 
 
 def _with_references(kind: str, references: Iterable[StorePath], store_dir: StoreDir) -> str:
-    return ":".join([kind, *[f"{store_dir.root}/{path}" for path in sorted(set(references))]])
+    return f":{store_dir.root}/".join([kind, *sorted(set(references))])
 
 
 def text_path(
