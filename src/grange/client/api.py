@@ -1,0 +1,285 @@
+"""The HTTP API as typed calls. Blocking: meant for command lines and scripts.
+
+PeerError where the farm says that the request is wrong, OutsideError where it cannot be reached or
+cannot do its part now. The calls are those of docs/http-api.md.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from grange.client.models import (
+    AgentView,
+    AttemptView,
+    BuildView,
+    LackAnswer,
+    LackRequest,
+    Problem,
+    SourceClaim,
+    SourceGrant,
+    Status,
+    StepView,
+    SubmitAnswer,
+    SubmitRequest,
+    WatchEvent,
+    WatchRequest,
+    Why,
+)
+from grange.errors import GrangeError, OutsideError, PeerError
+
+DEFAULT_URL: Final = "http://127.0.0.1:7380"
+CONNECT_S: Final = 10.0
+# Taking in a hundred thousand derivations is one call, and may wait behind others.
+ANSWER_S: Final = 600.0
+STREAM_SILENCE_S: Final = 60.0  # a watch has a beat every 10 s
+ERROR_BYTES_MAX: Final = 2_000  # of an answer that is no Problem, such as a proxy's page
+LINE_BYTES_MAX: Final = 256 << 20  # the first event of a watch holds all unfinished steps
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_EVENT: Final[TypeAdapter[WatchEvent]] = TypeAdapter(WatchEvent)
+
+
+@cache
+def _list_of(model: type[ModelT]) -> TypeAdapter[list[ModelT]]:
+    return TypeAdapter(list[model])  # type: ignore[valid-type]
+
+
+class GrangeClient:
+    """A farm, by the URL of its coordinator. Not for several threads at once."""
+
+    def __init__(self, url: str = DEFAULT_URL, *, transport: httpx.BaseTransport | None = None):
+        """`transport` replaces the network, for tests."""
+        self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise PeerError(f"{url!r} is not the URL of a farm; write it like {DEFAULT_URL}")
+        is_far = self.url.startswith("https://")
+        self._http = httpx.Client(
+            base_url=self.url + "/api/v1/",
+            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            # Plain HTTP means this machine or its network: no proxy, and no certificates, whose
+            # reading takes longer than a call.
+            verify=is_far,
+            trust_env=is_far,
+            transport=transport,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- The farm -----------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        return self._one(Status, "GET", "status")
+
+    def agents(self) -> list[AgentView]:
+        return self._many(AgentView, "GET", "agents")
+
+    # --- Builds -------------------------------------------------------------------------------
+
+    def builds(
+        self, *, unfinished: bool = False, limit: int = 50, before: float | None = None
+    ) -> list[BuildView]:
+        """The newest builds first; `before` (seconds since 1970) turns the page."""
+        query: dict[str, Any] = {"limit": limit}
+        if unfinished:
+            query["unfinished"] = "true"
+        if before is not None:
+            query["before"] = before
+        return self._many(BuildView, "GET", "builds", params=query)
+
+    def build(self, build: str) -> BuildView:
+        return self._one(BuildView, "GET", f"builds/{build}")
+
+    def build_steps(self, build: str) -> list[StepView]:
+        """All steps below the build, its root first."""
+        return self._many(StepView, "GET", f"builds/{build}/steps")
+
+    def submit(self, request: SubmitRequest) -> SubmitAnswer:
+        return self._one(SubmitAnswer, "POST", "builds", content=_body(request))
+
+    def cancel(self, build: str) -> BuildView:
+        return self._one(BuildView, "POST", f"builds/{build}/cancel")
+
+    def retry(self, build: str) -> BuildView:
+        return self._one(BuildView, "POST", f"builds/{build}/retry")
+
+    def why_build(self, build: str) -> list[Why]:
+        """Why its unfinished steps are not running: at most 100 that could be looked at next."""
+        return self._many(Why, "GET", f"builds/{build}/why")
+
+    # --- Steps and attempts -------------------------------------------------------------------
+
+    def step(self, step: int) -> StepView:
+        return self._one(StepView, "GET", f"steps/{step}")
+
+    def why_step(self, step: int) -> Why:
+        return self._one(Why, "GET", f"steps/{step}/why")
+
+    def attempts(self, step: int) -> list[AttemptView]:
+        return self._many(AttemptView, "GET", f"steps/{step}/attempts")
+
+    def log(self, attempt: int, *, follow: bool = False) -> Iterator[bytes]:
+        """The attempt's log as its builder wrote it; with `follow`, until the attempt ends."""
+        query = {"follow": "true"} if follow else {}
+        # A builder may be silent for hours, and a log has no beat.
+        read_s = None if follow else ANSWER_S
+        path = f"attempts/{attempt}/log"
+        with self._streaming("GET", path, read_s, params=query) as answer:
+            yield from answer.iter_bytes()
+
+    def watch(self, builds: Sequence[str], *, logs: bool = False) -> Iterator[WatchEvent]:
+        """How things stand, then all that happens to these builds, until every one has ended.
+
+        OutsideError where the stream breaks off before; watching again begins anew.
+        """
+        content = _body(WatchRequest(builds=list(builds), logs=logs))
+        with self._streaming("POST", "watch", STREAM_SILENCE_S, content=content) as answer:
+            try:
+                for line in _lines(answer.iter_bytes()):
+                    yield _EVENT.validate_json(line)
+            except ValidationError as error:
+                raise self._not_understood(error) from error
+
+    # --- Submission ---------------------------------------------------------------------------
+
+    def lacking(self, derivations: Iterable[str], sources: Iterable[str] = ()) -> LackAnswer:
+        """Those of these absolute paths that the farm does not have yet."""
+        request = LackRequest(derivations=list(derivations), sources=list(sources))
+        return self._one(LackAnswer, "POST", "derivations/lacking", content=_body(request))
+
+    def add_derivations(self, body: bytes) -> int:
+        """Send derivations, packed and compressed as docs/http-api.md says; how many were new."""
+        answer = self._call(
+            "POST",
+            "derivations",
+            content=body,
+            headers={"content-type": "application/x-grange-derivations"},
+        )
+        try:
+            return int(json.loads(answer.content)["added"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._not_understood(error) from error
+
+    def claim_sources(self, claims: Sequence[SourceClaim]) -> list[SourceGrant]:
+        content = b"[" + b",".join(map(_body, claims)) + b"]"
+        return self._many(SourceGrant, "POST", "sources", content=content)
+
+    # --- How calls are made -------------------------------------------------------------------
+
+    def _one(self, model: type[ModelT], method: str, path: str, **request: Any) -> ModelT:
+        answer = self._call(method, path, **request)
+        try:
+            return model.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise self._not_understood(error) from error
+
+    def _many(self, model: type[ModelT], method: str, path: str, **request: Any) -> list[ModelT]:
+        answer = self._call(method, path, **request)
+        try:
+            return _list_of(model).validate_json(answer.content)
+        except ValidationError as error:
+            raise self._not_understood(error) from error
+
+    def _call(self, method: str, path: str, **request: Any) -> httpx.Response:
+        with self._outside():
+            answer = self._http.request(method, path, **_with_type(request))
+        if not answer.is_success:
+            raise problem(answer)
+        return answer
+
+    @contextmanager
+    def _streaming(
+        self, method: str, path: str, read_s: float | None, **request: Any
+    ) -> Iterator[httpx.Response]:
+        timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S, read=read_s)
+        request = _with_type(request)
+        with (
+            self._outside(),
+            self._http.stream(method, path, timeout=timeout, **request) as answer,
+        ):
+            if not answer.is_success:
+                answer.read()
+                raise problem(answer)
+            yield answer
+
+    @contextmanager
+    def _outside(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.InvalidURL as error:
+            raise PeerError(f"{self.url!r} is not the URL of a farm: {error}") from error
+        except httpx.TransportError as error:
+            raise unreachable(self.url, error) from error
+
+    def _not_understood(self, error: Exception) -> OutsideError:
+        return OutsideError(
+            f"what answers at {self.url} does not speak the API of a Grange farm ({error}); "
+            "see that the URL is right and that the farm is no older than this client"
+        )
+
+
+def unreachable(url: str, error: httpx.TransportError) -> OutsideError:
+    """The error for a farm that was tried at `url` in vain, or that went away in the middle."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return OutsideError(
+            f"no farm answers at {url} ({error}); "
+            "`grange serve` may not be running there, or --url or GRANGE_URL name another place"
+        )
+    reason = str(error) or type(error).__name__
+    return OutsideError(f"the connection to {url} was lost ({reason}); try again")
+
+
+def problem(answer: httpx.Response) -> GrangeError:
+    """The error that an answer other than a success stands for; its body must have been read."""
+    try:
+        text = Problem.model_validate_json(answer.content).error
+    except ValidationError:
+        body = answer.content[:ERROR_BYTES_MAX].decode(errors="replace").strip()
+        text = f"{answer.request.url} answered {answer.status_code}: {body or 'nothing more'}"
+    if answer.is_server_error:
+        return OutsideError(text)
+    return PeerError(text)
+
+
+def _body(model: BaseModel) -> bytes:
+    return model.model_dump_json().encode()
+
+
+def _with_type(request: dict[str, Any]) -> dict[str, Any]:
+    if "content" in request and "headers" not in request:
+        request["headers"] = {"content-type": "application/json"}
+    return request
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole, non-empty lines; an unfinished last one is dropped, since its stream broke off."""
+    rest = bytearray()
+    for chunk in chunks:
+        if b"\n" not in chunk:
+            rest += chunk
+            if len(rest) > LINE_BYTES_MAX:
+                raise OutsideError(f"the farm sent a line of more than {LINE_BYTES_MAX} bytes")
+            continue
+        first, *lines = chunk.split(b"\n")
+        rest += first
+        last = lines.pop()
+        yield from filter(None, (bytes(rest), *lines))
+        rest = bytearray(last)
