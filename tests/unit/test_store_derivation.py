@@ -23,8 +23,7 @@ def read(file: Path) -> Derivation:
 
 
 def one(stem: str) -> Derivation:
-    (file,) = DATA.glob(f"derivations/*-{stem}.drv")
-    return read(file)
+    return read(min(DATA.glob(f"derivations/*-{stem}.drv")))
 
 
 def test_there_are_real_derivations() -> None:

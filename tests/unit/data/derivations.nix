@@ -32,11 +32,12 @@ let
   source = builtins.toFile "source.txt" "a source\n";
   tree = builtins.path { name = "tree"; path = ./latin1.txt; };
 
-  multiple = plain "multiple-1.0" {
+  multiple-of = url: plain "multiple-1.0" {
     outputs = [ "out" "dev" "lib" "doc" ];
-    inherit source;
-    url = flat-sha256;
+    inherit source url;
   };
+  multiple = multiple-of flat-sha256;
+  multiple-mirror = multiple-of flat-sha256-mirror;
   left = plain "left" { dep = multiple.dev; fetched = flat-sha256; };
   right = plain "right" { dep = multiple.lib; other = multiple.out; fetched = recursive-sha256; };
 in
@@ -86,5 +87,10 @@ in
   diamond = plain "diamond" { inherit left right; url = flat-sha256; };
   diamond-mirror = plain "diamond" { inherit left right; url = flat-sha256-mirror; };
   merged = plain "merged" { a = flat-sha256; b = flat-sha256-mirror; };
+  merged-outputs = plain "merged-outputs" {
+    a = multiple.dev;
+    b = multiple-mirror.lib;
+    c = multiple-mirror.dev;
+  };
   deep = plain "deep" { closure = left.drvPath; };
 }
