@@ -4,12 +4,18 @@
 folder of Debian trixie, made once, and runs in a mount namespace of its own. Both need root.
 """
 
+import asyncio
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import AF_UNIX
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from grange.daemon import Daemon, Listener
@@ -112,6 +118,34 @@ class NixStore:
         return await Daemon.connect_stdio(
             command, NIX_STORE, environment=self.environment, listener=listener
         )
+
+    @asynccontextmanager
+    async def served(self, nix_config: str = "") -> AsyncIterator[Path]:
+        """A ``nix-daemon`` for many clients, root trusted and others not; yields its socket.
+
+        The socket listens before the daemon starts (as under systemd), so nobody needs to wait.
+        """
+        with TemporaryDirectory(prefix="grange-") as folder, socket.socket(AF_UNIX) as listening:
+            path = Path(folder) / "socket"  # names of sockets are short: not under `root`
+            path.parent.chmod(0o755)
+            listening.bind(str(path))
+            path.chmod(0o666)
+            listening.listen()
+            start = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec nix-daemon"
+            if self.nix == "2.8":
+                start += f" --store {self.root}"
+            shell = "/bin/sh", "-c", start
+            command = shell if self.nix == "2.8" else self.command(*shell)
+            environment = self.environment
+            environment["NIX_CONFIG"] += nix_config
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=listening.fileno(), env=environment
+            )
+            try:
+                yield path
+            finally:
+                process.terminate()
+                await process.wait()
 
 
 def instantiate(expression: str, store: NixStore) -> StorePath:

@@ -49,6 +49,7 @@ class Connection:
                 with connection.operation():
                     await connection._handshake()
         except TimeoutError:
+            await link.last_words()
             raise OperatorError(
                 f"{link.name} did not answer as a nix-daemon within {HANDSHAKE_S} s;"
                 " correct the command or socket path of the daemon"
@@ -58,8 +59,8 @@ class Connection:
             raise DaemonGone(
                 f"no daemon could be reached by {link.name}: {words or error}"
             ) from error
-        except BaseException:
-            link.close()
+        except Exception:
+            await link.last_words()
             raise
         return connection
 

@@ -24,7 +24,8 @@ class Options:
     overrides: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
-        overrides = {"timeout": str(self.timeout_s), **self.overrides}
+        # How soon a path that another connection builds is looked at again; 5 s unless told.
+        overrides = {"timeout": str(self.timeout_s), "poll-interval": "1", **self.overrides}
         if not self.use_substitutes:
             overrides.setdefault("substituters", "")
         fields = (

@@ -1,0 +1,23 @@
+"""Fixtures that several rooms' tests share."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.peers import NIXES, NixStore
+
+
+@pytest.fixture(params=NIXES)
+def nix_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NixStore]:
+    """A private store for each Nix that is tried."""
+    if os.geteuid() != 0 or shutil.which("nix-daemon") is None:
+        reason = "needs root, for private mounts and the sandbox, and nix-daemon (Debian: nix-bin)"
+        if "CI" in os.environ:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    store = NixStore.make(request.param, tmp_path / "store")
+    yield store
+    shutil.rmtree(store.root)  # a busybox for each test would add up
