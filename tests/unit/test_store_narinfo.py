@@ -57,6 +57,12 @@ def test_fields_are_what_nix_wrote() -> None:
     )
 
 
+def test_a_fingerprint_sorts_its_references() -> None:
+    info = parse(GREETING, NIX_STORE).info
+    backwards = replace(info, references=info.references[::-1])
+    assert fingerprint(backwards, NIX_STORE) == fingerprint(info, NIX_STORE)
+
+
 def test_unknown_keys_and_derivers_are_passed_over() -> None:
     text = GREETING.replace("Deriver: 3yf", "System: x86_64-linux\nDeriver: 3yf")
     assert parse(text, NIX_STORE) == parse(GREETING, NIX_STORE)

@@ -90,7 +90,7 @@ in
   merged-outputs = plain "merged-outputs" {
     a = multiple.dev;
     b = multiple-mirror.lib;
-    c = multiple-mirror.dev;
+    c = multiple.doc;
   };
   deep = plain "deep" { closure = left.drvPath; };
 }
