@@ -1,1 +1,1 @@
-"""The scheduler: a deterministic state machine. Events in, effects out; time arrives in the event."""
+"""The scheduler: a deterministic state machine. Events in, effects out; time is in the call."""

@@ -23,14 +23,21 @@ from grange.scheduler.facts import (
 
 
 @dataclass(frozen=True, slots=True)
-class BuildSubmitted:
-    """Someone wants `root`. Also tells of builds that were unfinished when the farm last ended."""
+class Wish:
+    """One build of a submission."""
 
     build: BuildId
     root: StepId | None  # None: its outputs are all in the cache
     project: str
     priority: int  # higher goes first
-    steps: tuple[StepSpec, ...]  # all unfinished steps below and including root, inputs first
+
+
+@dataclass(frozen=True, slots=True)
+class BuildsSubmitted:
+    """Someone wants these. Also tells of builds that were unfinished when the farm last ended."""
+
+    wishes: tuple[Wish, ...]
+    steps: tuple[StepSpec, ...]  # all unfinished steps below and including the roots, inputs first
     remembered: tuple[tuple[StepId, Cause], ...] = ()  # those of `steps` known to fail
     is_retry: bool = False  # forget remembered failures among `steps`
 
@@ -72,7 +79,7 @@ class AgentLeft:
 
 @dataclass(frozen=True, slots=True)
 class AgentHeard:
-    """A heartbeat. `attempts` lists every attempt the agent knows of, finished ones until settled."""
+    """A heartbeat. `attempts` lists all the agent knows of, finished ones until settled."""
 
     agent: AgentId
     session: str
@@ -129,7 +136,7 @@ class Tick:
 
 
 Event = (
-    BuildSubmitted
+    BuildsSubmitted
     | BuildCancelled
     | AgentJoined
     | AgentAwaited

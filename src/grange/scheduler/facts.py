@@ -1,7 +1,7 @@
 """The nouns that the scheduler, its journal and its shells share. All frozen; all in SI units."""
 
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import IntEnum, StrEnum
 from typing import NewType
 
 BuildId = NewType("BuildId", str)  # a UUID in its canonical text form
@@ -24,7 +24,7 @@ class Phase(IntEnum):
     STORED = 6  # the farm has seen and verified every byte, and waits for the inputs' publication
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """How an attempt, a step or a build ended, and so whose fault it was (design D6)."""
 
     SUCCEEDED = "succeeded"

@@ -1,0 +1,74 @@
+"""Which agents a step may go to, and which of them is best."""
+
+from collections.abc import Iterable
+
+from grange.scheduler.facts import AgentSpec, Measurements, QueueKey
+from grange.scheduler.state import Agent, Step
+
+BUILTIN = "builtin"
+
+
+def misfit(spec: AgentSpec, queue: QueueKey) -> str:
+    """Why an agent like `spec` can never take steps of `queue`; "" if it can."""
+    if queue.system != BUILTIN and queue.system not in spec.systems:
+        return f"it builds {', '.join(spec.systems)}, not {queue.system}"
+    lacking = [feature for feature in queue.features if feature not in spec.features]
+    if lacking:
+        return f"it lacks the feature{'s' * (len(lacking) > 1)} {', '.join(lacking)}"
+    unasked = [feature for feature in spec.mandatory_features if feature not in queue.features]
+    if unasked:
+        return f"it only takes steps that require {', '.join(unasked)}"
+    untagged = [tag for tag in queue.tags if tag not in spec.tags]
+    if untagged:
+        return f"it lacks the tag{'s' * (len(untagged) > 1)} {', '.join(untagged)}"
+    return ""
+
+
+def refusal(spec: AgentSpec, now: Measurements) -> str:
+    """Which threshold keeps an agent in this state from new work; "" for none."""
+    limits = spec.thresholds
+    if now.refuses:
+        return now.refuses
+    if now.store_free_percent < limits.store_free_percent:
+        return (
+            f"its store has {now.store_free_percent:.1f} % free, "
+            f"less than {limits.store_free_percent:g} %"
+        )
+    if now.build_dir_free_percent < limits.build_dir_free_percent:
+        return (
+            f"its build directory has {now.build_dir_free_percent:.1f} % free, "
+            f"less than {limits.build_dir_free_percent:g} %"
+        )
+    pressures = (
+        ("CPU", now.cpu_pressure, limits.cpu_pressure_percent),
+        ("memory", now.memory_pressure, limits.memory_pressure_percent),
+        ("I/O", now.io_pressure, limits.io_pressure_percent),
+    )
+    for what, pressure, limit in pressures:
+        if pressure is not None and limit is not None and pressure > limit:
+            return f"its {what} pressure is {pressure:.0f} %, over {limit:g} %"
+    load_max = limits.load1_per_cpu * max(spec.cpus, 1)
+    if now.cpu_pressure is None and now.load1 > load_max:
+        return f"its load is {now.load1:.1f}, over {load_max:g}"
+    return ""
+
+
+def choose(step: Step, agents: Iterable[Agent]) -> Agent | None:
+    """The best of `agents` that are free: bytes of input already there, then room, then speed.
+
+    Ties go to the agent that comes first. Agents that failed this step before are left out.
+    """
+    present: dict[Agent, int] = {}
+    for needed in step.inputs:
+        for holder in needed.holders:
+            present[holder] = present.get(holder, 0) + needed.nar_bytes + 1
+    best: Agent | None = None
+    best_score = (0, 0.0, 0.0)
+    for agent in agents:
+        if agent.free <= 0 or agent.spec.id in step.avoid:
+            continue
+        spec = agent.spec
+        score = (present.get(agent, 0), agent.free / spec.max_jobs, spec.speed_factor)
+        if best is None or score > best_score:
+            best, best_score = agent, score
+    return best

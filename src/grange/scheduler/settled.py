@@ -1,0 +1,38 @@
+"""Steps that ended lately: a bounded memory.
+
+A submission's walk reads the journal while steps go on ending; what ended between the walk and its
+event is recognised here. Forgetting too early costs one needless attempt, nothing else.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+from grange.scheduler.facts import Cause, StepId
+
+SETTLED_MAX: Final = 65_536  # far more than can end during one walk
+
+
+class Settled:
+    def __init__(self) -> None:
+        self._causes: OrderedDict[StepId, Cause | None] = OrderedDict()  # None: done
+
+    def finish(self, step: StepId) -> None:
+        self._remember(step, None)
+
+    def fail(self, step: StepId, cause: Cause) -> None:
+        self._remember(step, cause)
+
+    def forget(self, step: StepId) -> None:
+        self._causes.pop(step, None)
+
+    def is_done(self, step: StepId) -> bool:
+        return step in self._causes and self._causes[step] is None
+
+    def failure(self, step: StepId) -> Cause | None:
+        return self._causes.get(step)
+
+    def _remember(self, step: StepId, cause: Cause | None) -> None:
+        self._causes[step] = cause
+        self._causes.move_to_end(step)
+        if len(self._causes) > SETTLED_MAX:
+            self._causes.popitem(last=False)

@@ -1,0 +1,182 @@
+"""The scheduler's mutable state. Only `core`, `ready` and `matching` touch it.
+
+Steps refer to each other directly; a step that is done stays in memory only while an unfinished
+dependant refers to it.
+"""
+
+from enum import IntEnum
+from typing import Any, Final
+
+from grange.scheduler.facts import (
+    AgentId,
+    AgentSpec,
+    AttemptId,
+    BuildId,
+    Measurements,
+    Phase,
+    QueueKey,
+    StepId,
+    Usage,
+)
+
+HOLDERS_MAX: Final = 3  # agents remembered per output: enough to find one with room
+AHEAD_S: Final = 0.1  # work queued at an agent beyond its places: hides one commit and round trip
+AHEAD_MAX: Final = 64
+DELIVERING_MAX: Final = 512  # attempts an agent may have built and not yet delivered
+
+
+class State(IntEnum):
+    """Where a step stands. Only the first five are ever seen in `Scheduler.steps`."""
+
+    WAITING = 0  # for inputs
+    READY = 1  # in a queue
+    BACKING_OFF = 2  # until a timer
+    ACTIVE = 3  # some attempt covers it
+    PUBLISHING = 4  # path infos saved, narinfos on their way
+    DONE = 5
+    FAILED = 6
+    DROPPED = 7  # nobody wants it any more
+
+
+class Build:
+    __slots__ = ("id", "priority", "project", "root")
+
+    def __init__(self, id_: BuildId, project: str, priority: int, root: "Step") -> None:
+        self.id = id_
+        self.project = project
+        self.priority = priority
+        self.root = root
+
+
+class Step:
+    __slots__ = (
+        "attempts",
+        "avoid",
+        "builds",
+        "dependants",
+        "expected_s",
+        "failures",
+        "holders",
+        "home",
+        "id",
+        "inputs",
+        "losses",
+        "missing",
+        "nar_bytes",
+        "not_before",
+        "path_s",
+        "priority",
+        "project",
+        "queue",
+        "seq",
+        "state",
+        "stored",
+        "unbuilt",
+        "wanted",
+    )
+
+    def __init__(self, id_: StepId, queue: QueueKey, seq: int) -> None:
+        self.id = id_
+        self.queue = queue
+        self.project = ""  # whose share its attempts count against: the first that wanted it
+        self.seq = seq  # age: lower is older
+        self.state = State.WAITING
+        self.inputs: tuple[Step, ...] = ()
+        self.dependants: list[Step] = []
+        self.missing = 0  # inputs that are not done
+        self.unbuilt = 0  # inputs that are neither done nor built on some agent
+        self.wanted = 0  # unfinished builds of it, plus unfinished dependants that are wanted
+        self.builds: tuple[Build, ...] = ()
+        self.priority = 0
+        self.expected_s = 0.0
+        self.path_s = 0.0  # longest expected way from its start to the end of any build
+        self.attempts: tuple[Attempt, ...] = ()
+        self.failures = 0
+        self.losses = 0
+        self.avoid: tuple[AgentId, ...] = ()  # agents that failed it for reasons of their own
+        self.home: Agent | None = None  # where its outputs are built and not yet published
+        self.holders: tuple[Agent, ...] = ()  # agents thought to have its outputs
+        self.nar_bytes = 0
+        self.stored: tuple[Attempt, tuple[Any, ...]] | None = None  # verified, waits for inputs
+        self.not_before = 0.0
+
+    def held_by(self, agent: "Agent") -> None:
+        if agent not in self.holders:
+            self.holders = (agent, *self.holders[: HOLDERS_MAX - 1])
+
+
+class Attempt:
+    __slots__ = ("agent", "build_since", "id", "order", "phase", "sent", "step", "usage")
+
+    def __init__(self, id_: AttemptId, step: Step, agent: "Agent", order: int, now: float) -> None:
+        self.id = id_
+        self.step = step
+        self.agent = agent
+        self.order = order  # number of the order that sent it on the agent's present tunnel
+        self.sent = now
+        self.phase = Phase.SENT
+        self.build_since = 0.0
+        self.usage = Usage()
+
+
+class Agent:
+    __slots__ = (
+        "attempts",
+        "build_s",
+        "cut_since",
+        "delivering",
+        "free",
+        "heard",
+        "is_connected",
+        "is_draining",
+        "is_suspect",
+        "is_timed",
+        "lease_until",
+        "local",
+        "measurements",
+        "occupied",
+        "orders",
+        "refusal",
+        "spec",
+    )
+
+    def __init__(self, spec: AgentSpec, lease_until: float) -> None:
+        self.spec = spec
+        self.lease_until = lease_until
+        self.is_connected = False
+        self.is_suspect = False  # cut off for so long that its steps may be tried elsewhere
+        self.is_draining = False
+        self.is_timed = False  # a lease timer is set
+        self.cut_since = 0.0  # when its tunnel last closed without a goodbye
+        self.heard: float | None = None  # last heartbeat; None before the first
+        self.measurements = Measurements()
+        self.refusal = "it has not sent a heartbeat yet"  # why it gets no work; "" if it may
+        self.attempts: dict[AttemptId, Attempt] = {}
+        self.occupied = 0  # attempts that hold or await a place
+        self.delivering = 0  # attempts built and not settled
+        self.orders = 0
+        self.build_s: float | None = None  # moving average of how long a build holds its place
+        self.local: list[tuple[int, float, int, Step]] = []  # ready here alone: a heap
+        self.free = 0  # room in this dispatch pass
+
+    def room(self, now: float) -> int:
+        """How many more attempts it may be sent now."""
+        if self.refusal or self.is_draining or not self.is_connected:
+            return 0
+        if self.delivering >= DELIVERING_MAX:
+            return 0
+        return self.spec.max_jobs + self._ahead(now) - self.occupied
+
+    def _ahead(self, now: float) -> int:
+        """Attempts to queue beyond the places, so that short builds never wait for the wire."""
+        if self.build_s is None or self.build_s > AHEAD_S:
+            return 0
+        ahead = min(AHEAD_MAX, int(AHEAD_S * self.spec.max_jobs / max(self.build_s, 0.001)))
+        if self.occupied >= self.spec.max_jobs:
+            stuck = sum(
+                attempt.phase is Phase.BUILDING and now - attempt.build_since > 2 * AHEAD_S
+                for attempt in self.attempts.values()
+            )
+            if stuck >= self.spec.max_jobs:
+                return 0
+        return ahead

@@ -1,0 +1,127 @@
+"""The one answer to "why is this step not running?", from the same code that decides (D12)."""
+
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from grange.scheduler.core import Scheduler
+from grange.scheduler.facts import Phase, StepId
+from grange.scheduler.matching import misfit
+from grange.scheduler.ready import is_ready_at
+from grange.scheduler.state import DELIVERING_MAX, Agent, State, Step
+
+TOLD_MAX: Final = 20  # inputs or agents named in one answer
+
+_PHASE_WORDS: Final = {
+    Phase.SENT: "has been assigned to",
+    Phase.QUEUED: "waits for a place at",
+    Phase.FETCHING: "has its inputs fetched by",
+    Phase.BUILDING: "is being built by",
+    Phase.BUILT: "is built, and about to be uploaded by",
+    Phase.UPLOADING: "is built, and being uploaded by",
+    Phase.STORED: "is built and verified, and waits for its inputs' publication, by",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """For a person: a sentence and further lines; `waits_for` lets the caller name the steps."""
+
+    state: State
+    sentence: str
+    details: tuple[str, ...] = ()
+    waits_for: tuple[StepId, ...] = ()  # unfinished inputs, the first few
+
+
+def why(core: Scheduler, id_: StepId, now: float) -> Answer | None:
+    """None where the step is not in the scheduler: it is done, failed, or nobody wants it."""
+    step = core.steps.get(id_)
+    if step is None:
+        return None
+    match step.state:
+        case State.WAITING:
+            return _waiting(step)
+        case State.READY:
+            return _ready(core, step, now)
+        case State.BACKING_OFF:
+            return Answer(
+                step.state,
+                f"It failed {step.failures} times for reasons of agents, not its own; "
+                f"the next try is in {max(0.0, step.not_before - now):.0f} s.",
+            )
+        case State.ACTIVE:
+            lines = [
+                f"It {_PHASE_WORDS[attempt.phase]} {attempt.agent.spec.name} "
+                f"(attempt {attempt.id}, sent {max(0.0, now - attempt.sent):.0f} s ago)."
+                for attempt in step.attempts
+            ]
+            return Answer(step.state, lines[0] if lines else "Verified.", tuple(lines[1:]))
+        case State.PUBLISHING:
+            return Answer(step.state, "It is built and verified, and being published.")
+        case State.DONE | State.FAILED | State.DROPPED:
+            return None
+        case _:
+            assert_never(step.state)
+
+
+def _waiting(step: Step) -> Answer:
+    unfinished = [needed for needed in step.inputs if needed.state is not State.DONE]
+    waits_for = tuple([needed.id for needed in unfinished[:TOLD_MAX]])
+    home = next((needed.home for needed in unfinished if needed.home is not None), None)
+    if home is not None and is_ready_at(step, home):
+        return Answer(
+            step.state,
+            f"Its inputs are built on {home.spec.name} and not published yet: "
+            f"it waits for a place there or for their publication.",
+            (_agent_line(home),),
+            waits_for,
+        )
+    count = len(unfinished)
+    return Answer(
+        step.state,
+        f"It waits for {count} input{'s' * (count != 1)} that {'are' if count != 1 else 'is'} "
+        "not built yet.",
+        (),
+        waits_for,
+    )
+
+
+def _ready(core: Scheduler, step: Step, now: float) -> Answer:
+    agents = list(core.agents.values())
+    if not agents:
+        return Answer(step.state, "No agent is connected; start one with `grange agent run`.")
+    fitting = [agent for agent in agents if not misfit(agent.spec, step.queue)]
+    details = []
+    for agent in agents[:TOLD_MAX]:
+        reason = misfit(agent.spec, step.queue)
+        details.append(f"{agent.spec.name}: {reason}" if reason else _agent_line(agent, step))
+    if not fitting:
+        asked = f"system {step.queue.system}"
+        if step.queue.features:
+            asked += f" with {', '.join(step.queue.features)}"
+        if step.queue.tags:
+            asked += f", tagged {', '.join(step.queue.tags)}"
+        return Answer(step.state, f"No agent can build it: it asks for {asked}.", tuple(details))
+    able = [agent for agent in fitting if agent.room(now) > 0]
+    if able:
+        sentence = "It is about to be sent to an agent."
+    elif all(agent.refusal or not agent.is_connected or agent.is_draining for agent in fitting):
+        sentence = f"None of the {len(fitting)} agents that fit takes work now."
+    else:
+        sentence = f"It waits for a place: {len(fitting)} agents fit, none has room."
+    return Answer(step.state, sentence, tuple(details))
+
+
+def _agent_line(agent: Agent, step: Step | None = None) -> str:
+    name = agent.spec.name
+    if not agent.is_connected:
+        return f"{name}: it is cut off"
+    if agent.is_draining:
+        return f"{name}: it is draining"
+    if agent.refusal:
+        return f"{name}: {agent.refusal}"
+    if step is not None and agent.spec.id in step.avoid:
+        return f"{name}: it failed this step before, so others go first"
+    if agent.delivering >= DELIVERING_MAX:
+        return f"{name}: it has {agent.delivering} builds yet to deliver"
+    places = agent.spec.max_jobs
+    return f"{name}: {min(agent.occupied, places)} of {places} places taken"

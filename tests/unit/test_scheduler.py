@@ -1,0 +1,404 @@
+"""The scheduler told by hand what happens."""
+
+from collections.abc import Iterable
+
+from grange.scheduler import effects as do
+from grange.scheduler import events as on
+from grange.scheduler.core import RECONNECT_S, Scheduler
+from grange.scheduler.facts import (
+    AgentId,
+    AgentSpec,
+    AttemptId,
+    BuildId,
+    Cause,
+    Measurements,
+    Outcome,
+    Phase,
+    QueueKey,
+    StepId,
+    StepSpec,
+    Usage,
+)
+from grange.scheduler.state import State
+from grange.scheduler.why import why
+
+X86 = QueueKey("x86_64-linux")
+
+
+def spec(name: str = "a", *, jobs: int = 1, session: str = "s1", previous: str = "") -> AgentSpec:
+    return AgentSpec(
+        id=AgentId(name),
+        name=name,
+        session=session,
+        previous_session=previous,
+        systems=("x86_64-linux",),
+        features=("kvm",),
+        mandatory_features=(),
+        max_jobs=jobs,
+        cpus=4,
+        memory_bytes=1 << 30,
+    )
+
+
+def submission(
+    build: str,
+    root: StepId,
+    steps: tuple[StepSpec, ...],
+    *,
+    priority: int = 0,
+    remembered: tuple[tuple[StepId, Cause], ...] = (),
+    is_retry: bool = False,
+) -> on.BuildsSubmitted:
+    wish = on.Wish(BuildId(build), root, "p", priority)
+    return on.BuildsSubmitted((wish,), steps, remembered, is_retry)
+
+
+class Farm:
+    """A scheduler and what it last wanted."""
+
+    def __init__(self) -> None:
+        self.core = Scheduler(next_attempt=AttemptId(1))
+        self.now = 100.0
+        self.done: list[do.Effect] = []
+
+    def tell(self, *events: on.Event) -> list[do.Effect]:
+        out = self.core.handle(self.now, events)
+        self.done += out
+        return out
+
+    def join(self, agent: AgentSpec) -> list[do.Effect]:
+        return self.tell(on.AgentJoined(agent), self.heartbeat(agent))
+
+    def heartbeat(
+        self, agent: AgentSpec, *listed: tuple[int, Phase], seen: int = 0
+    ) -> on.AgentHeard:
+        attempts = tuple((AttemptId(i), phase) for i, phase in listed)
+        return on.AgentHeard(agent.id, agent.session, seen, attempts, Measurements())
+
+    def submit(
+        self, build: str, edges: dict[int, Iterable[int]], *, priority: int = 0, root: int = 0
+    ) -> list[do.Effect]:
+        """`edges`: step to its inputs, inputs first; the last is the root."""
+        steps = tuple(
+            StepSpec(StepId(i), X86, tuple(StepId(n) for n in needs), 1.0)
+            for i, needs in edges.items()
+        )
+        top = StepId(root) if root else steps[-1].id
+        return self.tell(submission(build, top, steps, priority=priority))
+
+    def build(self, agent: AgentSpec, attempt: int) -> list[do.Effect]:
+        return self.tell(on.OutputsBuilt(agent.id, AttemptId(attempt), 100, Usage(build_s=60.0)))
+
+    def deliver(self, attempt: int, step: int) -> list[do.Effect]:
+        out = self.tell(on.OutputsStored(AttemptId(attempt), ("info",)))
+        if any(isinstance(e, do.PublishOutputs) and e.step == step for e in out):
+            out += self.tell(on.OutputsPublished(StepId(step)))
+        return out
+
+
+def starts(effects: Iterable[do.Effect]) -> list[tuple[str, int, int]]:
+    """(agent, step, attempt) of everything sent out."""
+    return [(e.agent, e.step, e.attempt) for e in effects if isinstance(e, do.StartBuild)]
+
+
+def outcomes(effects: Iterable[do.Effect]) -> dict[str, Outcome]:
+    return {e.build: e.outcome for e in effects if isinstance(e, do.SaveBuildFinished)}
+
+
+def test_a_chain_is_built_in_order_and_saved_before_it_is_sent() -> None:
+    farm, a = Farm(), spec()
+    farm.join(a)
+    out = farm.submit("b", {1: (), 2: (1,)})
+    assert starts(out) == [("a", 1, 1)]
+    kinds = [type(e) for e in out if isinstance(e, do.SaveAttempt | do.StartBuild)]
+    assert kinds == [do.SaveAttempt, do.StartBuild]
+    assert starts(farm.build(a, 1)) == [("a", 2, 2)], "the same agent has the input already"
+    assert not starts(farm.deliver(1, 1))
+    farm.build(a, 2)
+    assert outcomes(farm.deliver(2, 2)) == {"b": Outcome.SUCCEEDED}
+    assert not farm.core.steps
+    assert not farm.core.attempts
+
+
+def test_outputs_are_published_after_their_inputs_whatever_comes_first() -> None:
+    farm, a = Farm(), spec()
+    farm.join(a)
+    farm.submit("b", {1: (), 2: (1,)})
+    farm.build(a, 1)
+    farm.build(a, 2)
+    early = farm.tell(on.OutputsStored(AttemptId(2), ("info2",)))
+    assert not any(isinstance(e, do.SavePaths) for e in early)
+    farm.tell(on.OutputsStored(AttemptId(1), ("info1",)))
+    late = farm.tell(on.OutputsPublished(StepId(1)))
+    assert [e.step for e in late if isinstance(e, do.SavePaths)] == [2]
+
+
+def test_an_unpublished_output_is_used_on_its_own_agent_only() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (1,)})
+    farm.submit("y", {3: ()})
+    farm.join(b)
+    assert farm.core.steps[StepId(3)].state is State.ACTIVE
+    farm.tell(on.OutputsBuilt(a.id, AttemptId(1), 1))
+    assert farm.core.steps[StepId(2)].attempts[0].agent.spec.id == "a"
+
+
+def test_a_lost_agents_steps_go_elsewhere_at_once_with_what_was_built_on_them() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (1,)})
+    farm.build(a, 1)
+    assert farm.core.steps[StepId(2)].state is State.ACTIVE
+    farm.join(b)
+    out = farm.tell(on.AgentLeft(a.id, a.session))
+    assert starts(out) == [("b", 1, 3)]
+    assert farm.core.steps[StepId(2)].state is State.WAITING
+    farm.build(b, 3)
+    farm.deliver(3, 1)
+    farm.build(b, 4)
+    assert outcomes(farm.deliver(4, 2)) == {"x": Outcome.SUCCEEDED}
+
+
+def test_a_cut_agent_keeps_its_attempt_while_others_may_try() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.join(b)
+    farm.tell(on.AgentCut(a.id, a.session))
+    farm.now += RECONNECT_S / 2
+    assert not starts(farm.tell(on.Tick()))
+    farm.now += RECONNECT_S
+    assert starts(farm.tell(on.Tick())) == [("b", 1, 2)]
+    farm.tell(on.AgentJoined(a))
+    farm.tell(farm.heartbeat(a, (1, Phase.BUILDING)))
+    farm.build(a, 1)
+    out = farm.deliver(1, 1)
+    assert outcomes(out) == {"x": Outcome.SUCCEEDED}
+    assert [e.attempt for e in out if isinstance(e, do.AbortAttempt)] == [2]
+
+
+def test_a_cut_agent_that_is_soon_back_carries_on() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.join(b)
+    farm.tell(on.AgentCut(a.id, a.session))
+    farm.now += RECONNECT_S / 2
+    farm.tell(on.AgentJoined(a), farm.heartbeat(a, (1, Phase.BUILDING)))
+    farm.now += 20
+    assert not starts(farm.tell(on.Tick()))
+
+
+def test_a_silent_agent_is_lost_when_its_lease_ends() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.now += 20
+    farm.join(b)
+    farm.now += 11
+    deadline = farm.core.next_deadline()
+    assert deadline is not None
+    assert deadline <= farm.now
+    out = farm.tell(on.Tick())
+    assert starts(out) == [("b", 1, 2)]
+    ended = [e for e in out if isinstance(e, do.SaveAttemptEnded)]
+    assert [e.outcome for e in ended] == [Outcome.AGENT_LOST]
+
+
+def test_heartbeats_renew_the_lease() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.join(b)
+    for _ in range(10):
+        farm.now += 10
+        farm.tell(farm.heartbeat(a, (1, Phase.BUILDING), seen=1), farm.heartbeat(b))
+        assert not starts(farm.tell(on.Tick()))
+    assert set(farm.core.agents) == {"a", "b"}
+
+
+def test_an_order_that_never_arrived_is_sent_again() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.tell(on.AgentCut(a.id, a.session))
+    farm.tell(on.AgentJoined(a))
+    out = farm.tell(farm.heartbeat(a))
+    assert starts(out) == [("a", 1, 2)]
+
+
+def test_a_second_agent_of_the_same_identity_is_refused_while_the_lease_lives() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    out = farm.tell(on.AgentJoined(spec("a", session="s2")))
+    assert [type(e) for e in out] == [do.RefuseAgent]
+    farm.now += 31
+    farm.tell(on.Tick())
+    out = farm.tell(on.AgentJoined(spec("a", session="s2")))
+    assert any(isinstance(e, do.AcceptAgent) for e in out)
+
+
+def test_the_heir_of_a_dead_process_is_let_in_and_its_steps_start_again() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.tell(on.AgentCut(a.id, a.session))
+    heir = spec("a", session="s2", previous="s1")
+    out = farm.join(heir)
+    assert starts(out) == [("a", 1, 2)]
+
+
+def test_a_failed_build_is_final_and_remembered_and_takes_its_dependants_along() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (1,), 3: (2,)})
+    farm.submit("y", {1: ()})
+    out = farm.tell(on.AttemptFailed(a.id, AttemptId(1), Outcome.BUILD_FAILED, "exit 1"))
+    assert outcomes(out) == {"x": Outcome.DEPENDENCY_FAILED, "y": Outcome.BUILD_FAILED}
+    assert [e.step for e in out if isinstance(e, do.SaveStepFailed)] == [1]
+    assert not farm.core.steps
+    again = farm.submit("z", {1: ()})
+    assert outcomes(again) == {"z": Outcome.BUILD_FAILED}
+    assert not starts(again)
+    steps = (StepSpec(StepId(1), X86, (), 1.0),)
+    retry = submission("z", StepId(1), steps, is_retry=True)
+    assert starts(farm.tell(retry)) == [("a", 1, 2)]
+
+
+def test_a_failure_known_from_before_fails_the_build_at_once() -> None:
+    farm = Farm()
+    cause = Cause(Outcome.BUILD_FAILED, "exit 1", StepId(1))
+    steps = (StepSpec(StepId(1), X86, (), 1.0), StepSpec(StepId(2), X86, (StepId(1),), 1.0))
+    out = farm.tell(submission("x", StepId(2), steps, remembered=((StepId(1), cause),)))
+    assert outcomes(out) == {"x": Outcome.DEPENDENCY_FAILED}
+
+
+def test_an_agents_own_failure_is_tried_on_another_first() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.join(b)
+    out = farm.tell(on.AttemptFailed(a.id, AttemptId(1), Outcome.FETCH_FAILED, "no route"))
+    assert starts(out) == [("b", 1, 2)]
+    out = farm.tell(on.AttemptFailed(b.id, AttemptId(2), Outcome.FETCH_FAILED, "no route"))
+    assert not starts(out)
+    assert farm.core.steps[StepId(1)].state is State.BACKING_OFF
+    farm.now += 20
+    assert len(starts(farm.tell(on.Tick()))) == 1
+
+
+def test_infrastructure_failures_end_in_a_failure_that_is_not_remembered() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    for attempt in range(1, 6):
+        out = farm.tell(on.AttemptFailed(a.id, AttemptId(attempt), Outcome.UPLOAD_FAILED, "full"))
+        farm.now += 301
+        if attempt < 5:
+            farm.join(a)
+    assert outcomes(out) == {"x": Outcome.UPLOAD_FAILED}
+    assert not [e for e in farm.done if isinstance(e, do.SaveStepFailed)]
+
+
+def test_a_cancelled_build_stops_what_no_other_build_wants() -> None:
+    farm, a = Farm(), spec("a", jobs=2)
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (), 3: (1, 2)})
+    farm.submit("y", {1: ()})
+    out = farm.tell(on.BuildCancelled(BuildId("x"), "me"))
+    assert outcomes(out) == {"x": Outcome.CANCELLED}
+    assert [e.attempt for e in out if isinstance(e, do.AbortAttempt)] == [2]
+    assert set(farm.core.steps) == {1}
+
+
+def test_a_shared_step_is_built_once() -> None:
+    farm, a = Farm(), spec("a", jobs=4)
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (1,)})
+    farm.submit("y", {1: (), 3: (1,)})
+    assert len(starts(farm.done)) == 1
+
+
+def test_order_is_priority_then_share_then_longest_path_then_age() -> None:
+    farm, a = Farm(), spec("a")
+    farm.submit("low", {1: ()})
+    farm.submit("long", {2: (), 3: (2,), 4: (3,)})
+    farm.submit("high", {5: ()}, priority=5)
+    order = []
+    farm.join(a)
+    for _ in range(5):
+        _, step, attempt = starts(farm.done)[-1]
+        order.append(step)
+        farm.build(a, attempt)
+        farm.deliver(attempt, step)
+    assert order[:3] == [5, 2, 3]
+    assert set(order[3:]) == {1, 4}
+
+
+def test_a_later_build_raises_the_priority_of_what_it_needs() -> None:
+    farm, a = Farm(), spec("a")
+    farm.submit("x", {1: ()})
+    farm.submit("y", {2: ()}, priority=1)
+    farm.submit("z", {1: (), 3: (1,)}, priority=9)
+    farm.join(a)
+    assert starts(farm.done) == [("a", 1, 1)]
+
+
+def test_an_agent_may_not_speak_of_anothers_attempt() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.join(b)
+    out = farm.tell(on.OutputsBuilt(b.id, AttemptId(1), 1))
+    assert [(e.agent, e.attempt) for e in out if isinstance(e, do.AbortAttempt)] == [("b", 1)]
+    assert farm.core.attempts[AttemptId(1)].phase is Phase.SENT
+
+
+def test_a_restart_adopts_what_runs() -> None:
+    farm, a = Farm(), spec("a")
+    farm.submit("x", {1: (), 2: (1,)})
+    farm.tell(on.AgentAwaited(a, ((AttemptId(7), StepId(1)),)))
+    farm.now += 25
+    assert not starts(farm.tell(on.Tick()))
+    farm.tell(on.AgentJoined(a), farm.heartbeat(a, (7, Phase.BUILT)))
+    farm.build(a, 7)
+    farm.deliver(7, 1)
+    assert [s for _, s, _ in starts(farm.done)] == [2]
+
+
+def test_why_tells_what_is_missing() -> None:
+    farm, a = Farm(), spec("a")
+    farm.submit("x", {1: (), 2: (1,)})
+    answer = why(farm.core, StepId(1), farm.now)
+    assert answer is not None
+    assert "No agent is connected" in answer.sentence
+    answer = why(farm.core, StepId(2), farm.now)
+    assert answer is not None
+    assert answer.waits_for == (1,)
+    farm.join(a)
+    farm.submit("y", {3: ()})
+    answer = why(farm.core, StepId(3), farm.now)
+    assert answer is not None
+    assert answer.details == ("a: 1 of 1 places taken",)
+    arm = StepSpec(StepId(9), QueueKey("aarch64-linux"), (), 1.0)
+    farm.tell(submission("z", StepId(9), (arm,)))
+    answer = why(farm.core, StepId(9), farm.now)
+    assert answer is not None
+    assert "No agent can build it" in answer.sentence
+    assert "not aarch64-linux" in answer.details[0]
+
+
+def test_one_doomed_build_of_a_submission_does_not_harm_the_others() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    cause = Cause(Outcome.BUILD_FAILED, "exit 1", StepId(1))
+    steps = tuple(
+        StepSpec(StepId(i), X86, tuple(map(StepId, needs)), 1.0)
+        for i, needs in ((1, ()), (2, ()), (3, (1, 2)), (4, (2,)))
+    )
+    wishes = tuple(on.Wish(BuildId(f"b{i}"), StepId(i), "p", 0) for i in (3, 4))
+    out = farm.tell(on.BuildsSubmitted(wishes, steps, ((StepId(1), cause),)))
+    assert outcomes(out) == {"b3": Outcome.DEPENDENCY_FAILED}
+    assert set(farm.core.steps) == {2, 4}
+    assert farm.core.steps[StepId(2)].wanted == 1
