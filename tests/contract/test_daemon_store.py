@@ -1,5 +1,6 @@
 """Paths in and out of a real daemon's store: import, path infos, NARs, roots and garbage."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -62,6 +63,27 @@ async def test_imports_several_paths_and_tells_them_as_they_were(daemon: Daemon)
     assert await daemon.query_path_info(info.path) == info
     assert await daemon.query_valid_paths([NOWHERE, *expected]) == expected.keys()
     assert await daemon.query_closure([third[0].path]) == expected
+
+
+async def test_paths_that_are_there_already_do_no_harm(nix_store: NixStore, daemon: Daemon) -> None:
+    """Their NARs are not looked at, but must be skipped to the byte."""
+    paths = [made_up(letter, text=letter.encode() * 300_000) for letter in "abcdf"]
+    await daemon.add_multiple_to_store(paths[::2], check_signatures=False)
+    await daemon.add_multiple_to_store(paths, check_signatures=False)
+    assert await daemon.query_closure([info.path for info, _ in paths]) == {
+        info.path: info for info, _ in paths
+    }
+
+
+async def test_two_that_import_the_same_at_once(nix_store: NixStore, daemon: Daemon) -> None:
+    paths = [made_up(letter, text=letter.encode() * 300_000) for letter in "abcdf"]
+    async with await nix_store.connect() as other:
+        await asyncio.gather(
+            daemon.add_multiple_to_store(paths, check_signatures=False),
+            other.add_multiple_to_store(paths, check_signatures=False),
+        )
+        for each in (daemon, other):
+            assert len(await each.query_closure([info.path for info, _ in paths])) == 5
 
 
 async def test_importing_nothing(daemon: Daemon) -> None:

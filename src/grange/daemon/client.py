@@ -303,25 +303,27 @@ class Daemon:
         says not to; what came before a refused path stays. A NAR may be a stream; PeerError where
         its length is not `nar_bytes`, which like any error of a stream closes the connection.
         """
-        request = b"".join(map(w.integer, (Op.ADD_MULTIPLE_TO_STORE, repair, not check_signatures)))
+        flags = w.integer(repair) + w.integer(not check_signatures)
         with self._connection.operation():
-            await self._connection.ask_framed(request, self._import_body(paths), self._listener)
+            if self.protocol >= (1, 35):
+                request = w.integer(Op.ADD_MULTIPLE_TO_STORE) + flags
+                await self._connection.ask_framed(request, self._all_in_one(paths), self._listener)
+                return
+            # Nix 2.8 loses its place in the stream of many where a path is valid already.
+            for info, nar in paths:
+                request = w.integer(Op.ADD_TO_STORE_NAR) + w.path_info(info, self._store_dir)
+                await self._connection.ask_framed(
+                    request + flags, _exactly(info, nar), self._listener
+                )
 
-    async def _import_body(
+    async def _all_in_one(
         self, paths: Sequence[tuple[PathInfo, Nar]]
     ) -> AsyncGenerator[bytes, None]:
         yield w.integer(len(paths))
         for info, nar in paths:
             yield w.path_info(info, self._store_dir)
-            left = info.nar_bytes
-            async for piece in _pieces(nar):
-                left -= len(piece)
-                if left < 0:
-                    break
+            async for piece in _exactly(info, nar):
                 yield piece
-            if left:
-                than = "more" if left < 0 else "fewer"
-                raise PeerError(f"the NAR of {info.path} has {than} bytes than its path info says")
 
     async def add_to_store(
         self,
@@ -374,3 +376,16 @@ async def _pieces(data: Nar) -> AsyncGenerator[bytes, None]:
     else:
         async for piece in data:
             yield piece
+
+
+async def _exactly(info: PathInfo, nar: Nar) -> AsyncGenerator[bytes, None]:
+    """The pieces of a NAR; raises PeerError before its end where it has another length."""
+    left = info.nar_bytes
+    async for piece in _pieces(nar):
+        left -= len(piece)
+        if left < 0:
+            break
+        yield piece
+    if left:
+        than = "more" if left < 0 else "fewer"
+        raise PeerError(f"the NAR of {info.path} has {than} bytes than its path info says")

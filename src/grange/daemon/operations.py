@@ -18,6 +18,7 @@ class Op(IntEnum):
     QUERY_VALID_PATHS = 31
     BUILD_DERIVATION = 36
     NAR_FROM_PATH = 38
+    ADD_TO_STORE_NAR = 39
     ADD_MULTIPLE_TO_STORE = 44
     ADD_PERM_ROOT = 47  # since protocol 1.36
 

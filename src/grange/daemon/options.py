@@ -25,7 +25,7 @@ class Options:
 
     def encode(self) -> bytes:
         # How soon a path that another connection builds is looked at again; 5 s unless told.
-        overrides = {"timeout": str(self.timeout_s), "poll-interval": "1", **self.overrides}
+        overrides = {"timeout": str(self.timeout_s), "build-poll-interval": "1", **self.overrides}
         if not self.use_substitutes:
             overrides.setdefault("substituters", "")
         fields = (
