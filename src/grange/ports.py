@@ -43,10 +43,19 @@ class NewDerivation:
     aterm: bytes
     outputs: tuple[tuple[str, StorePath], ...]  # name, path; sorted by name
     inputs: tuple[StorePath, ...]  # derivations it needs; each known or earlier in the batch
-    sources: tuple[StorePath, ...]
+    direct_inputs: tuple[StorePath, ...]  # resolved: sources, and the outputs it uses of `inputs`
     basic: bytes  # the resolved derivation, serialized, as an agent gets it
+    modulo: str  # what `KnownDerivation` gives back; opaque to the journal
     queue: QueueKey
     name: str  # for expectations: durations are remembered by name
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDerivation:
+    """What checking a dependant takes of a derivation that was checked before."""
+
+    outputs: tuple[tuple[str, StorePath], ...]
+    modulo: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +220,9 @@ class Journal(Protocol):
     async def aterm(self, drv_path: StorePath) -> bytes | None: ...
 
     async def derivation_inputs(
-        self, paths: Sequence[StorePath]
-    ) -> dict[StorePath, tuple[tuple[tuple[str, StorePath], ...], str, str]]:
-        """For each known derivation: its outputs, its modulo hash as text, its fixed output hash.
-
-        What ingestion needs of derivations it has seen before to check new ones on top of them.
-        """
+        self, paths: Iterable[StorePath]
+    ) -> dict[StorePath, KnownDerivation]:
+        """Those of `paths` that are known: ingestion checks new derivations on top of them."""
 
     async def narinfo(self, hash_part: str) -> NarInfo | None:
         """The committed path info with this hash part, published or about to be."""
@@ -248,7 +254,7 @@ class Journal(Protocol):
         """Every agent ever seen, with the wall-clock time it last joined."""
 
     async def upstream_answer(self, url: str, hash_part: str, now: float) -> str | None:
-        """A remembered answer: the narinfo text, "" for a miss that still holds, None for neither."""
+        """A remembered answer that still holds: a narinfo's text, or "" for a miss; else None."""
 
     async def save_upstream_answers(
         self, url: str, answers: Mapping[str, str], expires: float

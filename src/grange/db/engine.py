@@ -1,0 +1,236 @@
+"""Where statements run: on a writer thread and some reader threads, or in the caller itself.
+
+Work is a function of a connection. The writer thread takes all that waits and runs it in one
+transaction, so that a disk's one sync serves every caller that waited for it: the busier the farm,
+the larger the transactions, without a timer.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Final, TypeVar
+
+from grange.db.connect import MEMORY, connect, connect_reader
+from grange.errors import JournalRefused, OperatorError, OutsideError
+
+READERS: Final = 3  # a long walk, a long closure, and one for all the short questions
+REQUESTS_MAX: Final = 1000  # in one transaction, so that the first of them does not wait for long
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+# Errors by which storage says no, to whatever it was asked. SQLite's primary result codes.
+_STORAGE: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+# A COMMIT that failed so has written nothing that a reader could find.
+_UNCOMMITTED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a work returned, or the exception it ended with."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+def transact(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> list[Answer]:
+    """Run `works` in one transaction and make it durable; the answers are in their order.
+
+    A work that raises is undone alone. Where storage fails, none has applied and all answers are
+    `JournalRefused`; where it cannot be told whether COMMIT took effect, all are OutsideError.
+    """
+    answers: list[Answer] = []
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        for work in works:
+            answers.append(_run(connection, work))
+    except _StorageError as error:
+        return _refuse_all(connection, works, error.cause)
+    except sqlite3.Error as error:
+        return _refuse_all(connection, works, error)
+    try:
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        if _code(error) in _UNCOMMITTED:
+            return _refuse_all(connection, works, error)
+        _roll_back(connection)
+        complaint = (
+            f"nobody can tell whether the journal's last write took effect: {error}; check the "
+            "disk; the farm reads its journal again"
+        )
+        return [Answer(error=OutsideError(complaint)) for _ in works]
+    return answers
+
+
+class _StorageError(Exception):
+    def __init__(self, cause: sqlite3.Error) -> None:
+        self.cause = cause
+
+
+def _run(connection: sqlite3.Connection, work: Work[Any]) -> Answer:
+    connection.execute("SAVEPOINT request")
+    try:
+        answer = Answer(work(connection))
+    except Exception as error:
+        if isinstance(error, sqlite3.Error) and _code(error) in _STORAGE:
+            raise _StorageError(error) from error
+        connection.execute("ROLLBACK TO request")
+        answer = Answer(error=error)
+    connection.execute("RELEASE request")
+    return answer
+
+
+def _refuse_all(
+    connection: sqlite3.Connection, works: Sequence[Work[Any]], cause: sqlite3.Error
+) -> list[Answer]:
+    _roll_back(connection)
+    complaint = (
+        f"the journal could not be written: {cause}; nothing was lost, and the farm goes on once "
+        "its disk takes writes: make room, or see why it does not"
+    )
+    return [Answer(error=JournalRefused(complaint)) for _ in works]
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    # SQLite may have rolled back by itself, and then says that there is no transaction.
+    with suppress(sqlite3.OperationalError):
+        connection.execute("ROLLBACK")
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 for what its Python module itself complains about."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+class Inline:
+    """Runs everything at once in the caller: deterministic, and no coroutine ever waits."""
+
+    def __init__(self, path: str) -> None:
+        self._connection = connect(path)
+
+    async def write(self, work: Work[T]) -> T:
+        (answer,) = transact(self._connection, [work])
+        if answer.error is not None:
+            raise answer.error
+        value: T = answer.value
+        return value
+
+    async def read(self, work: Work[T]) -> T:
+        try:
+            return work(self._connection)
+        except sqlite3.Error as error:
+            raise _unreadable(error) from error
+
+    async def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    work: Work[Any]
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+    def settle(self, answer: Answer) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self._settle, answer)
+
+    def _settle(self, answer: Answer) -> None:
+        if self.future.done():  # cancelled
+            return
+        if answer.error is not None:
+            self.future.set_exception(answer.error)
+        else:
+            self.future.set_result(answer.value)
+
+
+class Threads:
+    """One writer thread and `READERS` reader threads on one file."""
+
+    def __init__(self, path: str) -> None:
+        if path == MEMORY:
+            raise OperatorError("a journal in memory has no threads; open it inline")
+        self._connection = connect(path)
+        # Waiting callers bound it: each has one request here.
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._is_closed = False
+        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        for _ in range(READERS):
+            self._idle.put(connect_reader(path))
+        self._readers = ThreadPoolExecutor(READERS, "journal-reader")
+        # A daemon, because nothing durable hangs on it and a crash should not wait for it.
+        self._writer = Thread(target=self._write_all, name="journal-writer", daemon=True)
+        self._writer.start()
+
+    async def write(self, work: Work[T]) -> T:
+        assert not self._is_closed, "the journal is closed"
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._requests.put(_Request(work, future, loop))
+        return await future
+
+    async def read(self, work: Work[T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, self._read, work)
+
+    async def close(self) -> None:
+        """Waits for what was already asked."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._requests.put(None)
+        await asyncio.to_thread(self._writer.join)
+        await asyncio.to_thread(self._readers.shutdown)
+        for _ in range(READERS):
+            self._idle.get().close()
+        self._connection.close()  # last, so that it can fold the log back into the file
+
+    def _write_all(self) -> None:
+        is_open = True
+        while is_open:
+            waiting = [self._requests.get()]
+            with suppress(Empty):
+                while len(waiting) < REQUESTS_MAX:
+                    waiting.append(self._requests.get_nowait())
+            is_open = None not in waiting
+            requests = [request for request in waiting if request is not None]
+            if requests:
+                answers = transact(self._connection, [request.work for request in requests])
+                for request, answer in zip(requests, answers, strict=True):
+                    request.settle(answer)
+
+    def _read(self, work: Work[T]) -> T:
+        connection = self._idle.get()
+        try:
+            connection.execute("BEGIN")  # all its queries see one state
+            try:
+                return work(connection)
+            finally:
+                _roll_back(connection)
+        except sqlite3.Error as error:
+            raise _unreadable(error) from error
+        finally:
+            self._idle.put(connection)
+
+
+def _unreadable(error: sqlite3.Error) -> OutsideError:
+    return OutsideError(f"the journal could not be read: {error}; check its disk")
