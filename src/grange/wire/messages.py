@@ -22,6 +22,10 @@ from grange.store.path import StorePath
 
 EXTENSION_VERSION = 1
 
+# What a stock queue runner wants to hear in CheckVersion: it compares for equality. This one is of
+# NixOS/hydra 14332fbf (2026-08-21); a Grange coordinator takes any.
+HYDRA_VERSION = "0.1.0-5f82f0f0"
+
 
 @dataclass(frozen=True, slots=True)
 class VersionCheck:
@@ -144,6 +148,19 @@ class BuildOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class SerializedBuildOrder:
+    """A `BuildOrder` whose derivation the coordinator keeps as `grange.wire.basic` wrote it.
+
+    Goes out as it stands; agents always receive `BuildOrder`.
+    """
+
+    attempt: AttemptId
+    drv_path: StorePath
+    basic: bytes  # basic_to_bytes(derivation)
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
 class UploadGrant:
     """Where to put one output's NAR, or that nobody needs it any more."""
 
@@ -160,7 +177,7 @@ class Orders:
     """A batch for one agent. `number` ascends within a session; heartbeats repeat the highest."""
 
     number: int
-    builds: tuple[BuildOrder, ...] = ()
+    builds: tuple[BuildOrder | SerializedBuildOrder, ...] = ()
     aborts: tuple[AttemptId, ...] = ()
     grants: tuple[UploadGrant, ...] = ()
     settled: tuple[tuple[AttemptId, bool], ...] = ()  # attempt, whether it was delivered
@@ -168,7 +185,10 @@ class Orders:
 
 @dataclass(frozen=True, slots=True)
 class JoinAnswer:
-    """What a joined agent needs to know. Sent first on every tunnel."""
+    """What a joined agent needs to know. Sent first on every tunnel, and again where it changes.
+
+    Of a stock queue runner only `agent` and `downloads_max` are known.
+    """
 
     agent: AgentId
     cache_url: str  # http://host:port, no trailing slash
@@ -176,6 +196,7 @@ class JoinAnswer:
     lease_s: float
     heartbeat_s: float
     downloads_max: int
+    is_grange: bool = True  # speaks the batched extension, not Hydra's dialect alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,3 +205,39 @@ class Ping:
 
 
 CoordinatorMessage = JoinAnswer | Orders | Ping
+
+
+@dataclass(frozen=True, slots=True)
+class WantedUpload:
+    """One output that a stock builder asks to upload."""
+
+    path: StorePath
+    nar_hash: Hash
+    nar_bytes: int  # 0 where the builder does not say
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedRequest:
+    """A stock builder's question where its NARs may go; answered by an UploadGrant for each."""
+
+    agent: AgentId
+    attempt: AttemptId
+    uploads: tuple[WantedUpload, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UploadComplete:
+    """A stock builder's word that one NAR has arrived. Claims: the farm verifies every one."""
+
+    agent: AgentId
+    attempt: AttemptId
+    path: StorePath
+    nar_hash: Hash
+    nar_bytes: int
+    references: tuple[StorePath, ...]
+    deriver: StorePath | None
+    url: str  # of the NAR, relative to the cache
+    compression: str
+    file_hash: Hash | None
+    file_bytes: int | None
+    is_already_present: bool  # the upload found the object there

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from grange.wire.generated.nix.store.v1 import store_pb2 as nix_dot_store_dot_v1_dot_store__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(nix/store/derivation/v1/derivation.proto\x12\x17nix.store.derivation.v1\x1a\x18nix/store/v1/store.proto\"\x06\n\x04Unit\"\xbc\x02\n\x06Output\x12\x32\n\x0finput_addressed\x18\x01 \x01(\x0b\x32\x17.nix.store.v1.StorePathH\x00\x12\x30\n\x08\x63\x61_fixed\x18\x02 \x01(\x0b\x32\x1c.nix.store.v1.ContentAddressH\x00\x12\x31\n\x08\x64\x65\x66\x65rred\x18\x03 \x01(\x0b\x32\x1d.nix.store.derivation.v1.UnitH\x00\x12\x42\n\x0b\x63\x61_floating\x18\x04 \x01(\x0b\x32+.nix.store.v1.ContentAddressMethodAlgorithmH\x00\x12=\n\x06impure\x18\x05 \x01(\x0b\x32+.nix.store.v1.ContentAddressMethodAlgorithmH\x00\x12\x0c\n\x04path\x18\x64 \x01(\tB\x08\n\x06output\"\x94\x03\n\x05\x42\x61sic\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\x07outputs\x18\x02 \x03(\x0b\x32+.nix.store.derivation.v1.Basic.OutputsEntry\x12\'\n\x06inputs\x18\x03 \x03(\x0b\x32\x17.nix.store.v1.StorePath\x12\x10\n\x08platform\x18\x04 \x01(\x0c\x12\x0f\n\x07\x62uilder\x18\x05 \x01(\x0c\x12\x0c\n\x04\x61rgs\x18\x06 \x03(\x0c\x12\x34\n\x03\x65nv\x18\x07 \x03(\x0b\x32\'.nix.store.derivation.v1.Basic.EnvEntry\x12\x1d\n\x10structured_attrs\x18\x08 \x01(\tH\x00\x88\x01\x01\x1aO\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.nix.store.derivation.v1.Output:\x02\x38\x01\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x42\x13\n\x11_structured_attrsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(nix/store/derivation/v1/derivation.proto\x12\x17nix.store.derivation.v1\x1a\x18nix/store/v1/store.proto\"\x06\n\x04Unit\"\xae\x02\n\x06Output\x12\x32\n\x0finput_addressed\x18\x01 \x01(\x0b\x32\x17.nix.store.v1.StorePathH\x00\x12\x30\n\x08\x63\x61_fixed\x18\x02 \x01(\x0b\x32\x1c.nix.store.v1.ContentAddressH\x00\x12\x31\n\x08\x64\x65\x66\x65rred\x18\x03 \x01(\x0b\x32\x1d.nix.store.derivation.v1.UnitH\x00\x12\x42\n\x0b\x63\x61_floating\x18\x04 \x01(\x0b\x32+.nix.store.v1.ContentAddressMethodAlgorithmH\x00\x12=\n\x06impure\x18\x05 \x01(\x0b\x32+.nix.store.v1.ContentAddressMethodAlgorithmH\x00\x42\x08\n\x06output\"\x94\x03\n\x05\x42\x61sic\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\x07outputs\x18\x02 \x03(\x0b\x32+.nix.store.derivation.v1.Basic.OutputsEntry\x12\'\n\x06inputs\x18\x03 \x03(\x0b\x32\x17.nix.store.v1.StorePath\x12\x10\n\x08platform\x18\x04 \x01(\x0c\x12\x0f\n\x07\x62uilder\x18\x05 \x01(\x0c\x12\x0c\n\x04\x61rgs\x18\x06 \x03(\x0c\x12\x34\n\x03\x65nv\x18\x07 \x03(\x0b\x32\'.nix.store.derivation.v1.Basic.EnvEntry\x12\x1d\n\x10structured_attrs\x18\x08 \x01(\tH\x00\x88\x01\x01\x1aO\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12.\n\x05value\x18\x02 \x01(\x0b\x32\x1f.nix.store.derivation.v1.Output:\x02\x38\x01\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x42\x13\n\x11_structured_attrsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,11 +39,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNIT']._serialized_start=95
   _globals['_UNIT']._serialized_end=101
   _globals['_OUTPUT']._serialized_start=104
-  _globals['_OUTPUT']._serialized_end=420
-  _globals['_BASIC']._serialized_start=423
-  _globals['_BASIC']._serialized_end=827
-  _globals['_BASIC_OUTPUTSENTRY']._serialized_start=683
-  _globals['_BASIC_OUTPUTSENTRY']._serialized_end=762
-  _globals['_BASIC_ENVENTRY']._serialized_start=764
-  _globals['_BASIC_ENVENTRY']._serialized_end=806
+  _globals['_OUTPUT']._serialized_end=406
+  _globals['_BASIC']._serialized_start=409
+  _globals['_BASIC']._serialized_end=813
+  _globals['_BASIC_OUTPUTSENTRY']._serialized_start=669
+  _globals['_BASIC_OUTPUTSENTRY']._serialized_end=748
+  _globals['_BASIC_ENVENTRY']._serialized_start=750
+  _globals['_BASIC_ENVENTRY']._serialized_end=792
 # @@protoc_insertion_point(module_scope)
