@@ -38,6 +38,8 @@ class _Ingest:
         outputs = {path for drv in derivations for _, path in drv.outputs}
         self._drv_steps: dict[str, int] = _pairs(connection, "derivation_steps", paths)
         self._output_steps: dict[str, int] = _pairs(connection, "output_steps", outputs)
+        self._last_step: int
+        self._last_drv: int
         self._last_step, self._last_drv = connection.execute(QUERIES["last_ids"]).fetchone()
         self._queues = read_queues(connection)
         self._queue_ids = {queue: id_ for id_, queue in self._queues.items()}
