@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socket import AF_UNIX
@@ -146,6 +146,16 @@ class NixStore:
             finally:
                 process.terminate()
                 await process.wait()
+
+
+def processes_with(argument: str) -> list[int]:
+    """The ids of the processes that have this argument, those inside a sandbox included."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # ended meanwhile
+            if argument.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def instantiate(expression: str, store: NixStore) -> StorePath:

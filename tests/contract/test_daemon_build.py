@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from grange.store.basic import BasicDerivation, BasicOutput
 from grange.store.hash import Hash
 from grange.store.outputs import fixed_output_path
 from grange.store.path import NIX_STORE, StorePath
-from tests.peers import SYSTEM, NixStore, import_busybox
+from tests.peers import SYSTEM, NixStore, import_busybox, processes_with
 
 pytestmark = pytest.mark.peer
 
@@ -180,23 +179,13 @@ async def test_phases(bench: Bench) -> None:
 
 
 class Started:
-    """Waits for the first log line of a build, and for the end of its builder."""
+    """Tells when the first log line of a build arrives."""
 
     def __init__(self) -> None:
         self.said = asyncio.Event()
 
     def on_log(self, line: bytes) -> None:
         self.said.set()
-
-    @staticmethod
-    def processes(mark: str) -> list[int]:
-        """Builders of which `mark` is an argument. (The file is empty for one that is gone.)"""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                if mark.encode() in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
-        return found
 
 
 async def ended(pid_fd: int) -> None:
@@ -216,7 +205,7 @@ async def test_cancelling_ends_the_builder(nix_store: NixStore, bench: Bench) ->
     mark = f"mark-{nix_store.root}"
     building = asyncio.create_task(bench.build(FOREVER, mark, on_log=started.on_log))
     await started.said.wait()
-    pid = min(Started.processes(mark))  # the shell; between fork and exec its child looks alike
+    pid = min(processes_with(mark))  # the shell; between fork and exec its child looks alike
     pid_fd = os.pidfd_open(pid)
     building.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -236,7 +225,7 @@ async def test_a_daemon_that_dies(nix_store: NixStore, bench: Bench) -> None:
     mark = f"mark-{nix_store.root}"
     building = asyncio.create_task(bench.build(FOREVER, mark, on_log=started.on_log))
     await started.said.wait()
-    pid = min(Started.processes(mark))  # the shell; between fork and exec its child looks alike
+    pid = min(processes_with(mark))  # the shell; between fork and exec its child looks alike
     pid_fd = os.pidfd_open(pid)
     (link, *_) = [link for link, _ in await _roots(nix_store) if link.startswith("{temp:")]
     os.kill(int(link.removeprefix("{temp:").removesuffix("}")), signal.SIGKILL)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from grange.daemon import Daemon, DaemonError, DaemonGone, Options
+from grange.daemon import Daemon, DaemonError, DaemonGone, Options, connection, link
 from grange.daemon.wire import integer, string
 from grange.errors import OperatorError
 from grange.store.basic import BasicDerivation, BasicOutput
 from grange.store.path import StorePath
-from tests.peers import SYSTEM, NixStore, import_busybox
+from tests.peers import SYSTEM, NixStore, import_busybox, processes_with
 
 NOBODY = 65534
 
@@ -86,6 +86,19 @@ async def test_a_daemon_of_another_age(version: int, tmp_path: Path) -> None:
     hello.write_bytes(integer(0x6478696F) + integer(version) + string("2.3"))
     with pytest.raises(OperatorError, match=r"1\.34 to 1\.x is needed"):
         await Daemon.connect_stdio(["sh", "-c", f"cat {hello}; exec cat >/dev/null"])
+
+
+@pytest.mark.parametrize("trap", ["", "trap '' TERM; "], ids=["gentle", "stubborn"])
+async def test_a_peer_that_stays_silent_is_ended(
+    trap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HANDSHAKE_S", 0.3)
+    monkeypatch.setattr(link, "GRACE_S", 0.05)
+    monkeypatch.setattr(link, "TERMINATE_S", 0.05)
+    seconds = f"1000.{os.getpid()}"  # an argument of no other process
+    with pytest.raises(OperatorError, match="did not answer as a nix-daemon"):
+        await Daemon.connect_stdio(["sh", "-c", f"{trap}exec sleep {seconds}"])
+    assert processes_with(seconds) == []
 
 
 async def test_no_socket(tmp_path: Path) -> None:

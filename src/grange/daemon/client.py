@@ -26,6 +26,9 @@ Nar = bytes | AsyncIterator[bytes]
 # Requests written before the first answer is read. All of them, at 300 bytes each, fit the
 # smallest socket buffer, so writing them never waits for a daemon that waits for us to read.
 QUESTIONS_AHEAD: Final = 64
+# Older daemons (2.8 and 2.17 for certain) lose their place in a stream of many paths where one is
+# valid already or becomes so meanwhile (NixOS/nix#8731); they are given one path at a time.
+IMPORTS_MANY_SINCE: Final = (1, 38)
 CLOSURE_PATHS_MAX: Final = 1_000_000  # a whole system has a few thousand
 FREED_BYTES_MAX: Final = 2**64 - 1  # the daemon's own way to say: no limit
 
@@ -305,11 +308,10 @@ class Daemon:
         """
         flags = w.integer(repair) + w.integer(not check_signatures)
         with self._connection.operation():
-            if self.protocol >= (1, 35):
+            if self.protocol >= IMPORTS_MANY_SINCE:
                 request = w.integer(Op.ADD_MULTIPLE_TO_STORE) + flags
                 await self._connection.ask_framed(request, self._all_in_one(paths), self._listener)
                 return
-            # Nix 2.8 loses its place in the stream of many where a path is valid already.
             for info, nar in paths:
                 request = w.integer(Op.ADD_TO_STORE_NAR) + w.path_info(info, self._store_dir)
                 await self._connection.ask_framed(
