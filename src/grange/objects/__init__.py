@@ -1,0 +1,1 @@
+"""Object storage: what is too big for the journal."""

@@ -1,0 +1,320 @@
+"""Objects on a directory of this machine.
+
+An object is written under `.incoming`, synced, and only then linked to its key: `link` fails where
+`rename` would replace, so an object never changes once it is there. What an earlier process left in
+`.incoming` is swept at start; one that still writes there holds a lock on its file.
+"""
+
+import asyncio
+import errno
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fcntl import LOCK_EX, LOCK_NB, flock
+from itertools import count
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final, TypeVar
+
+from grange.errors import GrangeError, OperatorError, OutsideError, PeerError
+
+INLINE_BYTES_MAX: Final = 64 << 10  # up to here a read from the page cache costs less than a thread
+READ_BYTES: Final = 512 << 10
+SYNC_BYTES: Final = 32 << 20  # written back while more comes, so that the last sync is short
+GROUP_MAX: Final = 256  # objects synced together; bounds how long the first of them waits
+
+_INCOMING: Final = ".incoming"
+# No part may begin with a dot: that keeps `.`, `..` and `.incoming` out.
+_PART: Final = r"(?!\.)[0-9A-Za-z+\-._?=]{1,255}"
+_KEY: Final = re.compile(rf"{_PART}(?:/{_PART}){{0,7}}\Z")
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class _Put:
+    path: str
+    data: bytes
+    done: asyncio.Future[bool]
+
+
+class DirectoryObjects:
+    """`grange.ports.Objects` on a directory, which is created where it is missing.
+
+    Belongs to one event loop. Objects put at the same time are made durable as a group, by one
+    thread and with one sync of the directory, while the next group gathers.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Raises OperatorError where `root` cannot be written."""
+        self._root = str(root.absolute())
+        self._incoming = f"{self._root}/{_INCOMING}"
+        self._names = (f"{self._incoming}/{token_hex(8)}-{number}" for number in count())
+        self._waiting: list[_Put] = []
+        self._flushing: asyncio.Task[None] | None = None
+        try:
+            os.makedirs(self._incoming, exist_ok=True)
+            _sweep(self._incoming)
+        except OSError as error:
+            raise OperatorError(
+                f"objects cannot be kept in {self._root}: {error.strerror}; "
+                "set the object directory to one that this user may write"
+            ) from error
+
+    def writer(self) -> "DirectoryWriter":
+        return DirectoryWriter(self, next(self._names))
+
+    async def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Make `data` durable as `key`; False where `key` existed and was left alone.
+
+        Raises OutsideError, and leaves nothing behind, where the disk is full or fails.
+        """
+        put = _Put(self.path(key), data, asyncio.get_running_loop().create_future())
+        self._waiting.append(put)
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush())
+        return await put.done
+
+    async def _flush(self) -> None:
+        puts: list[_Put] = []
+        try:
+            while self._waiting:
+                puts, self._waiting = self._waiting[:GROUP_MAX], self._waiting[GROUP_MAX:]
+                answers = await asyncio.to_thread(self._put_all, puts)
+                for put, answer in zip(puts, answers, strict=True):
+                    if put.done.cancelled():
+                        continue
+                    if isinstance(answer, bool):
+                        put.done.set_result(answer)
+                    else:
+                        put.done.set_exception(answer)
+        finally:
+            self._flushing = None
+            for put in puts + self._waiting:
+                put.done.cancel()  # of no effect unless this task was cancelled
+
+    def _put_all(self, puts: Sequence[_Put]) -> list[bool | GrangeError]:
+        """For each whether it is new, or why it could not be kept."""
+        answers: list[bool | GrangeError] = []
+        directories: dict[str, list[int]] = {}
+        for index, put in enumerate(puts):
+            try:
+                answers.append(self._put(put))
+            except OSError as error:
+                answers.append(self.failure(error))
+            directories.setdefault(os.path.dirname(put.path), []).append(index)
+        for directory, indices in directories.items():
+            try:
+                # Also for objects that were there: whoever linked one may not have synced it yet.
+                _sync_directory(directory)
+            except OSError as error:
+                for index in indices:
+                    answers[index] = self.failure(error)
+        return answers
+
+    def _put(self, put: _Put) -> bool:
+        if os.path.exists(put.path):
+            return False
+        name = next(self._names)
+        descriptor = _create(name)
+        try:
+            _write(descriptor, put.data)
+            os.fsync(descriptor)
+            return self.link(name, put.path)
+        finally:
+            os.close(descriptor)
+            os.unlink(name)
+
+    async def get(self, key: str) -> bytes | None:
+        path = self.path(key)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            size = os.fstat(descriptor).st_size
+            if size <= INLINE_BYTES_MAX:
+                return os.read(descriptor, size)
+            return await asyncio.to_thread(os.pread, descriptor, size, 0)
+        except OSError as error:
+            raise self.failure(error) from error
+        finally:
+            os.close(descriptor)
+
+    async def size(self, key: str) -> int | None:
+        try:
+            return os.stat(self.path(key)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end`; raises OutsideError where they are not there."""
+        path = self.path(key)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self.failure(error) from error
+        try:
+            if end is None:
+                end = os.fstat(descriptor).st_size
+            while start < end:
+                wanted = min(READ_BYTES, end - start)
+                data = await asyncio.to_thread(os.pread, descriptor, wanted, start)
+                if not data:
+                    raise OutsideError(f"{path} is shorter than when it was stored; restore it")
+                start += len(data)
+                yield data
+        except OSError as error:
+            raise self.failure(error) from error
+        finally:
+            os.close(descriptor)
+
+    def local_path(self, key: str) -> str | None:
+        return self.path(key)
+
+    async def delete(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self.path(key))
+
+    def path(self, key: str) -> str:
+        """The file of `key`; raises PeerError for a key that could lie outside the directory."""
+        if _KEY.match(key) is None:
+            raise PeerError(f"{key[:300]!r} cannot be the key of an object")
+        return f"{self._root}/{key}"
+
+    def link(self, name: str, path: str) -> bool:
+        """Give the file `name` the name `path` too; False where that is taken."""
+        for _ in range(2):
+            try:
+                os.link(name, path)
+                return True
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                _make_directories(self._root, os.path.dirname(path))
+        raise FileNotFoundError(errno.ENOENT, "its file under .incoming has vanished", path)
+
+    def failure(self, error: OSError) -> OutsideError:
+        if error.errno in _FULL:
+            return OutsideError(
+                f"the disk under {self._root} is full; free some space, then try again: "
+                "nothing of this object was kept"
+            )
+        return OutsideError(f"{error.filename or self._root}: {error.strerror}; see to that disk")
+
+
+class DirectoryWriter:
+    """`grange.ports.ObjectWriter` on a file. One call at a time."""
+
+    def __init__(self, objects: DirectoryObjects, name: str) -> None:
+        self._objects = objects
+        self._name = name
+        self._descriptor: int | None = None
+        self._unsynced_bytes = 0
+        self._is_over = False
+        self._running: asyncio.Task[Any] | None = None
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append; raises OutsideError, and leaves nothing behind, where the disk is full."""
+        assert not self._is_over
+        try:
+            if len(data) <= INLINE_BYTES_MAX:
+                self._append(data)
+            else:
+                await self._in_thread(self._append, data)
+        except OSError as error:
+            await self.discard()
+            raise self._objects.failure(error) from error
+
+    def _append(self, data: bytes | bytearray | memoryview) -> None:
+        if self._descriptor is None:
+            self._descriptor = _create(self._name)
+        _write(self._descriptor, data)
+        self._unsynced_bytes += len(data)
+        if self._unsynced_bytes >= SYNC_BYTES:
+            os.fdatasync(self._descriptor)
+            self._unsynced_bytes = 0
+
+    async def commit(self, key: str) -> bool:
+        path = self._objects.path(key)
+        assert not self._is_over
+        try:
+            return await self._in_thread(self._commit, path)
+        except OSError as error:
+            raise self._objects.failure(error) from error
+        finally:
+            await self.discard()
+
+    def _commit(self, path: str) -> bool:
+        self._append(b"")  # an empty object is one too
+        assert self._descriptor is not None
+        os.fsync(self._descriptor)
+        is_new = self._objects.link(self._name, path)
+        _sync_directory(os.path.dirname(path))
+        return is_new
+
+    async def _in_thread(self, call: Callable[[_A], _R], argument: _A) -> _R:
+        running = asyncio.create_task(asyncio.to_thread(call, argument))
+        self._running = running
+        return await asyncio.shield(running)
+
+    async def discard(self) -> None:
+        """Give up whatever has not been committed; twice is once."""
+        self._is_over = True
+        if self._running is not None:
+            # A caller that was cancelled leaves its thread at work on the descriptor, whose
+            # number must not go to another file meanwhile.
+            await asyncio.wait([self._running])
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            with suppress(FileNotFoundError):
+                os.unlink(self._name)
+
+
+def _create(name: str) -> int:
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    flock(descriptor, LOCK_EX)
+    return descriptor
+
+
+def _write(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_directories(root: str, directory: str) -> None:
+    """Create `directory` and what lacks between it and `root`, durably."""
+    os.makedirs(directory, exist_ok=True)
+    while directory != root:
+        directory = os.path.dirname(directory)
+        _sync_directory(directory)
+
+
+def _sweep(incoming: str) -> None:
+    for name in os.listdir(incoming):
+        path = f"{incoming}/{name}"
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            flock(descriptor, LOCK_EX | LOCK_NB)
+            os.unlink(path)
+        except BlockingIOError:
+            pass  # another process writes it
+        finally:
+            os.close(descriptor)

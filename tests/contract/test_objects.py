@@ -1,0 +1,218 @@
+"""What every object store must do, and what a directory does on a bad day."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from grange.errors import OperatorError, OutsideError, PeerError
+from grange.objects.directory import SYNC_BYTES, DirectoryObjects
+from grange.ports import Objects
+
+
+@pytest.fixture(params=["directory"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+    return {"directory": lambda: DirectoryObjects(tmp_path / "objects")}[request.param]()
+
+
+async def _read(objects: Objects, key: str, start: int = 0, end: int | None = None) -> bytes:
+    return b"".join([part async for part in objects.read(key, start, end)])
+
+
+async def test_what_is_put_is_there(objects: Objects) -> None:
+    assert await objects.put_if_absent("nar/a.nar", b"hello")
+    assert await objects.get("nar/a.nar") == b"hello"
+    assert await objects.size("nar/a.nar") == 5
+    assert await _read(objects, "nar/a.nar") == b"hello"
+    assert await _read(objects, "nar/a.nar", 1, 3) == b"el"
+    assert await _read(objects, "nar/a.nar", 3) == b"lo"
+
+
+async def test_what_is_not_put_is_not_there(objects: Objects) -> None:
+    await objects.put_if_absent("file", b"")
+    for key in ("nar/a.nar", "file/below"):
+        assert await objects.get(key) is None
+        assert await objects.size(key) is None
+        with pytest.raises(OutsideError):
+            await _read(objects, key)
+    await objects.delete("nar/a.nar")
+
+
+async def test_an_object_is_never_replaced(objects: Objects) -> None:
+    assert await objects.put_if_absent("key", b"first")
+    assert not await objects.put_if_absent("key", b"second")
+    writer = objects.writer()
+    await writer.write(b"third")
+    assert not await writer.commit("key")
+    assert await objects.get("key") == b"first"
+    await objects.delete("key")
+    assert await objects.put_if_absent("key", b"fourth")
+
+
+async def test_of_many_puts_of_one_key_one_wins(objects: Objects) -> None:
+    puts = [objects.put_if_absent("key", bytes([n])) for n in range(20)]
+    answers = await asyncio.gather(*puts)
+    assert sum(answers) == 1
+    assert await objects.get("key") == bytes([answers.index(True)])
+
+
+async def test_many_at_once(objects: Objects) -> None:
+    keys = [f"many/{n % 3}/{n}" for n in range(600)]
+    assert all(await asyncio.gather(*(objects.put_if_absent(key, key.encode()) for key in keys)))
+    assert [await objects.get(key) for key in keys] == [key.encode() for key in keys]
+
+
+async def test_a_writer_shows_nothing_before_commit(objects: Objects) -> None:
+    writer = objects.writer()
+    await writer.write(b"a" * 100_000)
+    await writer.write(memoryview(b"b"))
+    assert await objects.get("deep/er/key") is None
+    assert await writer.commit("deep/er/key")
+    assert await objects.get("deep/er/key") == b"a" * 100_000 + b"b"
+    await writer.discard()
+    assert await objects.size("deep/er/key") == 100_001
+
+
+async def test_an_empty_object(objects: Objects) -> None:
+    assert await objects.writer().commit("empty")
+    assert await objects.get("empty") == b""
+    assert await _read(objects, "empty") == b""
+
+
+async def test_a_large_object_in_parts(objects: Objects) -> None:
+    part = os.urandom(1 << 20)
+    writer = objects.writer()
+    parts = SYNC_BYTES // len(part) + 1
+    for _ in range(parts):
+        await writer.write(part)
+    assert await writer.commit("large")
+    assert await objects.size("large") == parts * len(part)
+    assert await _read(objects, "large", len(part) - 5, 2 * len(part) + 5) == (
+        part[-5:] + part + part[:5]
+    )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *["", "/etc/passwd", "../x", "a/../b", "a//b", "a/", ".incoming/x", "a/./b", "a\0b"],
+        *["ü", "a\n", "x" * 256, "/".join("a" * 9)],
+    ],
+)
+async def test_keys_that_could_escape_are_refused(objects: Objects, key: str) -> None:
+    with pytest.raises(PeerError):
+        await objects.put_if_absent(key, b"")
+    with pytest.raises(PeerError):
+        await objects.get(key)
+    with pytest.raises(PeerError):
+        await objects.size(key)
+    with pytest.raises(PeerError):
+        await objects.delete(key)
+    with pytest.raises(PeerError):
+        await objects.writer().commit(key)
+
+
+def _incoming(root: Path) -> list[str]:
+    return os.listdir(root / ".incoming")
+
+
+async def test_nothing_is_left_of_what_was_discarded_or_committed(tmp_path: Path) -> None:
+    objects = DirectoryObjects(tmp_path)
+    for size in (10, 1 << 20):
+        writer = objects.writer()
+        await writer.write(b"x" * size)
+        await writer.discard()
+        await writer.discard()
+    writer = objects.writer()
+    await writer.write(b"x")
+    await writer.commit("key")
+    await objects.put_if_absent("key", b"y")
+    assert _incoming(tmp_path) == []
+
+
+async def test_stale_files_are_swept_but_not_those_of_the_living(tmp_path: Path) -> None:
+    first = DirectoryObjects(tmp_path)
+    writer = first.writer()
+    await writer.write(b"alive")
+    (tmp_path / ".incoming/stale").write_bytes(b"x")
+    DirectoryObjects(tmp_path)
+    assert "stale" not in _incoming(tmp_path)
+    assert await writer.commit("key")
+    assert await first.get("key") == b"alive"
+
+
+async def test_a_cancelled_write_ends_before_its_file_is_closed(tmp_path: Path) -> None:
+    """Otherwise the thread would go on to write whichever file gets the descriptor next."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    objects = DirectoryObjects(tmp_path / "objects")
+    writer = objects.writer()
+    await writer.write(b"x")
+    assert writer._descriptor is not None
+    end = os.open(pipe, os.O_WRONLY)
+    os.dup2(end, writer._descriptor)  # a file that blocks
+    os.close(end)
+    write = asyncio.create_task(writer.write(bytes(1 << 20)))
+    readable = asyncio.Event()
+    asyncio.get_running_loop().add_reader(reader, readable.set)
+    await readable.wait()
+    asyncio.get_running_loop().remove_reader(reader)
+    write.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await write
+    discard = asyncio.create_task(writer.discard())
+    done, _ = await asyncio.wait([discard], timeout=0)
+    assert not done
+    os.set_blocking(reader, True)
+    total = 0
+    while total < 1 << 20:
+        total += len(await asyncio.to_thread(os.read, reader, 1 << 20))
+    await discard
+    os.close(reader)
+    assert _incoming(tmp_path / "objects") == []
+
+
+def test_a_directory_that_cannot_be_written_is_the_operators_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OperatorError, match="set the object directory"):
+        DirectoryObjects(tmp_path / "file")
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a file system")
+async def test_a_full_disk_is_named_and_leaves_nothing(tiny_disk: Path) -> None:
+    objects = DirectoryObjects(tiny_disk)
+    assert await objects.put_if_absent("small", b"x")
+    with pytest.raises(OutsideError, match="is full"):
+        await objects.put_if_absent("big", bytes(2 << 20))
+    writer = objects.writer()
+    for _ in range(16):
+        await writer.write(bytes(60_000))
+    with pytest.raises(OutsideError, match="is full"):
+        await writer.write(bytes(60_000) * 2)
+    writer = objects.writer()
+    with pytest.raises(OutsideError, match="is full"):
+        await writer.write(bytes(2 << 20))
+    assert _incoming(tiny_disk) == []
+    assert await objects.get("big") is None
+    answers = await asyncio.gather(
+        objects.put_if_absent("a", bytes(700_000)),
+        objects.put_if_absent("b", bytes(700_000)),
+        return_exceptions=True,
+    )
+    assert answers[0] is True
+    assert isinstance(answers[1], OutsideError)
+    assert await objects.put_if_absent("after", b"there is room for this")
