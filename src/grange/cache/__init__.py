@@ -1,0 +1,1 @@
+"""The binary cache: verified uploads in, signed paths out."""

@@ -1,0 +1,97 @@
+"""Undoing zstd that a stranger sent, in pieces of bounded size.
+
+A kilobyte of zstd may hold 32 megabytes, and the library hands over all that its input makes. So
+the stream is cut at its blocks, which make at most 128 KiB each: a bomb is met piece by piece.
+Format: RFC 8878, section 3.1.1.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import zstandard
+
+from grange.errors import PeerError
+
+WINDOW_BYTES_MAX: Final = 8 << 20  # what levels up to 19 use; memory per upload under way
+PIECE_BYTES_MAX: Final = 1 << 20
+_BLOCK_BYTES_MAX: Final = 128 << 10
+# One less than fit, because a block that began in an earlier chunk may end in a piece too.
+_BLOCKS_PER_PIECE: Final = PIECE_BYTES_MAX // _BLOCK_BYTES_MAX - 1
+_FRAME_HEADER_BYTES_MAX: Final = 18  # no frame with a NAR in it is shorter
+_BLOCK_HEADER_BYTES: Final = 3
+_CHECKSUM_BYTES: Final = 4
+_RUN_LENGTH: Final = 1  # a block type: one byte, however many it stands for
+
+
+class Unpacker:
+    """Decompresses exactly one zstd frame, fed in chunks of any size."""
+
+    __slots__ = ("_frame", "_has_checksum", "_is_last", "_left", "_rest")
+
+    def __init__(self) -> None:
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._has_checksum = False
+        self._is_last = False  # the last block has begun
+        self._rest = b""  # the beginning of a header
+        self._left = 0  # bytes before the next block header, or before the end
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """What the next bytes decompress to, in pieces of up to PIECE_BYTES_MAX.
+
+        Raises PeerError for anything but the next part of one frame. Must be exhausted.
+        """
+        data = self._rest + chunk if self._rest else chunk
+        if self._frame is None:
+            if len(data) < _FRAME_HEADER_BYTES_MAX:
+                self._rest = data
+                return
+            self._open(data)
+        view = memoryview(data)
+        start, at, blocks = 0, self._left, 0
+        while not self._is_last and at + _BLOCK_HEADER_BYTES <= len(data):
+            if blocks == _BLOCKS_PER_PIECE:
+                yield self._undo(view[start:at])
+                start, blocks = at, 0
+            at = self._block_end(data, at)
+            blocks += 1
+        stop = min(at, len(data))
+        if self._is_last and stop < len(data):
+            raise PeerError("there are bytes behind the end of the zstd frame")
+        if stop > start:
+            yield self._undo(view[start:stop])
+        self._rest = data[stop:]
+        self._left = at - stop
+
+    def finish(self) -> None:
+        """Say that nothing more comes; raises PeerError where the frame is not complete."""
+        if self._frame is None or not self._frame.eof:
+            raise PeerError("the zstd stream ends early")
+
+    def _open(self, data: bytes) -> None:
+        try:
+            parameters = zstandard.get_frame_parameters(data[:_FRAME_HEADER_BYTES_MAX])
+            self._left = zstandard.frame_header_size(data[:_FRAME_HEADER_BYTES_MAX])
+        except zstandard.ZstdError:
+            raise PeerError("this is not zstd; send what was announced") from None
+        if parameters.window_size > WINDOW_BYTES_MAX:
+            raise PeerError(
+                f"its zstd window of {parameters.window_size} bytes is larger than "
+                f"{WINDOW_BYTES_MAX}; compress it at level 19 or lower"
+            )
+        self._has_checksum = parameters.has_checksum
+        self._frame = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).decompressobj()
+
+    def _block_end(self, data: bytes, at: int) -> int:
+        """Where the block that begins at `at` ends, with the checksum if it is the last."""
+        header = int.from_bytes(data[at : at + _BLOCK_HEADER_BYTES], "little")
+        size = 1 if header >> 1 & 3 == _RUN_LENGTH else header >> 3
+        self._is_last = bool(header & 1)
+        end = at + _BLOCK_HEADER_BYTES + size
+        return end + _CHECKSUM_BYTES if self._is_last and self._has_checksum else end
+
+    def _undo(self, piece: memoryview) -> bytes:
+        assert self._frame is not None
+        try:
+            return self._frame.decompress(piece)
+        except zstandard.ZstdError as error:
+            raise PeerError(f"its zstd is damaged ({error})") from None

@@ -1,0 +1,239 @@
+"""Uploads: from a claim to a verified file among the objects.
+
+Whoever is to upload a path first says what it is and gets a URL for exactly that. What comes in
+under the URL is verified while it is written, committed, and handed to `on_stored`; only then is
+the URL spent. A broken upload may be tried again with the same URL.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from grange.cache.grants import Grant, Grants, UploadError
+from grange.cache.receive import SMALL_FILE_BYTES, is_small, receive, take, verify
+from grange.cache.signing import listing_key, nar_key
+from grange.cache.tokens import TokenKey
+from grange.cache.verify import NAR_BYTES_MAX, Candidates, Claims, NarVerifier, Verified
+from grange.cache.verify import check_claims as check_possible
+from grange.errors import GrangeError, OutsideError, PeerError
+from grange.ports import Clock, Objects
+from grange.scheduler.facts import AttemptId
+from grange.store.content import ContentAddress, check_path
+from grange.store.path import StoreDir
+from grange.wire.messages import BuiltOutput
+
+LARGE_AT_ONCE: Final = 8  # each holds some 15 MB and three threads
+UPLOADS_AT_ONCE: Final = 512  # each holds up to 64 KB before it is judged
+BATCH_BYTES_MAX: Final = 8 << 20
+BATCH_ITEMS_MAX: Final = 4096
+_LENGTH_BYTES: Final = 4
+_SLICE: Final = 32  # items of a batch judged, at 0.1 ms each, and synced before others get a turn
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A verified NAR that lies among the objects for good, and what it was granted for."""
+
+    attempt: AttemptId | None  # None for a source
+    output: BuiltOutput | None  # None for a source
+    verified: Verified
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an uploader is told. CREATED and CONFLICT both mean that nothing more is to be sent."""
+
+    status: HTTPStatus
+    text: str
+
+
+STORED: Final = Answer(HTTPStatus.CREATED, "stored")
+
+OnStored = Callable[[Sequence[Stored]], Awaitable[None]]
+
+
+class Uploads:
+    """Grants uploads and takes them in. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        key: TokenKey,
+        clock: Clock,
+        on_stored: OnStored,
+        *,
+        store_dir: StoreDir,
+        compression: str = "zstd",
+        nar_bytes_max: int = NAR_BYTES_MAX,
+    ) -> None:
+        """`on_stored` gets what one request brought; where it raises, the URLs stay good."""
+        self._objects = objects
+        self._grants = Grants(key, clock)
+        self._on_stored = on_stored
+        self._store_dir = store_dir
+        self._compression = compression
+        self._nar_bytes_max = nar_bytes_max
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._all = asyncio.Semaphore(UPLOADS_AT_ONCE)
+
+    def grant(
+        self,
+        attempt: AttemptId,
+        output: BuiltOutput,
+        candidates: Candidates,
+        fixed: ContentAddress | None,
+    ) -> str:
+        """Where to PUT `output`, as the path of a URL; an earlier grant for it becomes void.
+
+        `candidates` are the runtime closure of the step's inputs and all its own outputs; `fixed`
+        is the hash that its derivation declares. Raises PeerError for claims that cannot be true,
+        OutsideError where too many uploads are outstanding.
+        """
+        claims = Claims(output.path, output.nar_hash, output.nar_bytes, output.references, fixed)
+        self._check_claims(claims, candidates)
+        return f"/upload/{self._grants.issue(attempt, output, claims, candidates)}"
+
+    def grant_source(self, claims: Claims) -> str:
+        """Where to PUT a source whose references are in the cache already; raises as `grant`."""
+        self._check_claims(claims, None)
+        if claims.address is None:
+            raise PeerError(f"{claims.path} has no content address, so it is not a source")
+        if claims.path in claims.references:
+            raise PeerError(f"{claims.path} refers to itself, which sources may not")
+        check_path(claims.path, claims.address, claims.references, self._store_dir)
+        return f"/upload/{self._grants.issue(None, None, claims, None)}"
+
+    def _check_claims(self, claims: Claims, candidates: Candidates | None) -> None:
+        check_possible(claims, candidates)
+        if claims.nar_bytes > self._nar_bytes_max:
+            raise PeerError(
+                f"{claims.path} has a NAR of {claims.nar_bytes} bytes, but this farm takes at most "
+                f"{self._nar_bytes_max}; make it smaller, or have the operator raise the limit"
+            )
+
+    def revoke(self, attempt: AttemptId) -> None:
+        """Make all grants of an attempt void; what is stored stays."""
+        self._grants.revoke(attempt)
+
+    async def put(self, token: str, body: AsyncIterator[bytes], file_bytes: int | None) -> Answer:
+        """Take in one upload of `file_bytes`, if that is known."""
+        try:
+            grant = self._grants.find(token)
+            if file_bytes is not None and file_bytes > grant.claims.file_bytes_max:
+                raise UploadError(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"{file_bytes} bytes for a NAR of {grant.claims.nar_bytes}; compress it anew",
+                )
+            async with self._all:
+                verified = await self._take_in(grant, body)
+        except (PeerError, OutsideError) as error:
+            return _answer(error)
+        return (await self._settle([(grant, verified)]))[0]
+
+    async def _take_in(self, grant: Grant, body: AsyncIterator[bytes]) -> Verified:
+        """Judge and store what comes."""
+        file = await take(body, SMALL_FILE_BYTES + 1)
+        if is_small(grant.claims, len(file)):
+            verified = verify(grant.claims, grant.candidates, file, self._compression)
+            await self._objects.put_if_absent(nar_key(verified), file)
+            return verified
+        async with self._large:
+            writer = self._objects.writer()
+            try:
+                verifier = NarVerifier(grant.claims, grant.candidates, self._compression)
+                verified = await receive(verifier, file, body, writer)
+                await writer.commit(nar_key(verified))
+            finally:
+                await writer.discard()
+        if verified.listing is not None:
+            await self._objects.put_if_absent(listing_key(nar_key(verified)), verified.listing)
+        return verified
+
+    async def _settle(self, items: Sequence[tuple[Grant, Verified]]) -> list[Answer]:
+        """Spend the grants of what is stored and hand it over."""
+        answers: list[Answer] = []
+        spent: list[Grant] = []
+        stored: list[Stored] = []
+        for grant, verified in items:
+            try:
+                self._grants.spend(grant)
+            except UploadError as refused:  # another upload was faster, or it was revoked
+                answers.append(_answer(refused))
+                continue
+            answers.append(STORED)
+            spent.append(grant)
+            stored.append(Stored(grant.attempt, grant.output, verified))
+        try:
+            if stored:
+                await self._on_stored(stored)
+        except BaseException as error:
+            for grant in spent:
+                self._grants.unspend(grant)
+            if not isinstance(error, GrangeError):
+                raise
+            return [_answer(error) if answer is STORED else answer for answer in answers]
+        return answers
+
+    async def put_batch(self, body: bytes) -> list[Answer]:
+        """Take in many small uploads, each as if it came alone; raises UploadError.
+
+        Each is a token and a file, both behind their length in four bytes, little-endian.
+        """
+        items = _split(body)
+        outcomes: list[Answer | tuple[Grant, Verified]] = []
+        async with self._all:
+            for start in range(0, len(items), _SLICE):
+                tries = (self._take_in_small(*item) for item in items[start : start + _SLICE])
+                outcomes += await asyncio.gather(*tries)
+        settled = iter(await self._settle([each for each in outcomes if isinstance(each, tuple)]))
+        return [each if isinstance(each, Answer) else next(settled) for each in outcomes]
+
+    async def _take_in_small(self, token: str, file: bytes) -> Answer | tuple[Grant, Verified]:
+        try:
+            grant = self._grants.find(token)
+            arguments = (grant.claims, grant.candidates, file, self._compression)
+            if is_small(grant.claims, len(file)):
+                verified = verify(*arguments)
+            else:
+                verified = await asyncio.to_thread(verify, *arguments)
+            await self._objects.put_if_absent(nar_key(verified), file)
+            return grant, verified
+        except (PeerError, OutsideError) as error:
+            return _answer(error)
+
+
+def join_batch(items: Iterable[tuple[str, bytes]]) -> bytes:
+    """The body of a batch of tokens and files, as `Uploads.put_batch` takes it."""
+    parts: list[bytes] = []
+    for token, file in items:
+        parts += (len(token).to_bytes(_LENGTH_BYTES, "little"), token.encode())
+        parts += (len(file).to_bytes(_LENGTH_BYTES, "little"), file)
+    return b"".join(parts)
+
+
+def _split(body: bytes) -> list[tuple[str, bytes]]:
+    parts: list[bytes] = []
+    at = 0
+    while at < len(body):
+        start = at + _LENGTH_BYTES
+        at = start + int.from_bytes(body[at:start], "little")
+        parts.append(body[start:at])
+    if at != len(body) or len(parts) % 2:
+        raise UploadError(HTTPStatus.BAD_REQUEST, "the batch ends within an item; send it again")
+    if len(parts) > 2 * BATCH_ITEMS_MAX:
+        raise UploadError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"a batch of {len(parts) // 2} uploads; send at most {BATCH_ITEMS_MAX} at once",
+        )
+    tokens = (part.decode("ascii", "replace") for part in parts[::2])
+    return list(zip(tokens, parts[1::2], strict=True))
+
+
+def _answer(error: GrangeError) -> Answer:
+    if isinstance(error, UploadError):
+        return Answer(error.status, str(error))
+    if isinstance(error, PeerError):
+        return Answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
