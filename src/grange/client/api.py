@@ -252,8 +252,8 @@ def problem(answer: httpx.Response) -> GrangeError:
     try:
         text = Problem.model_validate_json(answer.content).error
     except ValidationError:
-        body = answer.content[:ERROR_BYTES_MAX].decode(errors="replace").strip()
-        text = f"{answer.request.url} answered {answer.status_code}: {body or 'nothing more'}"
+        text = answer.content[:ERROR_BYTES_MAX].decode(errors="replace").strip()
+        text = f"{answer.request.url} answered {answer.status_code}: {text or 'nothing more'}"
     if answer.is_server_error:
         return OutsideError(text)
     return PeerError(text)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, Protocol
 from urllib.parse import urljoin
 
@@ -11,17 +12,18 @@ import zstandard
 
 from grange.client.api import CONNECT_S, GrangeClient, problem, unreachable
 from grange.client.models import SourceClaim, SourceGrant
-from grange.errors import PeerError
+from grange.errors import OutsideError, PeerError
 from grange.store.closure import topological
 from grange.store.narinfo import PathInfo
 from grange.store.path import StoreDir, StorePath
 
 CLAIMS_MAX: Final = 1_000  # in one call, so that grants do not expire before their turn
 SMALL_BYTES_MAX: Final = 256 << 10  # of a NAR: up to here a request costs more than its body
-BATCH_BYTES_MAX: Final = 8 << 20  # of small NARs in one request
+BATCH_BYTES_MAX: Final = 4 << 20  # of small NARs in one request; the farm takes twice that
 UPLOADS_AT_ONCE: Final = 4  # enough to keep packing, compressing and the network busy
 UPLOAD_SILENCE_S: Final = 300.0  # the farm verifies a NAR before it answers
 ZSTD_LEVEL: Final = 3
+_ARRIVED: Final = (HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.CONFLICT)  # also from elsewhere
 PIECE_BYTES: Final = 64 << 10  # from here on compressing deserves a thread
 
 
@@ -178,34 +180,45 @@ async def _upload_one(
 ) -> None:
     async with room:
         body = _compressed(store.nar(upload.info.path), upload.info.nar_bytes)
-        await _send(http, "PUT", upload.url, body)
+        answer = await _send(http, "PUT", upload.url, body)
+    if answer.status_code not in _ARRIVED:
+        raise problem(answer)
 
 
 async def _upload_batch(
     http: httpx.AsyncClient, store: LocalStore, batch: list[_Upload], room: asyncio.Semaphore
 ) -> None:
-    """Send small NARs in one request: for each, token and body with u32 lengths before them."""
+    """Send small NARs in one request, to the URL above theirs.
+
+    For each come token and body, behind their lengths in four bytes, little-endian; the answer is
+    a list of one status and text for each.
+    """
     parts: list[bytes] = []
     async with room:
         for upload in batch:
             token = upload.url.rpartition("/")[2].encode()
             nar = _compressed(store.nar(upload.info.path), upload.info.nar_bytes)
             body = b"".join([piece async for piece in nar])
-            parts += (len(token).to_bytes(4, "big"), token, len(body).to_bytes(4, "big"), body)
+            parts += (len(token).to_bytes(4, "little"), token)
+            parts += (len(body).to_bytes(4, "little"), body)
         url = batch[0].url.rpartition("/")[0]
-        await _send(http, "POST", url, b"".join(parts))
+        answer = await _send(http, "POST", url, b"".join(parts))
+    if not answer.is_success:
+        raise problem(answer)
+    for upload, each in zip(batch, answer.json(), strict=True):
+        if each["status"] not in _ARRIVED:
+            text = f"the farm refused the source {upload.info.path}: {each['text']}"
+            raise OutsideError(text) if each["status"] >= 500 else PeerError(text)
 
 
 async def _send(
     http: httpx.AsyncClient, method: str, url: str, content: bytes | AsyncIterator[bytes]
-) -> None:
+) -> httpx.Response:
     headers = {"content-type": "application/octet-stream"}
     try:
-        answer = await http.request(method, url, content=content, headers=headers)
+        return await http.request(method, url, content=content, headers=headers)
     except httpx.TransportError as error:
         raise unreachable(url, error) from error
-    if not answer.is_success:
-        raise problem(answer)
 
 
 async def _compressed(

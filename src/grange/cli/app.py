@@ -1,0 +1,112 @@
+"""The command `grange`, and how any error leaves it.
+
+Exit codes: 0 done, 1 a build failed, 2 the request was wrong, 3 the farm or the world is at fault,
+130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from grange import errors
+
+if TYPE_CHECKING:
+    from grange.cli.config import AgentOptions, ServeConfig
+    from grange.client.sources import LocalStore
+
+EXIT_FAILED: Final = 1
+EXIT_REQUEST: Final = 2
+EXIT_OUTSIDE: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What the commands run and do not build themselves."""
+
+    serve: "Callable[[ServeConfig], None]"  # returns when the farm was told to stop
+    run_agent: "Callable[[AgentOptions], None]"
+    local_store: "Callable[[str | None], LocalStore]"  # a chroot store's directory, or the system's
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    module: str
+    name: str
+    summary: str
+
+
+# Where each command is. Its module, and with it HTTP and tables, is imported when it is called.
+_COMMANDS: Final = {
+    "build": _Entry("build", "build", "Build derivations or Nix expressions, and show progress."),
+    "list": _Entry("builds", "list_builds", "List builds, the newest first."),
+    "show": _Entry("builds", "show", "Show a build and its steps."),
+    "log": _Entry("log", "log", "Print the log of a build or step."),
+    "why": _Entry("why", "why", "Say why something is not running."),
+    "cancel": _Entry("builds", "cancel", "Stop builds."),
+    "retry": _Entry("builds", "retry", "Try failed builds again."),
+    "status": _Entry("farm", "status", "Show how the farm is doing."),
+    "agents": _Entry("farm", "agents", "List the agents and what they do."),
+    "serve": _Entry("serve", "serve", "Run a farm: coordinator, cache and web."),
+    "agent": _Entry("agent", "agent", "Run an agent, which builds."),
+    "key": _Entry("key", "key", "Make signing keys."),
+}
+
+
+class _Commands(click.Group):
+    """The commands of `_COMMANDS`, in that order."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if (entry := _COMMANDS.get(cmd_name)) is None:
+            return None
+        command = getattr(import_module(f"grange.cli.{entry.module}"), entry.name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except errors.GrangeError as error:
+            complain(str(error))
+            ctx.exit(exit_code(error))
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+def make_cli(adapters: Adapters) -> click.Group:
+    """The whole command line, over these adapters."""
+
+    @click.group(
+        cls=_Commands,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        epilog="The farm is found by --url, else GRANGE_URL, else http://127.0.0.1:7380.",
+    )
+    @click.version_option(package_name="grange", message="%(prog)s %(version)s")
+    @click.pass_context
+    def cli(ctx: click.Context) -> None:
+        """Grange, an elastic build farm for Nix and Guix."""
+        ctx.obj = adapters
+
+    return cli
+
+
+def exit_code(error: errors.GrangeError) -> int:
+    return EXIT_REQUEST if isinstance(error, errors.PeerError) else EXIT_OUTSIDE
+
+
+def complain(text: str) -> None:
+    """Say in red, where the terminal has it, what went wrong."""
+    is_plain = "NO_COLOR" in os.environ or not sys.stderr.isatty()
+    click.secho(f"grange: {text}", err=True, fg="red", color=not is_plain)

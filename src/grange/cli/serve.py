@@ -1,0 +1,162 @@
+"""`grange serve`."""
+
+from pathlib import Path
+
+import click
+
+from grange.cli.app import Adapters
+from grange.cli.config import (
+    AGENTS_PORT,
+    HTTP_PORT,
+    LEASE_S,
+    Address,
+    ServeConfig,
+    Upstream,
+    default_state_dir,
+)
+from grange.errors import OperatorError
+from grange.store.path import StoreDir
+from grange.wire.messages import Limits
+
+
+@click.command(short_help="Run a farm: coordinator, cache and web.")
+@click.option(
+    "--listen",
+    default=f"127.0.0.1:{HTTP_PORT}",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="For people and caches: API, web and binary cache over HTTP.",
+)
+@click.option(
+    "--listen-agents",
+    default=f"127.0.0.1:{AGENTS_PORT}",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="For agents: gRPC.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=default_state_dir,
+    help="Database, logs and, unless told otherwise, cache and key.",
+)
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the binary cache lies [default: cache in the state directory].",
+)
+@click.option(
+    "--store-dir",
+    default="/nix/store",
+    show_default=True,
+    metavar="DIR",
+    help="The directory all store paths of this farm begin with.",
+)
+@click.option(
+    "--substituter",
+    "substituters",
+    multiple=True,
+    type=(str, str),
+    metavar="URL KEYS",
+    help="A binary cache to take paths from, and its public keys with commas between them. "
+    "May be repeated; the first that has a path is used.",
+)
+@click.option(
+    "--key-file",
+    "key_files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="A secret key to sign with, made by `grange key generate` or by Nix. May be repeated "
+    "[default: one is made in the state directory].",
+)
+@click.option("--public-url", metavar="URL", help="How others reach this farm over HTTP.")
+@click.option(
+    "--lease",
+    "lease_s",
+    default=LEASE_S,
+    show_default=True,
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="After so long without a word an agent has lost its attempts.",
+)
+@click.option(
+    "--build-timeout",
+    "build_s",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="SECONDS",
+    help="A build that runs longer fails; 0 sets no limit.",
+)
+@click.option(
+    "--silence-timeout",
+    "silent_s",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="SECONDS",
+    help="A build that logs nothing for so long fails; 0: no limit.",
+)
+@click.option(
+    "--log-bytes",
+    default=256 << 20,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="A build that logs more fails; 0 sets no limit.",
+)
+@click.option(
+    "--output-bytes",
+    default=0,
+    type=click.IntRange(min=0),
+    help="A build with a larger output fails; 0 sets no limit.",
+)
+@click.pass_obj
+def serve(
+    adapters: Adapters,
+    *,
+    listen: str,
+    listen_agents: str,
+    state_dir: Path,
+    cache_dir: Path | None,
+    store_dir: str,
+    substituters: tuple[tuple[str, str], ...],
+    key_files: tuple[Path, ...],
+    public_url: str | None,
+    lease_s: float,
+    build_s: int,
+    silent_s: int,
+    log_bytes: int,
+    output_bytes: int,
+) -> None:
+    """Run a farm until SIGTERM or Ctrl-C: coordinator, binary cache, API and web."""
+    config = ServeConfig(
+        http=Address.parse(listen),
+        agents=Address.parse(listen_agents),
+        state_dir=state_dir,
+        cache_dir=cache_dir,
+        store_dir=_store_dir(store_dir),
+        upstreams=tuple(_upstream(url, keys) for url, keys in substituters),
+        key_files=key_files,
+        public_url=public_url,
+        limits=Limits(
+            silent_s=silent_s, build_s=build_s, log_bytes=log_bytes, output_bytes=output_bytes
+        ),
+        lease_s=lease_s,
+    )
+    adapters.serve(config)
+
+
+def _store_dir(text: str) -> StoreDir:
+    root = text.rstrip("/")
+    if not root.startswith("/"):
+        raise OperatorError(f"--store-dir {text!r} is not an absolute path such as /nix/store")
+    return StoreDir(root)
+
+
+def _upstream(url: str, keys: str) -> Upstream:
+    public_keys = tuple(filter(None, keys.replace(",", " ").split()))
+    if not url.startswith(("http://", "https://")):
+        raise OperatorError(f"--substituter {url!r} is not an http:// or https:// URL")
+    if not public_keys:
+        raise OperatorError(
+            f"--substituter {url} has no public key; without one nothing it serves can be checked"
+        )
+    return Upstream(url.rstrip("/"), public_keys)
