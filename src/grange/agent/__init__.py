@@ -1,0 +1,1 @@
+"""The agent: builds what the coordinator sends it and delivers the results."""

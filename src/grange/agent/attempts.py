@@ -1,0 +1,335 @@
+"""The agent's attempts, each from its order until it is settled.
+
+An attempt waits, fetches, builds and delivers. It holds one of the `max_jobs` places only while it
+builds: inputs are fetched before, outputs are uploaded while the next one builds.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from grange.agent.build import Builder, Made, Verdict
+from grange.agent.download import PathMissingError
+from grange.agent.fetch import Fetcher
+from grange.agent.log import AttemptLog
+from grange.agent.outbox import Outbox
+from grange.agent.roots import Roots
+from grange.agent.upload import Uploader
+from grange.daemon import DaemonPool
+from grange.errors import GrangeError
+from grange.scheduler.facts import AttemptId, Outcome, Phase, Usage
+from grange.store.path import StorePath
+from grange.wire.messages import BuildOrder, Built, Failed, Orders, UploadGrant
+
+WAIT_S: Final = 2.0  # for a place, before an attempt that has cost nothing is given back
+TRIES: Final = 3  # to have all inputs in the store at once, where a collector takes them away
+LOG_BYTES_MAX: Final = 4 << 30  # where an order sets no limit
+SETTLED_MAX: Final = 10_000  # remembered, lest an order that is repeated late starts them again
+PRESENT_MAX: Final = 200_000  # paths
+UNDELIVERED_MAX: Final = 256  # attempts whose outputs wait for delivery
+
+_UNKNOWN: Final = Usage()
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    order: BuildOrder
+    log: AttemptLog
+    phase: Phase = Phase.QUEUED
+    task: asyncio.Task[None] | None = None
+    fetch_s: float | None = None
+    made: Made | None = None
+    built: Built | None = None
+    undelivered_bytes: int = 0
+
+    @property
+    def id(self) -> AttemptId:
+        return self.order.attempt
+
+
+@dataclass(slots=True)
+class _Undelivered:
+    """Outputs on this disk that the farm does not have yet."""
+
+    bytes_max: int
+    bytes: int = 0
+    count: int = 0
+    has_room: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, count: int, nar_bytes: int) -> None:
+        self.count += count
+        self.bytes += nar_bytes
+        if self.is_full:
+            self.has_room.clear()
+        else:
+            self.has_room.set()
+
+    @property
+    def is_full(self) -> bool:
+        return self.count >= UNDELIVERED_MAX or self.bytes >= self.bytes_max
+
+
+class Attempts:
+    """Takes orders in, and tells `outbox` what becomes of them."""
+
+    def __init__(
+        self,
+        *,
+        pool: DaemonPool,
+        builder: Builder,
+        fetcher: Fetcher,
+        roots: Roots,
+        outbox: Outbox,
+        log_folder: Path,
+        max_jobs: int,
+        undelivered_bytes_max: int,
+    ) -> None:
+        self._pool = pool
+        self._builder = builder
+        self._fetcher = fetcher
+        self._roots = roots
+        self._outbox = outbox
+        self._log_folder = log_folder
+        self._uploader: Uploader | None = None
+        self._attempts: dict[AttemptId, _Attempt] = {}
+        self._settled: dict[AttemptId, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(max_jobs)
+        self._undelivered = _Undelivered(undelivered_bytes_max)
+        self._undelivered.add(0, 0)
+        # Seen in the store since garbage was last collected here: likely there, never relied on.
+        self._present: set[StorePath] = set()
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+        self.orders_seen = 0
+        self.is_draining = False
+
+    def use(self, uploader: Uploader) -> None:
+        self._uploader = uploader
+
+    # --- What the session asks ---------------------------------------------------------------
+
+    def phases(self) -> tuple[tuple[AttemptId, Phase], ...]:
+        return tuple((id_, attempt.phase) for id_, attempt in self._attempts.items())
+
+    @property
+    def undelivered_bytes(self) -> int:
+        return self._undelivered.bytes
+
+    @property
+    def busy(self) -> str:
+        """Why more work would only wait; "" if it would not."""
+        if not self._undelivered.is_full:
+            return ""
+        return (
+            f"{self._undelivered.count} attempts' outputs ({self._undelivered.bytes} bytes)"
+            " wait for their upload"
+        )
+
+    def forget_present(self) -> None:
+        """Garbage was collected."""
+        self._present.clear()
+
+    async def wait_none_left(self) -> None:
+        await self._none_left.wait()
+
+    async def abort_all(self) -> None:
+        """Stop everything, and see every build end."""
+        for id_ in list(self._attempts):
+            self._drop(id_)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def take(self, orders: Orders) -> None:
+        """Do as told. What was told before is passed over."""
+        for order in orders.builds:
+            assert isinstance(order, BuildOrder)
+            self._start(order)
+        for grant in orders.grants:
+            self._deliver(grant)
+        for id_, _ in orders.settled:
+            self._drop(id_)
+        for id_ in orders.aborts:
+            self._drop(id_)
+        self.orders_seen = max(self.orders_seen, orders.number)
+
+    def _start(self, order: BuildOrder) -> None:
+        if order.attempt in self._attempts or order.attempt in self._settled:
+            return
+        log = AttemptLog(self._log_folder, order.limits.log_bytes or LOG_BYTES_MAX)
+        attempt = _Attempt(order, log)
+        self._attempts[attempt.id] = attempt
+        self._none_left.clear()
+        self._outbox.open_log(attempt.id, log)
+        if self.is_draining:
+            self._fail(attempt, Outcome.RETURNED, "the agent is about to leave")
+            return
+        attempt.task = asyncio.create_task(self._run(attempt))
+        self._tasks.add(attempt.task)
+        attempt.task.add_done_callback(self._tasks.discard)
+
+    def _deliver(self, grant: UploadGrant) -> None:
+        attempt = self._attempts.get(grant.attempt)
+        if attempt is None or attempt.made is None or grant.is_present:
+            return
+        assert self._uploader is not None, "a cache is known before the first grant"
+        for output in attempt.made.outputs:
+            if output.path == grant.path:
+                attempt.phase = Phase.UPLOADING  # no news to whoever granted it
+                self._uploader.deliver(output, grant)
+
+    def _drop(self, id_: AttemptId) -> None:
+        """Settled or aborted: stop whatever still runs for it and forget it."""
+        self._settled[id_] = None
+        if len(self._settled) > SETTLED_MAX:
+            del self._settled[next(iter(self._settled))]
+        attempt = self._attempts.pop(id_, None)
+        if attempt is None:
+            return
+        self._outbox.forget(id_)
+        if attempt.task is not None:
+            attempt.task.cancel()
+        self._let_go(attempt)
+        attempt.log.close()
+        if not self._attempts:
+            self._none_left.set()
+
+    def _let_go(self, attempt: _Attempt) -> None:
+        """Outputs are delivered, or will not be."""
+        if attempt.made is None:
+            return
+        if self._uploader is not None:
+            self._uploader.call_off(attempt.id)
+        for root in attempt.made.roots:
+            self._roots.release(root)
+        self._undelivered.add(-1, -attempt.undelivered_bytes)
+        attempt.made = None
+
+    # --- What the uploader asks --------------------------------------------------------------
+
+    def ask_again(self, id_: AttemptId) -> None:
+        """Its outputs need new grants."""
+        attempt = self._attempts.get(id_)
+        if attempt is not None and attempt.built is not None and attempt.made is not None:
+            self._outbox.end(attempt.built)
+
+    def upload_failed(self, id_: AttemptId, message: str) -> None:
+        attempt = self._attempts.get(id_)
+        if attempt is not None and attempt.built is not None:
+            usage = attempt.built.usage
+            self._let_go(attempt)
+            self._fail(attempt, Outcome.UPLOAD_FAILED, message, usage)
+
+    # --- The life of one ---------------------------------------------------------------------
+
+    async def _run(self, attempt: _Attempt) -> None:
+        try:
+            await self._realise(attempt)
+        except PathMissingError as error:
+            self._fail(attempt, Outcome.INPUTS_MISSING, str(error))
+        except GrangeError as error:
+            is_fetching = attempt.phase <= Phase.FETCHING
+            outcome = Outcome.FETCH_FAILED if is_fetching else Outcome.AGENT_FAILED
+            self._fail(attempt, outcome, str(error))
+        except Exception as error:
+            _log.exception("attempt %d met a fault of Grange's own", attempt.id)
+            self._fail(attempt, Outcome.AGENT_FAILED, f"a fault of the agent's own: {error!r}")
+        finally:
+            attempt.task = None
+
+    async def _realise(self, attempt: _Attempt) -> None:
+        inputs = attempt.order.derivation.input_srcs
+        for _ in range(TRIES):
+            if not self._present.issuperset(inputs):
+                await self._fetch(attempt)
+            if not await self._take_place(attempt):
+                self._fail(attempt, Outcome.RETURNED, "the agent's places are all taken")
+                return
+            try:
+                missing = await self._build(attempt)
+            finally:
+                self._places.release()
+            if not missing:
+                return
+            self._present -= missing
+        message = f"{min(missing)} is collected as garbage again and again before it is used"
+        self._fail(attempt, Outcome.FETCH_FAILED, message)
+
+    async def _fetch(self, attempt: _Attempt) -> None:
+        """Have all inputs in the store."""
+        inputs = attempt.order.derivation.input_srcs
+        valid = await self._fetcher.valid(inputs)
+        missing = [path for path in inputs if path not in valid]
+        if missing:
+            self._reach(attempt, Phase.FETCHING)
+            started = monotonic()
+            await self._fetcher.fetch(missing)
+            attempt.fetch_s = monotonic() - started + (attempt.fetch_s or 0.0)
+        self._note_present(inputs)
+
+    def _note_present(self, paths: Iterable[StorePath]) -> None:
+        if len(self._present) > PRESENT_MAX:
+            self._present.clear()
+        self._present.update(paths)
+
+    async def _take_place(self, attempt: _Attempt) -> bool:
+        """Wait for a place; False where it is better given back than kept waiting."""
+        if not self._places.locked() and not self._undelivered.is_full:
+            await self._places.acquire()
+            return True
+        limit_s = WAIT_S if attempt.phase is Phase.QUEUED else None
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._undelivered.has_room.wait()
+                await self._places.acquire()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _build(self, attempt: _Attempt) -> set[StorePath]:
+        """Build in a place; inputs that were missing after all, and so nothing was done."""
+        order = attempt.order
+        async with self._pool.lease() as daemon:
+            missing = await self._builder.pin(daemon, order.derivation.input_srcs)
+            if missing:
+                return missing
+            self._reach(attempt, Phase.BUILDING)
+            built = await self._builder.build(
+                daemon, order, attempt.log, lambda: self._outbox.log_grew(attempt.id)
+            )
+        usage = built.usage
+        if attempt.fetch_s is not None:
+            usage = Usage(
+                attempt.fetch_s, usage.build_s, None, usage.cpu_user_s, usage.cpu_system_s
+            )
+        if isinstance(built.end, Verdict):
+            self._fail(attempt, built.end.outcome, built.end.message, usage)
+        else:
+            self._succeed(attempt, built.end, usage)
+        return missing
+
+    # --- Telling -----------------------------------------------------------------------------
+
+    def _reach(self, attempt: _Attempt, phase: Phase) -> None:
+        attempt.phase = phase
+        self._outbox.phase(attempt.id, phase)
+
+    def _succeed(self, attempt: _Attempt, made: Made, usage: Usage) -> None:
+        attempt.made = made
+        attempt.phase = Phase.BUILT
+        attempt.undelivered_bytes = sum(output.nar_bytes for output in made.outputs)
+        self._undelivered.add(1, attempt.undelivered_bytes)
+        self._note_present(output.path for output in made.outputs)
+        attempt.built = Built(attempt.id, made.outputs, usage)
+        self._outbox.end(attempt.built)
+
+    def _fail(
+        self, attempt: _Attempt, outcome: Outcome, message: str, usage: Usage = _UNKNOWN
+    ) -> None:
+        attempt.built = None
+        self._outbox.end(Failed(attempt.id, outcome, message, usage))

@@ -1,0 +1,103 @@
+"""Which store and daemon the agent builds with, and what they can do."""
+
+import asyncio
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from grange.daemon import Daemon
+from grange.errors import OperatorError
+from grange.store.path import StoreDir, StorePath
+
+_SETTINGS_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A store, named as Nix names stores.
+
+    "" or "daemon": this machine's, by a ``nix-daemon --stdio`` of our own. "unix:PATH": by the
+    daemon behind a socket. "/DIR" or "local?root=/DIR": one below a directory.
+    """
+
+    uri: str
+    store_dir: StoreDir
+    nix_config: str  # lines of nix.conf for daemons of our own, such as "sandbox = true"
+
+    def __post_init__(self) -> None:
+        if self.uri not in {"", "daemon"} and not self.uri.startswith(("unix:", "/", _LOCAL)):
+            raise OperatorError(
+                f"{self.uri!r} is no store an agent can build in; leave it empty for this"
+                " machine's, or write unix:SOCKET or the absolute path of a root directory"
+            )
+
+    @property
+    def root(self) -> Path:
+        """What store paths are below: "/" unless the store is out of its usual place."""
+        if self.uri.startswith(("/", _LOCAL)):
+            return Path(self.uri.removeprefix(_LOCAL))
+        return Path("/")
+
+    @property
+    def folder(self) -> Path:
+        """Where the store's paths are."""
+        return self.root / self.store_dir.root.lstrip("/")
+
+    def physical(self, path: StorePath) -> str:
+        return f"{self.folder}/{path}"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        # Without substituters: what to fetch, and whom to believe, the farm says.
+        lines = (os.environ.get("NIX_CONFIG", ""), "substituters =", self.nix_config)
+        return {**os.environ, "NIX_CONFIG": "\n".join(filter(None, lines)) + "\n"}
+
+    async def connect(self) -> Daemon:
+        """A new connection; raises OperatorError, DaemonGone."""
+        if self.uri.startswith("unix:"):
+            path = self.uri.removeprefix("unix:").removeprefix("//")
+            return await Daemon.connect_unix(path, self.store_dir)
+        command = ["nix-daemon", "--stdio"]
+        if self.root != Path("/"):
+            command += ["--store", str(self.root)]
+        return await Daemon.connect_stdio(command, self.store_dir, environment=self.environment)
+
+    async def settings(self) -> "Settings":
+        """What this machine's Nix is set to; what the kernel says where Nix does not tell."""
+        for words in (("config", "show"), ("show-config",)):
+            command = ("nix", "--extra-experimental-features", "nix-command", *words, "--json")
+            found = await self._ask_nix(command)
+            if found is not None:
+                return found
+        return Settings((f"{platform.machine()}-linux",), ())
+
+    async def _ask_nix(self, command: tuple[str, ...]) -> "Settings | None":
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env=self.environment,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            async with asyncio.timeout(_SETTINGS_S):
+                answer, _ = await process.communicate()
+            settings = json.loads(answer)
+            system = settings["system"]["value"]
+            extra = settings.get("extra-platforms", {}).get("value", [])
+            features = settings.get("system-features", {}).get("value", [])
+            return Settings((system, *sorted(set(extra) - {system})), tuple(sorted(features)))
+        except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    systems: tuple[str, ...]
+    features: tuple[str, ...]
+
+
+_LOCAL: Final = "local?root="

@@ -1,0 +1,147 @@
+"""Narinfos and NARs from a binary cache over HTTP, decompressed on the way and bounded."""
+
+import asyncio
+import bz2
+import lzma
+import random
+import zlib
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Protocol
+from urllib.parse import urljoin
+
+import aiohttp
+import zstandard
+
+from grange.errors import OutsideError, PeerError
+from grange.store.keys import TrustedKeys
+from grange.store.narinfo import NARINFO_BYTES_MAX, NarInfo, fingerprint, parse
+from grange.store.path import StoreDir, StorePath
+
+TRIES: Final = 5
+BACKOFF_S: Final = 0.2  # doubled with every try
+CHUNK_BYTES: Final = 256 << 10
+ZSTD_WINDOW_BYTES_MAX: Final = 128 << 20  # of zstd's --long; what would need more is refused
+
+
+class PathMissingError(PeerError):
+    """The cache has no such path (any more); the farm must build or find it again."""
+
+
+class _Inflate(Protocol):
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+class _AsItIs:
+    def decompress(self, data: bytes, /) -> bytes:
+        return data
+
+
+# A compressed NAR is one stream; what might follow its end is not looked at, for the NAR would then
+# lack bytes, which its size tells.
+_DECOMPRESSORS: Final[dict[str, Callable[[], _Inflate]]] = {
+    "none": _AsItIs,
+    "zstd": lambda: zstandard.ZstdDecompressor(
+        max_window_size=ZSTD_WINDOW_BYTES_MAX
+    ).decompressobj(),
+    "xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 30),
+    "bzip2": bz2.BZ2Decompressor,
+    "gzip": lambda: zlib.decompressobj(wbits=31),
+}
+
+
+class BinaryCache:
+    """The cache at `url`, whose paths must be signed with one of `keys`.
+
+    Raises PathMissingError for what it lacks, PeerError for what is wrong, OutsideError where it cannot
+    be reached after several tries.
+    """
+
+    def __init__(
+        self, http: aiohttp.ClientSession, url: str, keys: TrustedKeys, store_dir: StoreDir
+    ) -> None:
+        self._http = http
+        self._base = url + "/"
+        self._keys = keys
+        self._store_dir = store_dir
+
+    async def narinfo(self, path: StorePath) -> NarInfo:
+        """The path info of `path`, its signature checked."""
+        url = f"{self._base}{path.hash_part}.narinfo"
+        text = b""
+        async for chunk in self._body(url, path):
+            text += chunk
+            if len(text) > NARINFO_BYTES_MAX:
+                raise PeerError(f"the narinfo of {path} exceeds {NARINFO_BYTES_MAX} bytes")
+        narinfo = parse(text.decode(errors="replace"), self._store_dir)
+        info = narinfo.info
+        if info.path != path:
+            raise PeerError(f"the cache answers with {info.path} where {path} was asked for")
+        if self._keys.signer(fingerprint(info, self._store_dir), info.signatures) is None:
+            raise PeerError(
+                f"{path} in the cache at {self._base} is not signed with a key of this farm;"
+                " check the farm's signing keys and those of its upstream caches"
+            )
+        return narinfo
+
+    async def nar(self, narinfo: NarInfo) -> AsyncIterator[bytes]:
+        """The NAR in pieces, never more bytes than its path info says."""
+        info = narinfo.info
+        make = _DECOMPRESSORS.get(narinfo.compression)
+        if make is None:
+            raise PeerError(
+                f"{info.path} is compressed with {narinfo.compression!r}; known are"
+                f" {', '.join(_DECOMPRESSORS)}"
+            )
+        inflate = make()
+        left = info.nar_bytes
+        try:
+            async for chunk in self._body(urljoin(self._base, narinfo.url), info.path):
+                for start in range(0, len(chunk), CHUNK_BYTES):
+                    piece = inflate.decompress(chunk[start : start + CHUNK_BYTES])
+                    left -= len(piece)
+                    if left < 0:
+                        raise PeerError(f"the NAR of {info.path} exceeds {info.nar_bytes} bytes")
+                    if piece:
+                        yield piece
+        except (zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+            raise PeerError(
+                f"the file of {info.path} in the cache is no {narinfo.compression}: {error}"
+            ) from error
+        if left:
+            raise PeerError(f"the NAR of {info.path} ends {left} bytes early")
+
+    async def _body(self, url: str, path: StorePath) -> AsyncIterator[bytes]:
+        """The body of a GET; where the connection fails in its midst, the rest by a range."""
+        offset = 0
+        tries = 0
+        while True:
+            try:
+                headers = {"Range": f"bytes={offset}-"} if offset else {}
+                async with self._http.get(url, headers=headers) as response:
+                    _check(response, offset, path)
+                    async for chunk in response.content.iter_any():
+                        yield chunk
+                        offset += len(chunk)
+                        tries = 0
+                return
+            except (aiohttp.ClientError, TimeoutError, _PassingError) as error:
+                tries += 1
+                if tries >= TRIES:
+                    reason = str(error) or type(error).__name__
+                    raise OutsideError(f"{path} cannot be fetched from {url}: {reason}") from error
+            await asyncio.sleep(BACKOFF_S * 2**tries * random.uniform(0.5, 1))
+
+
+class _PassingError(Exception):
+    """An answer that another try may better."""
+
+
+def _check(response: aiohttp.ClientResponse, offset: int, path: StorePath) -> None:
+    status = response.status
+    if status == (206 if offset else 200):
+        return
+    if status in {404, 410} and not offset:
+        raise PathMissingError(f"{path} is not in the cache ({response.url} answers {status})")
+    if status >= 500 or status in {408, 429}:
+        raise _PassingError(f"it answers {status}")
+    raise PeerError(f"{path} cannot be fetched: {response.url} answers {status}")

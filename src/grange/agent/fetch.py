@@ -1,0 +1,277 @@
+"""Bringing missing inputs into the store.
+
+Every path is one flight, whoever wants it. Flights download at once and are imported in an order in
+which references come first: small ones from memory, many to one operation; big ones streamed
+through, one after the other.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from grange.agent.download import BinaryCache, PathMissingError
+from grange.daemon import Daemon, DaemonError, DaemonPool
+from grange.errors import GrangeError, PeerError
+from grange.store.narinfo import PathInfo
+from grange.store.path import StorePath
+
+SMALL_NAR_BYTES: Final = 1 << 20
+MEMORY_BYTES: Final = 64 << 20  # of small NARs, from before their download until their import
+BATCH_BYTES: Final = 8 << 20
+BATCH_PATHS: Final = 512
+
+Requisites = Callable[[Sequence[StorePath]], Awaitable[Sequence[StorePath]]]
+"""The runtime closure of paths as the coordinator knows it, references first."""
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """One path under way. `is_queued`: its import comes before any that is queued later."""
+
+    path: StorePath
+    number: int  # ascending in the order of claims
+    done: asyncio.Future[None]
+    is_queued: asyncio.Event = field(default_factory=asyncio.Event)
+    may_load: asyncio.Event = field(default_factory=asyncio.Event)
+    memory_bytes: int | None = None  # asked for; None before its narinfo is there
+    is_big: bool = False
+    wanted: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Import:
+    info: PathInfo
+    nar: bytes
+    done: asyncio.Future[None]
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Fetcher:
+    """Fetches over connections of `pool` that build nothing: they pin inputs until retired."""
+
+    def __init__(self, pool: DaemonPool, requisites: Requisites) -> None:
+        self._pool = pool
+        self._requisites = requisites
+        self._cache: BinaryCache | None = None
+        self._flights: dict[StorePath, _Flight] = {}
+        self._claims = 0
+        self._memory_bytes = MEMORY_BYTES
+        self._memory_line: deque[_Flight] = deque()  # in the order of claims
+        self._imports: deque[_Import] = deque()
+        self._importer: asyncio.Task[None] | None = None
+        self._big_turn = asyncio.Lock()
+        self._gate = asyncio.Condition()
+        self._importing = 0
+        self._is_held = False
+
+    def use(self, cache: BinaryCache) -> None:
+        """Fetch from `cache` from now on."""
+        self._cache = cache
+
+    async def fetch(self, paths: Sequence[StorePath]) -> None:
+        """Have the runtime closure of `paths` in the store.
+
+        Raises PathMissingError, PeerError, OutsideError. Cancelling abandons what nobody else wants.
+        """
+        closure = await self._requisites(paths)
+        if missing := set(paths).difference(closure):
+            raise PathMissingError(f"{min(missing)} is not in the farm's cache")
+        async with self._pool.lease() as daemon:
+            for path in paths:
+                await daemon.add_temp_root(path)
+            valid = await daemon.query_valid_paths(closure)
+        flights = [self._claim(path) for path in closure if path not in valid]
+        try:
+            await _all_done(flights)
+        finally:
+            for flight in flights:
+                self._disclaim(flight)
+
+    async def valid(self, paths: Sequence[StorePath]) -> set[StorePath]:
+        """Those of `paths` that are in the store already."""
+        async with self._pool.lease() as daemon:
+            return await daemon.query_valid_paths(paths)
+
+    async def hold_imports(self) -> None:
+        """Let running imports end and no other begin, until `resume_imports`."""
+        self._is_held = True
+        async with self._gate:
+            await self._gate.wait_for(lambda: not self._importing)
+
+    async def resume_imports(self) -> None:
+        self._is_held = False
+        async with self._gate:
+            self._gate.notify_all()
+
+    # --- Claims ------------------------------------------------------------------------------
+
+    def _claim(self, path: StorePath) -> _Flight:
+        flight = self._flights.get(path)
+        if flight is None:
+            loop = asyncio.get_running_loop()
+            flight = _Flight(path, self._claims, loop.create_future())
+            self._claims += 1
+            self._flights[path] = flight
+            self._memory_line.append(flight)
+            flight.task = loop.create_task(self._fly(flight))
+        flight.wanted += 1
+        return flight
+
+    def _disclaim(self, flight: _Flight) -> None:
+        flight.wanted -= 1
+        if not flight.wanted and flight.task is not None and not flight.task.done():
+            self._flights.pop(flight.path, None)  # whoever wants it next begins anew
+            flight.task.cancel()
+
+    async def _fly(self, flight: _Flight) -> None:
+        try:
+            await self._bring(flight)
+            flight.done.set_result(None)
+        except Exception as error:  # a bug too must reach whoever waits
+            flight.done.set_exception(error)
+            flight.done.exception()  # looked at: the last who waited may just have gone
+        finally:
+            flight.done.cancel()
+            flight.is_queued.set()
+            if self._flights.get(flight.path) is flight:
+                del self._flights[flight.path]
+            if flight.may_load.is_set():
+                self._memory_bytes += flight.memory_bytes or 0
+            else:
+                self._memory_line.remove(flight)
+            self._grant_memory()
+
+    def _grant_memory(self) -> None:
+        """First claimed, first served: whoever holds memory waits only for earlier ones."""
+        line = self._memory_line
+        while line and (wish := line[0].memory_bytes) is not None and wish <= self._memory_bytes:
+            self._memory_bytes -= wish
+            line.popleft().may_load.set()
+
+    # --- One flight --------------------------------------------------------------------------
+
+    async def _bring(self, flight: _Flight) -> None:
+        cache = self._cache
+        assert cache is not None, "a cache is known before the first order"
+        narinfo = await cache.narinfo(flight.path)
+        info = narinfo.info
+        flight.is_big = info.nar_bytes > SMALL_NAR_BYTES
+        flight.memory_bytes = 0 if flight.is_big else info.nar_bytes
+        self._grant_memory()
+        await flight.may_load.wait()
+        if flight.is_big:
+            await self._await_references(flight, info)
+            async with self._big_turn:
+                await self._enter_gate()
+                try:
+                    async with self._pool.lease() as daemon:
+                        await _add(daemon, [(info, cache.nar(narinfo))])
+                finally:
+                    await self._leave_gate()
+        else:
+            nar = b"".join([piece async for piece in cache.nar(narinfo)])
+            await self._await_references(flight, info)
+            item = _Import(info, nar, asyncio.get_running_loop().create_future())
+            self._imports.append(item)
+            flight.is_queued.set()
+            if self._importer is None:
+                self._importer = asyncio.create_task(self._import_all())
+            await item.done
+
+    async def _await_references(self, flight: _Flight, info: PathInfo) -> None:
+        """Wait until every reference on its way here is valid, or will be before `flight` is."""
+        for path in info.references:
+            other = self._flights.get(path)
+            if other is None or other is flight:
+                continue
+            if other.number > flight.number:
+                raise PeerError(
+                    f"the coordinator named {flight.path} before {path}, which it refers to"
+                )
+            if flight.is_big or other.is_big:
+                await asyncio.wait((other.done,))
+            else:
+                await other.is_queued.wait()
+            if other.done.done() and not other.done.cancelled():
+                other.done.result()
+
+    # --- Imports -----------------------------------------------------------------------------
+
+    async def _enter_gate(self) -> None:
+        async with self._gate:
+            await self._gate.wait_for(lambda: not self._is_held)
+            self._importing += 1
+
+    async def _leave_gate(self) -> None:
+        self._importing -= 1
+        async with self._gate:
+            self._gate.notify_all()
+
+    async def _import_all(self) -> None:
+        try:
+            while self._imports:
+                await self._enter_gate()
+                try:
+                    await self._import_batch(self._take_batch())
+                finally:
+                    await self._leave_gate()
+        finally:
+            self._importer = None
+
+    def _take_batch(self) -> list[_Import]:
+        batch: list[_Import] = []
+        left = BATCH_BYTES
+        while self._imports and len(batch) < BATCH_PATHS and left > 0:
+            item = self._imports.popleft()
+            if not item.done.cancelled():
+                batch.append(item)
+                left -= len(item.nar)
+        return batch
+
+    async def _import_batch(self, batch: Sequence[_Import]) -> None:
+        try:
+            async with self._pool.lease() as daemon:
+                try:
+                    await _add(daemon, [(item.info, item.nar) for item in batch])
+                except DaemonError:
+                    # Which one it was shows when each is alone; those already in are passed over.
+                    await _add_singly(daemon, batch)
+        except Exception as error:
+            for item in batch:
+                item.fail(error)
+            if not isinstance(error, GrangeError):
+                raise
+        else:
+            for item in batch:
+                if not item.done.done():
+                    item.done.set_result(None)
+
+
+async def _add(
+    daemon: Daemon, paths: Sequence[tuple[PathInfo, bytes | AsyncIterator[bytes]]]
+) -> None:
+    # Signatures were checked against the farm's keys, which the daemon need not know.
+    await daemon.add_multiple_to_store(paths, check_signatures=False)
+
+
+async def _add_singly(daemon: Daemon, batch: Sequence[_Import]) -> None:
+    for item in batch:
+        try:
+            await _add(daemon, [(item.info, item.nar)])
+        except DaemonError as error:
+            item.fail(error)
+
+
+async def _all_done(flights: Sequence[_Flight]) -> None:
+    """Wait for all, or for the first failure, which is raised."""
+    if flights:
+        waiting = [flight.done for flight in flights]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
+        for future in done:
+            future.result()

@@ -1,0 +1,278 @@
+"""The agent as a whole: its configuration, its parts, and how it starts and ends."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from grange import __version__
+from grange.agent.attempts import Attempts
+from grange.agent.build import Builder
+from grange.agent.daemons import Store
+from grange.agent.download import BinaryCache
+from grange.agent.fetch import Fetcher
+from grange.agent.measure import Machine, hardware
+from grange.agent.room import Marks, Room, collect_garbage
+from grange.agent.roots import Roots
+from grange.agent.session import Channel, Session
+from grange.agent.state import StateDir
+from grange.agent.upload import Uploader
+from grange.daemon import DaemonPool
+from grange.errors import OperatorError, PeerError
+from grange.scheduler.facts import AgentSpec, Thresholds
+from grange.store.keys import PublicKey, TrustedKeys
+from grange.store.path import NIX_STORE, StoreDir
+from grange.wire.channel import RunnerChannel
+from grange.wire.messages import Heartbeat, JoinAnswer, Orders, VersionCheck
+
+FETCH_CONNECTIONS: Final = 4  # one to ask, two to import by, one to read what we cannot
+GOODBYE_S: Final = 2.0  # of an agent told to stop at once
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What an operator says of an agent. None and 0: as this machine and its Nix say."""
+
+    coordinator: str  # http://host:port
+    state_dir: Path
+    name: str = field(default_factory=socket.gethostname)
+    token: str = field(default="", repr=False)
+    store: str = ""  # see grange.agent.daemons.Store
+    store_dir: StoreDir = NIX_STORE
+    nix_config: str = ""  # lines of nix.conf for the agent's own daemons, such as "sandbox = true"
+    build_dir: Path = Path("/tmp")  # where the daemon builds
+    systems: tuple[str, ...] | None = None
+    features: tuple[str, ...] | None = None
+    mandatory_features: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    max_jobs: int = 0
+    cores: int = 0
+    speed_factor: float = 1.0
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    marks: Marks = field(default_factory=Marks)
+    undelivered_bytes_max: int = 8 << 30
+
+
+class Agent:
+    """All parts of one agent, wired. `drain` and `abort` end its `run`."""
+
+    def __init__(
+        self, config: AgentConfig, state: StateDir, spec: AgentSpec, dial: Callable[[], Channel]
+    ) -> None:
+        store = _store(config)
+        self._config = config
+        self._state = state
+        self._pool = DaemonPool(store.connect, spec.max_jobs)
+        self._fetch_pool = DaemonPool(store.connect, FETCH_CONNECTIONS)
+        self._http = AsyncExitStack()
+        self._answer: JoinAnswer | None = None
+        self._uploader: Uploader | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._session = Session(
+            dial=dial,
+            check=VersionCheck(__version__, spec.id, spec.name, config.store_dir.root),
+            specs=[replace(spec, previous_session=ended) for ended in _ended(state)],
+            on_join=self._join,
+            on_orders=self._take,
+            heartbeat=self._heartbeat,
+        )
+        self._roots = Roots(state.root / "roots", config.store_dir)
+        self._fetcher = Fetcher(self._fetch_pool, self._session.requisites)
+        self._store = store
+        self._attempts = Attempts(
+            pool=self._pool,
+            builder=Builder(config.store_dir, store.physical, self._roots, config.cores),
+            fetcher=self._fetcher,
+            roots=self._roots,
+            outbox=self._session.outbox,
+            log_folder=state.root,
+            max_jobs=spec.max_jobs,
+            undelivered_bytes_max=config.undelivered_bytes_max,
+        )
+        self._room = Room(
+            Machine(store.folder, config.build_dir),
+            spec.thresholds,
+            spec.cpus,
+            config.marks,
+            self._collect,
+        )
+
+    async def run(self) -> None:
+        """Work until drained or aborted; raises OperatorError where that is hopeless."""
+        talking = asyncio.create_task(self._session.run())
+        try:
+            await asyncio.shield(talking)
+        finally:
+            if self._draining is not None:
+                self._draining.cancel()
+            await self._attempts.abort_all()
+            await self._say_goodbye(talking)
+            await self._room.settled()
+            await self._pool.aclose()
+            await self._fetch_pool.aclose()
+            await self._http.aclose()
+
+    async def _say_goodbye(self, talking: asyncio.Task[None]) -> None:
+        self._session.leave()
+        _, late = await asyncio.wait((talking,), timeout=GOODBYE_S)
+        if late:
+            talking.cancel()
+            await asyncio.wait((talking,))
+
+    def drain(self) -> None:
+        """Take no more work, finish and deliver what there is, say goodbye, and end."""
+        if self._draining is None:
+            _log.info("draining: no more work is taken")
+            self._attempts.is_draining = True
+            self._session.beat_now()
+            self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._attempts.wait_none_left()
+        self._session.leave()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._draining is not None
+
+    # --- What the session calls --------------------------------------------------------------
+
+    async def _join(self, answer: JoinAnswer) -> None:
+        if not answer.is_grange:
+            raise OperatorError(
+                f"the coordinator at {self._config.coordinator} is no Grange coordinator;"
+                " point this agent at one"
+            )
+        self._state.joined()
+        self._roots.release_dead()
+        known, self._answer = self._answer, answer
+        if known is not None and replace(answer, lease_s=0, heartbeat_s=0) == replace(
+            known, lease_s=0, heartbeat_s=0
+        ):
+            return
+        try:
+            keys = TrustedKeys.of(map(PublicKey.parse, answer.public_keys))
+        except OperatorError as error:
+            raise PeerError(f"the coordinator names a key that is none: {error}") from error
+        downloads = await self._open_http(max(1, answer.downloads_max))
+        self._fetcher.use(BinaryCache(downloads, answer.cache_url, keys, self._config.store_dir))
+        if self._uploader is None:
+            attempts = self._attempts
+            self._uploader = Uploader(
+                await self._open_http(0),
+                self._store.physical,
+                self._fetch_pool,
+                attempts.ask_again,
+                attempts.upload_failed,
+            )
+            attempts.use(self._uploader)
+        self._uploader.use(answer.cache_url)
+
+    async def _open_http(self, connections_max: int) -> aiohttp.ClientSession:
+        """`connections_max` 0: no bound."""
+        return await self._http.enter_async_context(
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=connections_max),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60),
+                auto_decompress=False,
+            )
+        )
+
+    def _take(self, orders: Orders) -> None:
+        self._attempts.take(orders)
+
+    def _heartbeat(self) -> Heartbeat:
+        attempts = self._attempts
+        measurements = self._room.look(attempts.undelivered_bytes, attempts.busy)
+        phases = attempts.phases()
+        return Heartbeat(attempts.orders_seen, phases, measurements, attempts.is_draining)
+
+    async def _collect(self, freed_bytes_max: int) -> int:
+        try:
+            return await collect_garbage(
+                self._pool, self._fetch_pool, self._fetcher, freed_bytes_max
+            )
+        finally:
+            self._attempts.forget_present()
+
+
+def _store(config: AgentConfig) -> Store:
+    return Store(config.store, config.store_dir, config.nix_config)
+
+
+def _ended(state: StateDir) -> tuple[str, ...]:
+    """The sessions that may hold our place, the likeliest first; "" for none."""
+    return tuple(reversed(state.ended_sessions)) or ("",)
+
+
+async def describe(config: AgentConfig, state: StateDir) -> AgentSpec:
+    """What this machine offers; raises OperatorError unless its daemon trusts us."""
+    store = _store(config)
+    async with await store.connect() as daemon:
+        await daemon.prove_trust()
+        nix_version = daemon.nix_version
+    settings = await store.settings()
+    machine = hardware(Machine(store.folder, config.build_dir))
+    return AgentSpec(
+        id=state.agent,
+        name=config.name,
+        session=state.session,
+        previous_session="",
+        systems=settings.systems if config.systems is None else config.systems,
+        features=settings.features if config.features is None else config.features,
+        mandatory_features=config.mandatory_features,
+        max_jobs=config.max_jobs or machine.cpus,
+        cpus=machine.cpus,
+        memory_bytes=machine.memory_bytes,
+        speed_factor=config.speed_factor,
+        tags=config.tags,
+        nix_version=nix_version,
+        thresholds=config.thresholds,
+        bogomips=machine.bogomips,
+    )
+
+
+async def run_agent(config: AgentConfig) -> None:
+    """Be an agent until told to stop.
+
+    The first SIGTERM or SIGINT drains it, the second stops it at once. Raises OperatorError where
+    the set-up is wrong.
+    """
+    with StateDir(config.state_dir) as state:
+        spec = await describe(config, state)
+        agent = Agent(
+            config,
+            state,
+            spec,
+            lambda: RunnerChannel(config.coordinator, config.store_dir, token=config.token),
+        )
+        running = asyncio.create_task(agent.run())
+
+        def stop() -> None:
+            if agent.is_draining:
+                if not running.cancelling():
+                    running.cancel()
+            else:
+                agent.drain()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        try:
+            await asyncio.wait((running,))
+            if not running.cancelled():
+                running.result()
+        finally:
+            running.cancel()
+            await asyncio.wait((running,))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)

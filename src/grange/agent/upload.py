@@ -1,0 +1,312 @@
+"""Delivering outputs to the cache.
+
+Small ones are packed at once and share requests: whatever is ready goes while the request before is
+under way. Others are packed, compressed and sent as a stream, some at a time.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from struct import Struct
+from typing import Final
+
+import aiohttp
+import zstandard
+
+from grange.agent.pack import pack
+from grange.agent.support import Physical
+from grange.daemon import DaemonPool
+from grange.errors import OutsideError
+from grange.scheduler.facts import AttemptId
+from grange.store.path import StorePath
+from grange.wire.messages import BuiltOutput, UploadGrant
+
+INLINE_NAR_BYTES: Final = 64 << 10  # packed and compressed faster than a thread is woken up
+MEMORY_NAR_BYTES: Final = 512 << 10  # packed whole, in case it compresses to a small one
+SMALL_BYTES: Final = 64 << 10  # compressed: goes together with others
+BATCH_BYTES: Final = 8 << 20  # the most the cache takes in one request
+BATCH_ITEMS: Final = 1000
+STREAMS_MAX: Final = 4  # at once; two fill a network, more hide each other's latency
+COMPRESSION_THREADS: Final = 2
+BACKOFF_S: Final = 0.2
+BACKOFF_MAX_S: Final = 10.0
+ASKS_MAX: Final = 5  # for a new URL, before the upload counts as failed
+MESSAGE_BYTES_MAX: Final = 4 << 10  # of an answer that says no
+
+_U32: Final = Struct(">I")
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Upload:
+    output: BuiltOutput
+    grant: UploadGrant
+    asks: int = 0
+    task: asyncio.Task[None] | None = None  # None while it waits in a batch
+    body: bytes = b""
+    broken: OutsideError | None = None  # why the output cannot be read
+
+    @property
+    def key(self) -> tuple[AttemptId, StorePath]:
+        return self.grant.attempt, self.output.path
+
+
+class Uploader:
+    """Uploads what is granted, retrying for as long as nobody calls it off.
+
+    `ask_again` is called where a URL has expired: a new grant will come. `fail` is called where the
+    cache refuses the bytes.
+    """
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        physical: Physical,
+        pool: DaemonPool,
+        ask_again: Callable[[AttemptId], None],
+        fail: Callable[[AttemptId, str], None],
+    ) -> None:
+        self._http = http
+        self._physical = physical
+        self._pool = pool
+        self._ask_again = ask_again
+        self._fail = fail
+        self._batch_url = ""
+        self._uploads: dict[tuple[AttemptId, StorePath], _Upload] = {}
+        self._asks: dict[AttemptId, int] = {}
+        self._ready: dict[tuple[AttemptId, StorePath], _Upload] = {}  # for the next batch; ordered
+        self._batching: asyncio.Task[None] | None = None
+        self._streams = asyncio.Semaphore(STREAMS_MAX)
+
+    def use(self, cache_url: str) -> None:
+        """The cache that takes batches."""
+        self._batch_url = f"{cache_url}/upload"
+
+    def deliver(self, output: BuiltOutput, grant: UploadGrant) -> None:
+        """Upload `output`. One under way goes on, with this grant for its next try."""
+        upload = self._uploads.get((grant.attempt, output.path))
+        if upload is not None:
+            upload.grant = grant
+            return
+        upload = _Upload(output, grant)
+        self._uploads[upload.key] = upload
+        if output.nar_bytes <= INLINE_NAR_BYTES and self._takes_batches(grant):
+            try:
+                compressor = _compressor(grant.compression_level)
+                upload.body = _compress(self._physical(output.path), compressor)
+            except OutsideError:
+                pass  # not readable by us: the daemon may
+            else:
+                self._enqueue(upload)
+                return
+        upload.task = asyncio.create_task(self._deliver_alone(upload))
+
+    def call_off(self, attempt: AttemptId) -> None:
+        """Stop all uploads of `attempt`."""
+        self._asks.pop(attempt, None)
+        for key in [key for key in self._uploads if key[0] == attempt]:
+            upload = self._uploads.pop(key)
+            self._ready.pop(key, None)
+            if upload.task is not None:
+                upload.task.cancel()
+
+    def _takes_batches(self, grant: UploadGrant) -> bool:
+        return grant.url.startswith(self._batch_url + "/")
+
+    # --- Batches -----------------------------------------------------------------------------
+
+    def _enqueue(self, upload: _Upload) -> None:
+        upload.task = None
+        self._ready[upload.key] = upload
+        if self._batching is None:
+            self._batching = asyncio.create_task(self._send_batches())
+
+    async def _send_batches(self) -> None:
+        tries = 0
+        try:
+            while self._ready:
+                batch = self._take_batch()
+                try:
+                    answers = await self._post(batch)
+                except (aiohttp.ClientError, TimeoutError, _PassingError) as error:
+                    tries += 1
+                    for upload in batch:  # back in line, unless called off meanwhile
+                        if self._uploads.get(upload.key) is upload:
+                            self._ready[upload.key] = upload
+                    _log.warning("uploads to %s fail, trying again: %s", self._batch_url, error)
+                    await _back_off(tries)
+                    continue
+                tries = 0
+                for upload, (status, message) in zip(batch, answers, strict=True):
+                    if self._uploads.get(upload.key) is upload:
+                        self._conclude(upload, status, message)
+        finally:
+            self._batching = None
+
+    def _take_batch(self) -> list[_Upload]:
+        batch: list[_Upload] = []
+        left = BATCH_BYTES
+        for upload in self._ready.values():
+            size = len(upload.body) + len(upload.grant.url) + 8
+            if size > left or len(batch) == BATCH_ITEMS:
+                break
+            left -= size
+            batch.append(upload)
+        for upload in batch:
+            del self._ready[upload.key]
+        return batch
+
+    async def _post(self, batch: list[_Upload]) -> list[tuple[int, str]]:
+        parts: list[bytes] = []
+        for upload in batch:
+            token = upload.grant.url.rpartition("/")[2].encode()
+            parts += (_U32.pack(len(token)), token, _U32.pack(len(upload.body)), upload.body)
+        async with self._http.post(self._batch_url, data=b"".join(parts)) as response:
+            if response.status != 200:
+                text = await _message(response)
+                if response.status < 500 and response.status not in {408, 429}:
+                    return [(response.status, text)] * len(batch)
+                raise _PassingError(f"{response.status} {text}")
+            answers = await response.json()
+        try:
+            pairs = [(int(answer["status"]), str(answer["message"])) for answer in answers]
+        except (TypeError, ValueError, KeyError) as error:
+            raise _PassingError(f"its answer to a batch is not as agreed: {error!r}") from error
+        if len(pairs) != len(batch):
+            raise _PassingError(f"it answers {len(pairs)} of {len(batch)} uploads")
+        return pairs
+
+    # --- Alone -------------------------------------------------------------------------------
+
+    async def _deliver_alone(self, upload: _Upload) -> None:
+        async with self._streams:
+            output = upload.output
+            try:
+                if output.nar_bytes <= MEMORY_NAR_BYTES and self._takes_batches(upload.grant):
+                    body = await self._compressed_whole(upload)
+                    if len(body) <= SMALL_BYTES:
+                        upload.body = body
+                        self._enqueue(upload)
+                        return
+                await self._put(upload)
+            except OutsideError as error:
+                self._end(upload)
+                self._fail(upload.grant.attempt, f"{output.path} cannot be read: {error}")
+
+    async def _compressed_whole(self, upload: _Upload) -> bytes:
+        compressor = zstandard.ZstdCompressor(upload.grant.compression_level)
+        path = self._physical(upload.output.path)
+        try:
+            return await asyncio.to_thread(_compress, path, compressor)
+        except OutsideError:
+            return b"".join([piece async for piece in self._from_daemon(upload)])
+
+    async def _put(self, upload: _Upload) -> None:
+        tries = 0
+        while True:
+            try:
+                headers = {"Content-Type": "application/octet-stream"}
+                url = upload.grant.url
+                body = self._stream(upload)
+                async with self._http.put(url, data=body, headers=headers) as answer:
+                    text = await _message(answer)
+                    if answer.status < 500 and answer.status not in {408, 429}:
+                        self._conclude(upload, answer.status, text)
+                        return
+                    error: Exception = _PassingError(f"{answer.status} {text}")
+            except (aiohttp.ClientError, TimeoutError) as failure:
+                if upload.broken is not None:  # which the client wraps in an error of its own
+                    raise upload.broken from failure
+                error = failure
+            tries += 1
+            _log.warning("upload of %s fails, trying again: %s", upload.output.path, error)
+            await _back_off(tries)
+
+    async def _stream(self, upload: _Upload) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._pieces(upload):
+                yield piece
+        except OutsideError as error:
+            upload.broken = error
+            raise
+
+    async def _pieces(self, upload: _Upload) -> AsyncIterator[bytes]:
+        """The compressed NAR; the next piece is made while the last one travels."""
+        pieces = _compressed(self._physical(upload.output.path), upload.grant.compression_level)
+        try:
+            piece = await asyncio.to_thread(next, pieces, b"")
+        except OutsideError:
+            async for piece in self._from_daemon(upload):
+                yield piece
+            return
+        while piece:
+            following = asyncio.create_task(asyncio.to_thread(next, pieces, b""))
+            try:
+                yield piece
+            except BaseException:
+                await asyncio.wait((following,))  # a generator must not be left in mid-run
+                raise
+            piece = await following
+
+    async def _from_daemon(self, upload: _Upload) -> AsyncIterator[bytes]:
+        compressor = zstandard.ZstdCompressor(upload.grant.compression_level).compressobj()
+        async with self._pool.lease() as daemon:
+            async for chunk in daemon.nar_from_path(upload.output.path):
+                if piece := compressor.compress(chunk):
+                    yield piece
+        yield compressor.flush()
+
+    # --- Answers -----------------------------------------------------------------------------
+
+    def _end(self, upload: _Upload) -> None:
+        if self._uploads.get(upload.key) is upload:
+            del self._uploads[upload.key]
+
+    def _conclude(self, upload: _Upload, status: int, message: str) -> None:
+        """Act on an answer that trying again would not change."""
+        attempt = upload.grant.attempt
+        self._end(upload)
+        if status in {200, 201, 204, 409}:  # 409: it is there already
+            return
+        if status in {401, 403, 404, 410}:
+            asks = self._asks[attempt] = self._asks.get(attempt, 0) + 1
+            if asks <= ASKS_MAX:
+                self._ask_again(attempt)
+                return
+        self._fail(attempt, f"the cache refuses {upload.output.path}: {status} {message}".rstrip())
+
+
+class _PassingError(Exception):
+    """An answer that another try may better."""
+
+
+async def _message(response: aiohttp.ClientResponse) -> str:
+    text = await response.content.read(MESSAGE_BYTES_MAX)
+    return text.decode(errors="replace").strip()
+
+
+async def _back_off(tries: int) -> None:
+    pause_s = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries, 10))
+    await asyncio.sleep(pause_s * random.uniform(0.5, 1))
+
+
+@cache
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """One to use over and over, by the event loop's thread alone."""
+    return zstandard.ZstdCompressor(level)
+
+
+def _compress(path: str, compressor: zstandard.ZstdCompressor) -> bytes:
+    return compressor.compress(b"".join([bytes(chunk) for chunk in pack(path)]))
+
+
+def _compressed(path: str, level: int) -> Iterator[bytes]:
+    """The compressed NAR in pieces of about a megabyte of NAR, none of them empty."""
+    compressor = zstandard.ZstdCompressor(level, threads=COMPRESSION_THREADS).compressobj()
+    for chunk in pack(path):
+        if piece := compressor.compress(chunk):
+            yield piece
+    yield compressor.flush()
