@@ -31,7 +31,7 @@ from grange.wire.presigned import (
     upload_complete_to_bytes,
 )
 from grange.wire.read import parse
-from grange.wire.service import OPTIONS, SERVICE
+from grange.wire.service import EOF, MESSAGE_BYTES_MAX, OPTIONS, SERVICE
 from grange.wire.unary import (
     log_chunk_to_bytes,
     paths_to_bytes,
@@ -91,7 +91,17 @@ class ClientTunnel:
 
     async def send(self, message: AgentMessage) -> None:
         """Hand over `message`, once the coordinator reads fast enough for it."""
-        await self._write(agent_message_to_bytes(message, self._stock))
+        data = agent_message_to_bytes(message, self._stock)
+        assert len(data) <= MESSAGE_BYTES_MAX, "a report this long must be sent in parts"
+        async with self._sending:
+            try:
+                await self._call.write(data)
+            except grpc.aio.AioRpcError as error:
+                raise self._loss(error) from None
+            except asyncio.InvalidStateError:
+                raise OutsideError(
+                    f"the tunnel to the coordinator at {self._address} has ended"
+                ) from None
 
     def __aiter__(self) -> Self:
         return self
@@ -105,7 +115,7 @@ class ClientTunnel:
             if self._is_closed and not _is_cancelled():
                 raise StopAsyncIteration from None
             raise
-        if data is grpc.aio.EOF:
+        if data is EOF:
             if self._is_closed:
                 raise StopAsyncIteration
             raise OutsideError(f"the coordinator at {self._address} closed the tunnel")
@@ -132,27 +142,16 @@ class ClientTunnel:
             await self._call.write(agent_message_to_bytes(self._spec))
             data = await self._call.read()
         except asyncio.InvalidStateError:
-            data = grpc.aio.EOF
+            data = EOF
         except grpc.aio.AioRpcError as error:
             raise self._refusal(error.code(), error.details()) from None
-        if data is grpc.aio.EOF:
+        if data is EOF:
             raise self._refusal(await self._call.code(), await self._call.details())
         answer = coordinator_message_from_bytes(data, self._store_dir, None)
         if not isinstance(answer, JoinAnswer):
             raise PeerError(f"the coordinator at {self._address} did not answer the join first")
         self.answer = answer
         self._stock = None if answer.is_grange else self._spec.id
-
-    async def _write(self, data: bytes) -> None:
-        async with self._sending:
-            try:
-                await self._call.write(data)
-            except grpc.aio.AioRpcError as error:
-                raise self._loss(error) from None
-            except asyncio.InvalidStateError:
-                raise OutsideError(
-                    f"the tunnel to the coordinator at {self._address} has ended"
-                ) from None
 
     def _take(self, data: bytes) -> CoordinatorMessage:
         message = coordinator_message_from_bytes(data, self._store_dir, self.answer)
@@ -181,7 +180,8 @@ class RunnerChannel:
         self._address = match[1]
         self._store_dir = store_dir
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        # Any: grpc-stubs does not know that serializers and request iterators may be left out.
+        self._channel: Any = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
 
     async def check_version(self, check: VersionCheck) -> str:
         """The coordinator's version; raises OperatorError where the two do not fit."""

@@ -6,7 +6,7 @@ Messages are parsed here rather than by grpcio, so that a peer's junk gets an an
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -30,7 +30,7 @@ from grange.wire.presigned import (
     upload_complete_from_bytes,
 )
 from grange.wire.read import parse
-from grange.wire.service import OPTIONS, SERVICE
+from grange.wire.service import EOF, OPTIONS, SERVICE
 from grange.wire.tunnel import PING_S, Tunnel
 from grange.wire.unary import (
     log_chunk_from_bytes,
@@ -141,7 +141,7 @@ _EMPTY: Final = pb.Empty().SerializeToString()
 
 
 def _absent(method: str) -> _Unary:
-    async def refuse(_: Any, context: Any) -> NoReturn:
+    async def refuse(_: Any, context: Any) -> None:
         await context.abort(
             grpc.StatusCode.UNIMPLEMENTED,
             f"{method}: this farm moves data through its cache alone; let the builder upload to"
@@ -204,7 +204,7 @@ class _RunnerService:
                 "the token is missing or not known here; give the agent one of the coordinator's",
             )
 
-    async def check_version(self, data: bytes, context: Any) -> bytes:
+    async def check_version(self, data: bytes, _: Any) -> bytes:
         """Hydra compares version strings for equality, so the caller hears its own."""
         check = version_check_from_bytes(data)
         if check.store_dir and check.store_dir != self._store_dir.root:
@@ -293,7 +293,7 @@ async def _joined(context: Any) -> AgentSpec:
             data = await context.read()
     except TimeoutError:
         raise PeerError(f"no join within {JOIN_S:g} s of opening the tunnel") from None
-    message = None if data is grpc.aio.EOF else agent_message_from_bytes(data)
+    message = None if data is EOF else agent_message_from_bytes(data)
     if not isinstance(message, AgentSpec):
         raise PeerError("the first message of a tunnel must be join")
     return message

@@ -1,6 +1,8 @@
 """What both sides of the gRPC service agree on beside its messages."""
 
-from typing import Final
+from typing import Any, Final
+
+import grpc.aio
 
 SERVICE: Final = "runner.v1.RunnerService"
 MESSAGE_BYTES_MAX: Final = 50 << 20  # Hydra's, both ways
@@ -13,3 +15,5 @@ OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),  # zero: no end of them
 )
+
+EOF: Final[Any] = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in grpc-stubs

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import grpc
 
-from grange.errors import GrangeError
+from grange.errors import GrangeError, PeerError
 from grange.scheduler.facts import AgentSpec
 from grange.wire.agent_messages import agent_message_from_bytes
 from grange.wire.coordinator_messages import coordinator_message_to_bytes, hydra_messages
 from grange.wire.messages import CoordinatorMessage, Heartbeat, JoinAnswer, Ping, Report
+from grange.wire.service import EOF, MESSAGE_BYTES_MAX
 
 PING_S: Final = 30.0  # as Hydra's; a dead connection is found by HTTP/2 keepalive before
 UNREAD_MAX: Final = 16  # messages taken from the network before the handler wants them
@@ -46,7 +47,11 @@ class Tunnel:
         self._is_answered = False
 
     def send(self, message: CoordinatorMessage) -> None:
-        """Queue `message`; on an ended tunnel, nothing. An agent too slow to read is hung up on."""
+        """Queue `message`; on an ended tunnel, nothing. An agent too slow to read is hung up on.
+
+        Raises PeerError, and queues nothing, where `message` is longer than gRPC carries: orders
+        must be split then, and a derivation that long alone is the submitter's fault.
+        """
         if self.ended.done():
             return
         if self.spec.is_grange:
@@ -98,11 +103,16 @@ class Tunnel:
                 await self._is_sent.wait()
 
     def _put(self, data: bytes) -> None:
+        if len(data) > MESSAGE_BYTES_MAX:
+            raise PeerError(
+                f"orders of {len(data)} bytes for agent {self.spec.name!r}: a message has at most"
+                f" {MESSAGE_BYTES_MAX} (50 MiB); send fewer at once, or a smaller derivation"
+            )
         self._unsent.append(data)
         self._unsent_bytes += len(data)
         if len(self._unsent) > UNSENT_MESSAGES_MAX or self._unsent_bytes > UNSENT_BYTES_MAX:
             self.close(
-                f"agent {self.spec.name!r} reads too slowly: {self._unsent_bytes} bytes wait for it",
+                f"agent {self.spec.name!r} reads too slowly: {self._unsent_bytes} bytes wait",
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
             )
         self._is_sent.clear()
@@ -113,7 +123,7 @@ class Tunnel:
         try:
             while not self._is_read_out:
                 data = await self._context.read()
-                if data is grpc.aio.EOF:
+                if data is EOF:
                     return
                 self._take(data)
                 self._has_unread.set()
