@@ -2,7 +2,7 @@
 
 Work is a function of a connection. The writer thread takes all that waits and runs it in one
 transaction, so that a disk's one sync serves every caller that waited for it: the busier the farm,
-the larger the transactions, without a timer.
+the larger the transactions, without a timer. A work may be run again after it was undone.
 """
 
 import asyncio
@@ -58,61 +58,46 @@ def transact(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> list
     A work that raises is undone alone. Where storage fails, none has applied and all answers are
     `JournalRefused`; where it cannot be told whether COMMIT took effect, all are OutsideError.
     """
-    answers: list[Answer] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
-        for work in works:
-            answers.append(_run(connection, work))
-    except _StorageError as error:
-        return _refuse_all(connection, works, error.cause)
-    except sqlite3.Error as error:
-        return _refuse_all(connection, works, error)
+        answers = [Answer(work(connection)) for work in works]
+    except Exception as error:
+        _roll_back(connection)
+        if isinstance(error, sqlite3.Error) and _code(error) in _STORAGE:
+            return [_refusal(error) for _ in works]
+        if len(works) == 1:
+            return [Answer(error=error)]
+        # Rare, so it is this that costs, and not a savepoint for every work.
+        return [answer for work in works for answer in transact(connection, [work])]
     try:
         connection.execute("COMMIT")
     except sqlite3.Error as error:
-        if _code(error) in _UNCOMMITTED:
-            return _refuse_all(connection, works, error)
         _roll_back(connection)
-        complaint = (
-            f"nobody can tell whether the journal's last write took effect: {error}; check the "
-            "disk; the farm reads its journal again"
-        )
-        return [Answer(error=OutsideError(complaint)) for _ in works]
+        if _code(error) in _UNCOMMITTED:
+            return [_refusal(error) for _ in works]
+        return [_unknown(error) for _ in works]
     return answers
 
 
-class _StorageError(Exception):
-    def __init__(self, cause: sqlite3.Error) -> None:
-        self.cause = cause
-
-
-def _run(connection: sqlite3.Connection, work: Work[Any]) -> Answer:
-    connection.execute("SAVEPOINT request")
-    try:
-        answer = Answer(work(connection))
-    except Exception as error:
-        if isinstance(error, sqlite3.Error) and _code(error) in _STORAGE:
-            raise _StorageError(error) from error
-        connection.execute("ROLLBACK TO request")
-        answer = Answer(error=error)
-    connection.execute("RELEASE request")
-    return answer
-
-
-def _refuse_all(
-    connection: sqlite3.Connection, works: Sequence[Work[Any]], cause: sqlite3.Error
-) -> list[Answer]:
-    _roll_back(connection)
+def _refusal(cause: sqlite3.Error) -> Answer:
     complaint = (
         f"the journal could not be written: {cause}; nothing was lost, and the farm goes on once "
         "its disk takes writes: make room, or see why it does not"
     )
-    return [Answer(error=JournalRefused(complaint)) for _ in works]
+    return Answer(error=JournalRefused(complaint))
+
+
+def _unknown(cause: sqlite3.Error) -> Answer:
+    complaint = (
+        f"nobody can tell whether the journal's last write took effect: {cause}; check the disk; "
+        "the farm reads its journal again"
+    )
+    return Answer(error=OutsideError(complaint))
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
-    # SQLite may have rolled back by itself, and then says that there is no transaction.
-    with suppress(sqlite3.OperationalError):
+    # Upon some errors SQLite rolls back by itself.
+    if connection.in_transaction:
         connection.execute("ROLLBACK")
 
 
