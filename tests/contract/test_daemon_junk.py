@@ -160,6 +160,18 @@ async def test_an_error_keeps_its_traces_and_loses_its_colours() -> None:
     assert heard == ["warning: \N{REPLACEMENT CHARACTER}"]
 
 
+async def test_a_refused_path_info_leaves_the_connection_in_step() -> None:
+    refusal = integer(ERROR) + string("Error") + integer(0) + string("") + string("corrupt")
+    refusal += integer(0) * 2
+    absent = integer(LAST) + integer(0)
+    valid = integer(LAST) + strings([NIX_STORE.show(PATH)])
+    async with link_to(HELLO + refusal + absent + valid) as link:
+        daemon = await opened(link)
+        with pytest.raises(DaemonError, match="corrupt"):
+            await daemon.query_path_infos([PATH, StorePath("1" * 32 + "-x")])
+        assert await daemon.query_valid_paths([PATH]) == {PATH}
+
+
 async def test_a_status_of_a_later_nix_is_a_failure() -> None:
     reply = b"".join((integer(LAST), integer(99), string("odd"), integer(0) * 6, strings(())))
     async with link_to(HELLO + reply) as link:

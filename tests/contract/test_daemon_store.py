@@ -137,6 +137,20 @@ async def test_a_nar_of_another_length_is_its_giver_s_fault(daemon: Daemon, chan
         await daemon.query_path_info(info.path)
 
 
+async def test_a_nar_without_end_is_not_followed(daemon: Daemon) -> None:
+    info, nar = made_up("a")
+    taken = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for taken in range(100):
+            yield nar
+
+    with pytest.raises(PeerError, match="more bytes"):
+        await daemon.add_multiple_to_store([(info, endless())], check_signatures=False)
+    assert taken == 1
+
+
 async def test_an_error_of_the_stream_comes_through(daemon: Daemon) -> None:
     info, nar = made_up("a")
 
