@@ -26,7 +26,10 @@ _STRUCTURED: Final = "__json"
 
 
 def basic_to_bytes(derivation: BasicDerivation) -> bytes:
-    """`derivation` in the same bytes every time. It has at least one output."""
+    """`derivation`, which has an output, in the same bytes every time.
+
+    Raises PeerError where the name of a variable is not UTF-8, which a protobuf key must be.
+    """
     message = pb.Basic(
         name=_name(derivation),
         inputs=[store_pb2.StorePath(path=path) for path in derivation.input_srcs],
@@ -40,8 +43,10 @@ def basic_to_bytes(derivation: BasicDerivation) -> bytes:
         raw = _raw(value)
         if key == _STRUCTURED and _is_utf8(raw):
             message.structured_attrs = value
-        else:
+        elif _is_utf8(_raw(key)):
             message.env[key] = raw
+        else:
+            raise PeerError(f"env: the name {key[:200]!r} is not UTF-8; rename the variable")
     return message.SerializeToString(deterministic=True)
 
 
