@@ -216,7 +216,8 @@ class DirectoryWriter:
         self._descriptor: int | None = None
         self._unsynced_bytes = 0
         self._is_over = False
-        self._running: asyncio.Task[Any] | None = None
+        self._running: set[asyncio.Task[Any]] = set()  # threads that use the descriptor
+        self._sync: asyncio.Task[None] | None = None
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append; raises OutsideError, and leaves nothing behind, where the disk is full."""
@@ -225,7 +226,8 @@ class DirectoryWriter:
             if len(data) <= INLINE_BYTES_MAX:
                 self._append(data)
             else:
-                await self._in_thread(self._append, data)
+                await asyncio.shield(self._start(self._append, data))
+            await self._write_back()
         except OSError as error:
             await self.discard()
             raise self._objects.failure(error) from error
@@ -235,15 +237,24 @@ class DirectoryWriter:
             self._descriptor = _create(self._name)
         _write(self._descriptor, data)
         self._unsynced_bytes += len(data)
-        if self._unsynced_bytes >= SYNC_BYTES:
-            os.fdatasync(self._descriptor)
-            self._unsynced_bytes = 0
+
+    async def _write_back(self) -> None:
+        """Have the disk begin with what there is, while more comes."""
+        if self._unsynced_bytes < SYNC_BYTES or not (self._sync is None or self._sync.done()):
+            return
+        if self._sync is not None:
+            await self._sync  # the system reports a failed write once, and here
+        assert self._descriptor is not None
+        self._unsynced_bytes = 0
+        self._sync = self._start(os.fdatasync, self._descriptor)
 
     async def commit(self, key: str) -> bool:
         path = self._objects.path(key)
         assert not self._is_over
         try:
-            return await self._in_thread(self._commit, path)
+            if self._sync is not None:
+                await asyncio.shield(self._sync)
+            return await asyncio.shield(self._start(self._commit, path))
         except OSError as error:
             raise self._objects.failure(error) from error
         finally:
@@ -257,18 +268,24 @@ class DirectoryWriter:
         _sync_directory(os.path.dirname(path))
         return is_new
 
-    async def _in_thread(self, call: Callable[[_A], _R], argument: _A) -> _R:
-        running = asyncio.create_task(asyncio.to_thread(call, argument))
-        self._running = running
-        return await asyncio.shield(running)
+    def _start(self, call: Callable[[_A], _R], argument: _A) -> asyncio.Task[_R]:
+        task = asyncio.create_task(asyncio.to_thread(call, argument))
+        self._running.add(task)
+        task.add_done_callback(self._end)
+        return task
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may have been cancelled
 
     async def discard(self) -> None:
         """Give up whatever has not been committed; twice is once."""
         self._is_over = True
-        if self._running is not None:
+        if self._running:
             # A caller that was cancelled leaves its thread at work on the descriptor, whose
             # number must not go to another file meanwhile.
-            await asyncio.wait([self._running])
+            await asyncio.wait(self._running)
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
