@@ -1,0 +1,1 @@
+"""The coordinator: decides through the scheduler, remembers in the journal, acts on agents."""

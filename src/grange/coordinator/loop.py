@@ -1,0 +1,160 @@
+"""The writer loop: take the waiting events as a batch, decide, commit, and only then act (D2).
+
+There is one, and it alone calls the scheduler. While a batch is being committed the next one
+gathers, so that a busy farm commits large batches and a calm one small ones.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final, Protocol, get_args
+
+from grange.coordinator.recovery import recover
+from grange.errors import GrangeError, JournalRefused, OutsideError
+from grange.ports import Clock, Journal, PublishedOutput
+from grange.scheduler.core import Scheduler
+from grange.scheduler.effects import Effect, JournalEffect
+from grange.scheduler.events import Event, Tick
+
+log = logging.getLogger(__name__)
+
+BATCH_MAX: Final = 2_000  # events decided at once: some 50 ms of thinking
+RETRY_FIRST_S: Final = 0.1
+RETRY_MAX_S: Final = 5.0
+
+_SAVES: Final = get_args(JournalEffect)
+
+
+class Actor(Protocol):
+    """Does what has been decided and committed."""
+
+    def act(self, effects: Sequence[Effect]) -> None:
+        """Carry out the effects of one batch, in order; never waits and never raises."""
+
+    async def publish(self, outputs: Sequence[PublishedOutput]) -> None:
+        """Put these narinfos if absent; raises OutsideError where the store will not take them."""
+
+    def reset(self) -> None:
+        """The scheduler was rebuilt from the journal: agents must say anew what they do."""
+
+
+class WriterLoop:
+    def __init__(
+        self, journal: Journal, clock: Clock, *, lease_s: float, batch_max: int = BATCH_MAX
+    ) -> None:
+        self._journal = journal
+        self._clock = clock
+        self._lease_s = lease_s
+        self._batch_max = batch_max
+        self._epoch = clock.wall_s() - clock.monotonic_s()
+        self._inbox: list[tuple[Event, asyncio.Future[None] | None]] = []
+        self._has_news = asyncio.Event()
+        self.core: Scheduler | None = None
+        self.trouble = ""  # what keeps the journal from being written; "" where nothing does
+
+    def now(self) -> float:
+        """Seconds since 1970 as of this process's start, never running backwards."""
+        return self._epoch + self._clock.monotonic_s()
+
+    def tell(self, *events: Event) -> None:
+        """Hand over events; they are decided in order, with all others."""
+        self._inbox += [(event, None) for event in events]
+        self._has_news.set()
+
+    async def settle(self, event: Event) -> None:
+        """Hand over an event and wait until what follows from it is durable and acted upon.
+
+        Raises OutsideError where the journal's state became unknown meanwhile: ask what holds now.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox.append((event, done))
+        self._has_news.set()
+        await done
+
+    async def run(self, actor: Actor) -> None:
+        """Recover, then serve until cancelled."""
+        await self._rebuild(actor)
+        while True:
+            batch = await self._next_batch()
+            assert self.core is not None
+            effects = self.core.handle(self.now(), [event for event, _ in batch])
+            try:
+                await self._commit(effects)
+            except Exception as error:
+                log.exception("a commit ended in doubt; reading back what holds")
+                self._doubt(batch, error)
+                actor.reset()
+                await self._rebuild(actor)
+                continue
+            actor.act(effects)
+            for _, done in batch:
+                if done is not None and not done.done():
+                    done.set_result(None)
+
+    async def _next_batch(self) -> list[tuple[Event, asyncio.Future[None] | None]]:
+        assert self.core is not None
+        if not self._inbox:
+            deadline = self.core.next_deadline()
+            try:
+                async with asyncio.timeout(
+                    None if deadline is None else max(0.0, deadline - self.now())
+                ):
+                    await self._has_news.wait()
+            except TimeoutError:
+                return [(Tick(), None)]
+        batch, self._inbox = self._inbox[: self._batch_max], self._inbox[self._batch_max :]
+        if not self._inbox:
+            self._has_news.clear()
+        return batch
+
+    async def _commit(self, effects: Sequence[Effect]) -> None:
+        """Write until written; raises where that cannot be known."""
+        saves = [effect for effect in effects if isinstance(effect, _SAVES)]
+        if not saves:
+            return
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                await self._journal.commit(saves)
+            except JournalRefused as error:
+                if not self.trouble:
+                    log.error("the journal cannot be written, the farm waits: %s", error)
+                self.trouble = str(error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RETRY_MAX_S)
+            else:
+                if self.trouble:
+                    log.warning("the journal can be written again")
+                self.trouble = ""
+                return
+
+    def _doubt(
+        self, batch: Sequence[tuple[Event, asyncio.Future[None] | None]], error: Exception
+    ) -> None:
+        """Nobody waits for what was under way: agents will repeat it, people must ask again."""
+        for _, done in [*batch, *self._inbox]:
+            if done is not None and not done.done():
+                done.set_exception(
+                    OutsideError(f"the journal failed in the middle of this ({error}); ask again")
+                )
+        self._inbox = []
+        self._has_news.clear()
+
+    async def _rebuild(self, actor: Actor) -> None:
+        """Memory is never patched: after any doubt it is made anew from the journal."""
+        wait_s = RETRY_FIRST_S
+        while True:
+            try:
+                core, effects = await recover(
+                    self._journal, actor.publish, self.now(), self._lease_s
+                )
+                await self._commit(effects)
+                break
+            except GrangeError as error:
+                self.trouble = str(error)
+                log.error("the journal cannot be read back, trying again: %s", error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RETRY_MAX_S)
+        self.trouble = ""
+        self.core = core
+        actor.act(effects)

@@ -1,0 +1,261 @@
+"""What the scheduler decided, carried out: orders to agents, narinfos put, news to watchers.
+
+Orders leave by one road, in the order they were decided. What has gathered for an agent while the
+last round was under way goes to it as one message. An order belongs to the tunnel that was there
+when it was decided: on a later one the agent's first heartbeat tells what it missed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from grange.coordinator.delivery import Deliveries
+from grange.coordinator.logs import Logs
+from grange.coordinator.loop import WriterLoop
+from grange.coordinator.watch import Watches
+from grange.errors import OutsideError
+from grange.ports import Journal, Objects, PublishedOutput, StepRecord
+from grange.scheduler import effects as do
+from grange.scheduler.events import AgentCut, AgentJoined, AttemptFailed, OutputsPublished
+from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Outcome, StepId
+from grange.store.narinfo import show
+from grange.store.path import StoreDir
+from grange.wire.messages import (
+    CoordinatorMessage,
+    JoinAnswer,
+    Limits,
+    Orders,
+    SerializedBuildOrder,
+    UploadGrant,
+)
+
+log = logging.getLogger(__name__)
+
+PUBLISH_RETRY_S: Final = 2.0
+PUBLISHERS: Final = 16  # steps whose narinfos are put at once
+
+
+class AgentTunnel(Protocol):
+    """A connection to an agent that has said who it is."""
+
+    spec: AgentSpec
+
+    def send(self, message: CoordinatorMessage) -> None: ...
+
+    def close(self, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Line:
+    """A joined agent's tunnel and what is to be sent on it next."""
+
+    tunnel: AgentTunnel
+    number: int = 0  # of the latest build order
+    starts: list[do.StartBuild] = field(default_factory=list)
+    aborts: list[AttemptId] = field(default_factory=list)
+    grants: list[UploadGrant] = field(default_factory=list)
+    settled: list[tuple[AttemptId, bool]] = field(default_factory=list)
+
+
+class Outbox:
+    """Implements `grange.coordinator.loop.Actor`."""
+
+    def __init__(
+        self,
+        *,
+        loop: WriterLoop,
+        journal: Journal,
+        objects: Objects,
+        deliveries: Deliveries,
+        logs: Logs,
+        watches: Watches,
+        answer: Callable[[AgentId], JoinAnswer],
+        limits: Limits,
+        store_dir: StoreDir,
+    ) -> None:
+        self._loop = loop
+        self._journal = journal
+        self._objects = objects
+        self._deliveries = deliveries
+        self._logs = logs
+        self._watches = watches
+        self._answer = answer
+        self._limits = limits
+        self._store_dir = store_dir
+        self._knocking: dict[tuple[AgentId, str], AgentTunnel] = {}
+        self._lines: dict[AgentId, _Line] = {}
+        self._busy: dict[int, _Line] = {}  # lines with something to send, by identity
+        self._has_orders = asyncio.Event()
+        self._unpublished: asyncio.Queue[do.PublishOutputs] = asyncio.Queue()
+
+    # --- tunnels --------------------------------------------------------------------------
+
+    def arrive(self, tunnel: AgentTunnel) -> None:
+        """An agent has opened a tunnel; the scheduler decides whether it may join."""
+        key = tunnel.spec.id, tunnel.spec.session
+        if (older := self._knocking.pop(key, None)) is not None:
+            older.close("a newer tunnel of the same session took over")
+        self._knocking[key] = tunnel
+        self._loop.tell(AgentJoined(tunnel.spec))
+
+    def depart(self, tunnel: AgentTunnel) -> None:
+        """The tunnel is closed, whoever closed it."""
+        key = tunnel.spec.id, tunnel.spec.session
+        if self._knocking.get(key) is tunnel:
+            del self._knocking[key]
+        line = self._lines.get(tunnel.spec.id)
+        if line is not None and line.tunnel is tunnel:
+            del self._lines[tunnel.spec.id]
+            self._loop.tell(AgentCut(*key))
+
+    def is_joined(self, tunnel: AgentTunnel) -> bool:
+        line = self._lines.get(tunnel.spec.id)
+        return line is not None and line.tunnel is tunnel
+
+    # --- the actor ------------------------------------------------------------------------
+
+    def act(self, effects: Sequence[do.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case do.ShowStep() | do.ShowBuild():
+                    self._watches.show(effect)
+                case do.StartBuild() | do.AbortAttempt() | do.SettleAttempt():
+                    self._order(effect)
+                case do.SaveAttemptEnded():
+                    self._deliveries.end(effect.attempt)
+                    self._logs.end(effect.attempt)
+                case do.PublishOutputs():
+                    self._unpublished.put_nowait(effect)
+                case do.AcceptAgent():
+                    self._accept(effect)
+                case do.RefuseAgent():
+                    tunnel = self._knocking.pop((effect.agent, effect.session), None)
+                    if tunnel is not None:
+                        log.warning("refused agent %s: %s", tunnel.spec.name, effect.reason)
+                        tunnel.close(effect.reason)
+                case _:
+                    pass  # what is only to be saved
+
+    def reset(self) -> None:
+        """Hang up on everyone: agents come back and tell what they do."""
+        while not self._unpublished.empty():
+            self._unpublished.get_nowait()
+        self._deliveries.clear()
+        for tunnel in [*self._knocking.values(), *[line.tunnel for line in self._lines.values()]]:
+            tunnel.close("the coordinator starts over from its journal; come back at once")
+        self._knocking.clear()
+        self._lines.clear()
+        self._busy.clear()
+
+    async def publish(self, outputs: Sequence[PublishedOutput]) -> None:
+        for output in outputs:
+            narinfo = output.narinfo
+            text = show(narinfo, self._store_dir).encode()
+            key = f"{narinfo.info.path.hash_part}.narinfo"
+            await self._objects.put_if_absent(key, text)
+
+    def _accept(self, effect: do.AcceptAgent) -> None:
+        tunnel = self._knocking.pop((effect.agent, effect.session), None)
+        if tunnel is None:
+            # It left before it was let in.
+            self._loop.tell(AgentCut(effect.agent, effect.session))
+            return
+        older = self._lines.pop(effect.agent, None)
+        if older is not None:
+            older.tunnel.close("a newer tunnel of the same agent took over")
+        self._lines[effect.agent] = _Line(tunnel)
+        log.info("agent %s joined", tunnel.spec.name)
+        tunnel.send(self._answer(effect.agent))
+
+    # --- orders ---------------------------------------------------------------------------
+
+    def _order(self, order: do.StartBuild | do.AbortAttempt | do.SettleAttempt) -> None:
+        line = self._line(order.agent)
+        if line is None:
+            return  # cut off; its first heartbeat will tell what it missed
+        match order:
+            case do.StartBuild():
+                line.starts.append(order)
+            case do.AbortAttempt():
+                line.aborts.append(order.attempt)
+            case do.SettleAttempt():
+                line.settled.append((order.attempt, order.is_delivered))
+
+    def grant(self, agent: AgentId, grants: Sequence[UploadGrant]) -> None:
+        line = self._line(agent)
+        if line is not None:
+            line.grants.extend(grants)
+
+    def _line(self, agent: AgentId) -> _Line | None:
+        """The agent's line, which now has something to send."""
+        line = self._lines.get(agent)
+        if line is not None:
+            self._busy[id(line)] = line
+            self._has_orders.set()
+        return line
+
+    async def send_orders(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._has_orders.wait()
+            self._has_orders.clear()
+            lines, self._busy = list(self._busy.values()), {}
+            wanted = {start.step for line in lines for start in line.starts}
+            rounds = [(line, line.starts, line.aborts, line.grants, line.settled) for line in lines]
+            for line in lines:
+                line.starts, line.aborts, line.grants, line.settled = [], [], [], []
+            records: dict[StepId, StepRecord] = {}
+            if wanted:
+                try:
+                    records = await self._journal.steps(list(wanted))
+                except OutsideError as error:
+                    log.error("steps could not be read back to send them out: %s", error)
+            for line, starts, aborts, grants, settled in rounds:
+                builds = self._builds(line, starts, records)
+                line.tunnel.send(
+                    Orders(line.number, builds, tuple(aborts), tuple(grants), tuple(settled))
+                )
+
+    def _builds(
+        self, line: _Line, starts: Sequence[do.StartBuild], records: dict[StepId, StepRecord]
+    ) -> tuple[SerializedBuildOrder, ...]:
+        core = self._loop.core
+        builds = []
+        for start in starts:
+            line.number = max(line.number, start.order)
+            record = records.get(start.step)
+            if core is None or start.attempt not in core.attempts:
+                continue  # it ended before it was sent
+            if record is None:
+                message = f"step {start.step} could not be read back from the journal"
+                self._loop.tell(
+                    AttemptFailed(start.agent, start.attempt, Outcome.AGENT_FAILED, message)
+                )
+                continue
+            self._deliveries.begin(start.attempt, start.agent, record)
+            builds.append(
+                SerializedBuildOrder(start.attempt, record.drv_path, record.basic, self._limits)
+            )
+        return tuple(builds)
+
+    # --- narinfos -------------------------------------------------------------------------
+
+    async def publish_outputs(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PUBLISHERS):
+                group.create_task(self._publisher())
+
+    async def _publisher(self) -> None:
+        while True:
+            effect = await self._unpublished.get()
+            while True:
+                try:
+                    await self.publish(effect.infos)
+                    break
+                except OutsideError as error:
+                    log.error("narinfos cannot be put, trying again: %s", error)
+                    await asyncio.sleep(PUBLISH_RETRY_S)
+            self._loop.tell(OutputsPublished(effect.step))
