@@ -76,17 +76,19 @@ def _follow_build(client: GrangeClient, build: BuildView, *, as_json: bool) -> N
     progress = Progress(0)
     screen = console()
     stderr = console(stderr=True)
-    rests: dict[int, str] = {}  # by attempt: the line that has not ended yet
+    rests: dict[int, str] = {}  # by step: the line that has not ended yet
     for event in watch_through(client, [build.id], stderr.print, logs=True):
         if as_json:
             click.echo(event.model_dump_json())
             continue
         ended = progress.apply(event)
         if ended is not None:
+            if rest := rests.pop(ended.id, ""):
+                click.echo(f"{ended.name}> {clean(rest)}")
             screen.print(ending_line(ended), soft_wrap=True)
         if event.type == "log":
             step = progress.steps.get(event.step)
             name = step.name if step else str(event.step)
-            *lines, rests[event.attempt] = (rests.get(event.attempt, "") + event.text).split("\n")
+            *lines, rests[event.step] = (rests.get(event.step, "") + event.text).split("\n")
             for line in lines:
                 click.echo(f"{name}> {clean(line)}")

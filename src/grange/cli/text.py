@@ -47,7 +47,7 @@ def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, object]) -> No
 
 def clean(text: str) -> str:
     """`text` of a log without what could disturb a terminal."""
-    return _CONTROL.sub("", text.expandtabs(8))
+    return _CONTROL.sub("", text).expandtabs(8)
 
 
 def step_name(path: str) -> str:

@@ -1,0 +1,157 @@
+"""The command line as such: how it starts, fails and hands over."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from grange.cli.app import Adapters, make_cli
+from grange.cli.config import Address, AgentOptions, ServeConfig, Upstream
+from grange.client.sources import LocalStore
+from grange.errors import GrangeError, OperatorError, OutsideError, PeerError
+from grange.store.keys import SecretKey
+
+
+def no_store(_: str | None) -> LocalStore:
+    raise AssertionError("no store is needed")
+
+
+class Started:
+    """What was started with what."""
+
+    def __init__(self) -> None:
+        self.serve: list[ServeConfig] = []
+        self.agents: list[AgentOptions] = []
+
+    def run(self, *arguments: str) -> Result:
+        adapters = Adapters(self.serve.append, self.agents.append, no_store)
+        return CliRunner().invoke(make_cli(adapters), arguments)
+
+
+def test_help_needs_neither_http_nor_tables() -> None:
+    code = (
+        "import sys; from grange.cli.app import make_cli\n"
+        "try: make_cli(None)(['--help'])\n"
+        "finally: print(*({'httpx', 'rich', 'pydantic', 'asyncio'} & {*sys.modules}), 'end')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Build derivations or Nix expressions" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["end"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "build",
+        "list",
+        "show",
+        "log",
+        "why",
+        "cancel",
+        "retry",
+        "status",
+        "agents",
+        "serve",
+        "agent",
+        "key",
+    ],
+)
+def test_every_command_has_help(command: str) -> None:
+    result = Started().run(command, "--help")
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(PeerError("wrong"), 2), (OperatorError("wrong"), 3), (OutsideError("wrong"), 3)],
+)
+def test_an_error_is_one_line_and_an_exit_code(error: GrangeError, code: int) -> None:
+    def fail(_: ServeConfig) -> NoReturn:
+        raise error
+
+    result = CliRunner().invoke(make_cli(Adapters(fail, fail, no_store)), ["serve"])  # type: ignore[arg-type]
+    assert (result.exit_code, result.stderr) == (code, "grange: wrong\n")
+
+
+def test_interrupting_has_an_exit_code_of_its_own() -> None:
+    def interrupted(_: ServeConfig) -> NoReturn:
+        raise KeyboardInterrupt
+
+    adapters = Adapters(interrupted, interrupted, no_store)  # type: ignore[arg-type]
+    assert CliRunner().invoke(make_cli(adapters), ["serve"]).exit_code == 130
+
+
+def test_serve_hands_over_what_it_was_told(tmp_path: Path) -> None:
+    started = Started()
+    arguments = ["--listen", "[::1]:0", "--state-dir", str(tmp_path), "--store-dir", "/gnu/store/"]
+    arguments += ["--substituter", "https://cache.example/", "a:AA,b:BB", "--log-bytes", "5"]
+    result = started.run("serve", *arguments)
+    assert result.exit_code == 0, result.output
+    [config] = started.serve
+    assert config.http == Address("::1", 0)
+    assert config.agents == Address("127.0.0.1", 7381)
+    assert config.state_dir == tmp_path
+    assert config.store_dir.root == "/gnu/store"
+    assert config.upstreams == (Upstream("https://cache.example", ("a:AA", "b:BB")),)
+    assert config.limits.log_bytes == 5
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:7380", "192.0.2.1:7380", "[::]:7380", "farm:7380"])
+@pytest.mark.parametrize("option", ["--listen", "--listen-agents"])
+def test_serve_refuses_other_machines(option: str, address: str) -> None:
+    started = Started()
+    result = started.run("serve", option, address)
+    assert result.exit_code == 3
+    assert "is open to other machines" in result.stderr
+    assert not started.serve
+
+
+@pytest.mark.parametrize("address", ["7380", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(OperatorError, match="is not an address to listen on"):
+        Address.parse(address)
+
+
+def test_a_substituter_needs_a_key() -> None:
+    result = Started().run("serve", "--substituter", "https://cache.example", " ")
+    assert result.exit_code == 3
+    assert "has no public key" in result.stderr
+
+
+def test_agent_run_hands_over_what_it_was_told(tmp_path: Path) -> None:
+    started = Started()
+    arguments = ["--store", str(tmp_path), "--system", "x86_64-linux", "--max-jobs", "3"]
+    result = started.run("agent", "run", *arguments, "--load-per-cpu", "2", "--no-sandbox")
+    assert result.exit_code == 0, result.output
+    [options] = started.agents
+    assert (options.store, options.systems, options.max_jobs) == (tmp_path, ("x86_64-linux",), 3)
+    assert options.thresholds.load1_per_cpu == 2
+    assert not options.sandbox
+    assert started.run("agent", "run", "--coordinator", "nowhere").exit_code == 3
+
+
+def test_key_generate_makes_a_key_once(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    run: Callable[..., Result] = Started().run
+    result = run("key", "generate", "farm.example-1", "--secret-file", str(file), "--json")
+    assert result.exit_code == 0, result.output
+    secret = SecretKey.parse(file.read_text())
+    assert json.loads(result.stdout)["public_key"] == secret.public.show()
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = run("key", "generate", "farm.example-1", "--secret-file", str(file))
+    assert again.exit_code == 3
+    assert "is not overwritten" in again.stderr
+    assert SecretKey.parse(file.read_text()).public == secret.public
+
+
+def test_the_command_line_is_a_click_group() -> None:
+    cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store))
+    assert isinstance(cli, click.Group)
+    assert Started().run("nonsense").exit_code == 2

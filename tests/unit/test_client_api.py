@@ -1,0 +1,97 @@
+"""The client: whose fault an answer is, and streams that break."""
+
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from grange.client.api import GrangeClient, _lines
+from grange.client.models import Problem, StepState, WatchLog, WatchStep
+from grange.errors import OutsideError, PeerError
+from tests.unit.fake_farm import FakeFarm, build_view, running, step_view
+
+UUID = "00000000-0000-4000-8000-000000000000"
+DRV = "/nix/store/00000000000000000000000000000000-hello.drv"
+
+
+@pytest.fixture
+def farm() -> Iterator[FakeFarm]:
+    with running(FakeFarm(builds=[build_view(UUID, DRV)])) as farm:
+        yield farm
+
+
+def test_a_watch_gives_every_event(farm: FakeFarm) -> None:
+    farm.events = [
+        WatchStep(step=step_view(1, "a", StepState.BUILDING)),
+        WatchLog(step=1, attempt=7, text="one\ntwo\n"),
+        WatchStep(step=step_view(1, "a", StepState.DONE)),
+    ]
+    with GrangeClient(farm.url) as client:
+        events = list(client.watch([UUID]))
+    assert [event.type for event in events] == ["start", "step", "log", "step", "build"]
+    assert events[1:4] == farm.events
+
+
+def test_a_broken_watch_gives_whole_events_only(farm: FakeFarm) -> None:
+    farm.watches_to_break = 1
+    with GrangeClient(farm.url) as client:
+        assert [event.type for event in client.watch([UUID])] == ["start"]
+
+
+@pytest.mark.parametrize(
+    "cuts", [[b"one\ntwo\n"], [b"o", b"ne", b"\n", b"two", b"\n"], [b"one\nt", b"wo\n\nrest"]]
+)
+def test_lines_are_put_together(cuts: list[bytes]) -> None:
+    assert list(_lines(cuts)) == [b"one", b"two"]
+
+
+def test_a_wrong_request_is_the_callers(farm: FakeFarm) -> None:
+    farm.refusal = (422, Problem(error="that is a cycle; break it", fault="request"))
+    with GrangeClient(farm.url) as client, pytest.raises(PeerError, match="a cycle; break it"):
+        client.status()
+
+
+def test_a_farm_that_cannot_is_outside(farm: FakeFarm) -> None:
+    farm.refusal = (503, Problem(error="the disk is full; make room", fault="outside"))
+    with GrangeClient(farm.url) as client, pytest.raises(OutsideError, match="full; make room"):
+        list(client.watch([UUID]))
+
+
+def test_nobody_there_says_which_url_and_what_to_do() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        with GrangeClient(url) as client, pytest.raises(OutsideError) as caught:
+            client.status()
+    assert url in str(caught.value)
+    assert "`grange serve` may not be running" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:7380", "ftp://farm"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(PeerError, match="is not the URL of a farm"):
+        GrangeClient(url)
+
+
+def answering(status: int, body: bytes) -> GrangeClient:
+    return GrangeClient(
+        "http://farm", transport=httpx.MockTransport(lambda _: httpx.Response(status, content=body))
+    )
+
+
+def test_something_else_behind_the_url_is_noticed() -> None:
+    with pytest.raises(OutsideError, match="does not speak the API"):
+        answering(200, b"<html>It works!</html>").status()
+    with pytest.raises(PeerError, match="answered 404: <html>"):
+        answering(404, b"<html>not found</html>").status()
+    with pytest.raises(OutsideError, match="does not speak the API"):
+        answering(200, b'{"removed": 1}').add_derivations(b"")
+
+
+def test_a_log_comes_as_it_was_written(farm: FakeFarm) -> None:
+    farm.logs[7] = b"\xff\x00 raw\r\n"
+    with GrangeClient(farm.url) as client:
+        assert b"".join(client.log(7)) == b"\xff\x00 raw\r\n"
+        list(client.log(7, follow=True))
+    assert farm.calls == ["log 7", "log 7 follow=true"]
