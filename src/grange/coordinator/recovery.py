@@ -5,8 +5,9 @@ be done. Attempts are taken over as they were committed; the agents will say how
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
-from grange.ports import Journal, PublishedOutput, StepNode
+from grange.ports import BuildRecord, Journal, PublishedOutput, StepNode
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import Effect
 from grange.scheduler.events import AgentAwaited, BuildsSubmitted, Event, OutputsPublished, Wish
@@ -16,12 +17,30 @@ Publish = Callable[[Sequence[PublishedOutput]], Awaitable[None]]
 
 
 def submission(
-    nodes: list[StepNode], wishes: tuple[Wish, ...], *, is_retry: bool = False
+    nodes: Sequence[StepNode],
+    builds: Sequence[BuildRecord],
+    tags: tuple[str, ...],
+    *,
+    is_retry: bool = False,
 ) -> BuildsSubmitted:
-    """The event for builds whose roots' walk found `nodes`."""
+    """The event for builds, all with these tags, whose roots' walk found `nodes`."""
+    specs = [node.spec for node in nodes]
+    if tags:
+        specs = [replace(spec, queue=replace(spec.queue, tags=tags)) for spec in specs]
+    unfinished = {spec.id for spec in specs}
     return BuildsSubmitted(
-        wishes,
-        tuple([node.spec for node in nodes]),
+        tuple(
+            [
+                Wish(
+                    build.id,
+                    build.root if build.root in unfinished else None,
+                    build.project,
+                    build.priority,
+                )
+                for build in builds
+            ]
+        ),
+        tuple(specs),
         tuple([(node.spec.id, node.remembered) for node in nodes if node.remembered is not None]),
         is_retry,
     )
@@ -37,20 +56,11 @@ async def recover(
     for entry in past.unpublished:
         await publish(entry.outputs)
         events.append(OutputsPublished(entry.step))
-    nodes = await journal.unfinished_graph(
-        list(dict.fromkeys(build.drv_path for build in past.builds))
-    )
-    unfinished = {node.spec.id for node in nodes}
-    wishes = tuple(
-        Wish(
-            build.id,
-            build.root if build.root in unfinished else None,
-            build.project,
-            build.priority,
-        )
-        for build in past.builds
-    )
-    if wishes:
-        events.append(submission(nodes, wishes))
+    by_tags: dict[tuple[str, ...], list[BuildRecord]] = {}
+    for build in past.builds:
+        by_tags.setdefault(build.tags, []).append(build)
+    for tags, builds in by_tags.items():
+        roots = list(dict.fromkeys(build.drv_path for build in builds))
+        events.append(submission(await journal.unfinished_graph(roots), builds, tags))
     events += [AgentAwaited(agent.spec, agent.attempts) for agent in past.agents]
     return core, core.handle(max(now, past.clock_s), events)

@@ -1,0 +1,113 @@
+"""Builds submitted, cancelled and tried again."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from grange.cache.upstream import Upstream
+from grange.coordinator.loop import WriterLoop
+from grange.coordinator.recovery import submission
+from grange.errors import PeerError
+from grange.ports import BuildRecord, Journal, NewBuild, StepNode
+from grange.scheduler.events import BuildCancelled
+from grange.scheduler.facts import BuildId, StepId
+from grange.store.path import StorePath
+
+STEPS_MAX: Final = 2_000_000  # below one submission; at 1 KB each still a small part of a machine
+
+
+class Submissions:
+    """What people ask for, put to the journal and the scheduler."""
+
+    def __init__(
+        self, loop: WriterLoop, journal: Journal, upstreams: Sequence[tuple[str, Upstream]]
+    ) -> None:
+        self._loop = loop
+        self._journal = journal
+        self._upstreams = upstreams  # with the URL each is recorded by
+        self._one_walk = asyncio.Semaphore(1)  # a walk takes memory; the next may wait for it
+
+    async def submit(self, builds: Sequence[NewBuild]) -> tuple[list[BuildRecord], int]:
+        """Have these built. Said twice is harmless: a known build is returned as it stands.
+
+        Returns the builds as they stand now and how many steps they wait for. Raises PeerError
+        for an unknown derivation, or an id that belongs to another one.
+        """
+        records = await self._journal.add_builds(builds)
+        pending = [record for record in records if record.finished is None]
+        count = await self._want(pending, is_retry=False)
+        return await self._again(records), count
+
+    async def cancel(self, id_: BuildId, by: str) -> BuildRecord:
+        """Harmless where the build has ended."""
+        record = await self._find(id_)
+        if record.finished is None:
+            await self._loop.settle(BuildCancelled(id_, by))
+        return await self._find(id_)
+
+    async def retry(self, id_: BuildId) -> BuildRecord:
+        """Try a failed or cancelled build again, and forget what is remembered against it."""
+        record = await self._find(id_)
+        if record.outcome is not None and not record.outcome.is_success:
+            await self._want([record], is_retry=True)
+        return await self._find(id_)
+
+    async def _find(self, id_: BuildId) -> BuildRecord:
+        record = await self._journal.build(id_)
+        if record is None:
+            raise NoSuchBuildError(f"there is no build {id_}")
+        return record
+
+    async def _again(self, records: Sequence[BuildRecord]) -> list[BuildRecord]:
+        now = [await self._journal.build(record.id) for record in records]
+        return [new or old for new, old in zip(now, records, strict=True)]
+
+    async def _want(self, records: Sequence[BuildRecord], *, is_retry: bool) -> int:
+        by_tags: dict[tuple[str, ...], list[BuildRecord]] = {}
+        for record in records:
+            by_tags.setdefault(record.tags, []).append(record)
+        count = 0
+        for tags, alike in by_tags.items():
+            async with self._one_walk:
+                nodes = await self._walk([record.drv_path for record in alike])
+            await self._loop.settle(submission(nodes, alike, tags, is_retry=is_retry))
+            count += len(nodes)
+        return count
+
+    async def _walk(self, roots: Sequence[StorePath]) -> list[StepNode]:
+        """The steps to build, after taking from upstreams what they have."""
+        nodes = await self._journal.unfinished_graph(roots)
+        if len(nodes) > STEPS_MAX:
+            raise PeerError(
+                f"{len(nodes)} steps in one submission, where {STEPS_MAX} is most; submit less"
+            )
+        if nodes and self._upstreams:
+            for url, upstream in self._upstreams:
+                if await self._substitute(nodes, url, upstream):
+                    nodes = await self._journal.unfinished_graph(roots)
+        return nodes
+
+    async def _substitute(self, nodes: Sequence[StepNode], url: str, upstream: Upstream) -> bool:
+        """Record what this upstream has, from the roots down: below it nothing is asked for."""
+        by_id = {node.spec.id: node for node in nodes}
+        needed = {i for node in nodes for i in node.spec.inputs}
+        level = [node for node in nodes if node.spec.id not in needed]
+        seen: set[StepId] = set()
+        is_any = False
+        while level:
+            available = await upstream.available([path for node in level for path in node.outputs])
+            if available.narinfos:
+                await self._journal.add_paths(available.narinfos, url)
+                is_any = True
+            below: dict[StepId, StepNode] = {}
+            for node in level:
+                if available.missing.isdisjoint(node.outputs):
+                    continue
+                below.update({i: by_id[i] for i in node.spec.inputs if i not in seen})
+            seen |= below.keys()
+            level = list(below.values())
+        return is_any
+
+
+class NoSuchBuildError(PeerError):
+    """The request names a build that was never submitted here."""
