@@ -1,0 +1,48 @@
+"""Named queries are found, and each of them is one that the database understands."""
+
+from pathlib import Path
+
+import pytest
+
+from grange.db.connect import MEMORY, connect
+from grange.db.sql import QUERIES, load_queries, parse_queries
+
+TEXT = """-- Things.
+
+-- name: one
+-- What it is for.
+SELECT 1 -- as ever
+  FROM t;
+
+-- name: two
+SELECT 2;
+"""
+
+
+def test_queries_are_found_by_name() -> None:
+    assert dict(parse_queries(TEXT)) == {
+        "one": "SELECT 1 -- as ever\n  FROM t;",
+        "two": "SELECT 2;",
+    }
+
+
+def test_a_name_belongs_to_one_query(tmp_path: Path) -> None:
+    for name in ("a.sql", "b.sql"):
+        (tmp_path / name).write_text("-- name: same\nSELECT 1;\n")
+    with pytest.raises(AssertionError, match="same"):
+        load_queries(tmp_path)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_query_fits_the_tables(name: str) -> None:
+    connection = connect(MEMORY)
+    parameters = [None] * max(
+        [number for number in range(20) if f"?{number}" in QUERIES[name]] + [0]
+    )
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[name]}", parameters).fetchall()
+    connection.close()
+    scanned = {row[3] for row in plan if row[3].startswith("SCAN")}
+    # Read whole may be small tables, arrays, and indexes that hold only what is wanted.
+    allowed = ("agents", "farm", "queues", "json_each", "CONSTANT ROW")
+    partial = ("steps USING INDEX steps_publishing", "a USING INDEX attempts_unended")
+    assert [each for each in scanned if not each[5:].startswith((*allowed, *partial))] == []
