@@ -105,16 +105,17 @@ def test_refuses_a_file_that_changes_its_size(tmp_path: Path, change: int) -> No
         list(chunks)
 
 
+@pytest.mark.parametrize("size", [5, BUFFER_BYTES - 96], ids=["small", "ends with the buffer"])
 @pytest.mark.parametrize("change", [-5, -1, 1])
-def test_refuses_a_small_file_that_changes_its_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: int
+def test_refuses_a_file_that_changes_its_size_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, change: int
 ) -> None:
     path = tmp_path / "file"
-    path.write_bytes(b"12345")
+    path.write_bytes(bytes(size))
     open_file = os.open
 
     def change_then_open(file: bytes, flags: int) -> int:
-        os.truncate(path, 5 + change)
+        os.truncate(path, size + change)
         return open_file(file, flags)
 
     monkeypatch.setattr(os, "open", change_then_open)

@@ -162,10 +162,24 @@ def test_a_tree_comes_back_byte_by_byte() -> None:
 
 
 def test_a_large_archive_in_chunks() -> None:
-    tree = Directory({b"%04d" % i: File(b"c" * (i * 7 % 9000), i % 3 == 0) for i in range(600)})
+    tree = Directory({b"%04d" % i: File(b"c" * (i * 97 % 30000), i % 3 == 0) for i in range(300)})
     nar = nar_of_tree(tree)
+    offsets = read(nar).offsets
     for chunk_bytes in (1000, 4096, 65536):
-        assert read(nar, [*range(0, len(nar), chunk_bytes)]).tree() == tree
+        cut = read(nar, [*range(0, len(nar), chunk_bytes)])
+        assert cut.tree() == tree
+        assert cut.offsets == offsets
+        for offset, size in offsets:
+            assert nar[offset : offset + size] == b"c" * size
+
+
+def test_the_position_counts_from_the_start_whatever_the_chunks() -> None:
+    nar = bytearray(nar_of_tree(Directory({b"%03d" % i: File(b"c" * 9000) for i in range(99)})))
+    at = nar.index(string(b"070"))
+    nar[at + 8] = ord("/")
+    for chunk_bytes in (1000, 4096, 65536):
+        with pytest.raises(PeerError, match=f"at byte {at}, b'/70' must not follow b'069'"):
+            read(bytes(nar), [*range(0, len(nar), chunk_bytes)])
 
 
 def test_what_ends_early_is_refused_wherever_it_ends() -> None:
@@ -174,6 +188,18 @@ def test_what_ends_early_is_refused_wherever_it_ends() -> None:
         reason = refusal(nar[:size])
         assert "ends" in reason, reason
         assert f"at byte {size}," in reason
+
+
+def test_what_ends_early_tells_nothing_false() -> None:
+    nar = nar_of_tree(TREE)
+    offsets = read(nar).offsets
+    for size in range(len(nar)):
+        rebuilder = Rebuilder()
+        reader = NarReader(rebuilder)
+        reader.feed(nar[:size])
+        with pytest.raises(PeerError):
+            reader.finish()
+        assert rebuilder.offsets == offsets[: len(rebuilder.offsets)]
 
 
 @given(trees, st.data())

@@ -106,6 +106,13 @@ def test_finds_many_at_once_and_overlapping() -> None:
     assert scan(candidates, [long.encode()]) == set(candidates)
 
 
+def test_finds_behind_false_and_true_runs_of_one_chunk() -> None:
+    candidates = hash_parts(20)
+    others = hash_parts(20, seed=2)
+    text = "/".join(f"{other}/{mine}" for other, mine in zip(others, candidates, strict=True))
+    assert scan(candidates, [text.encode()]) == set(candidates)
+
+
 def test_goes_on_finding_when_few_are_missing() -> None:
     candidates = hash_parts(8)
     chunks = [b"-" * 5000 + candidate.encode() for candidate in candidates]
@@ -117,6 +124,16 @@ def test_nothing_to_find_costs_nothing() -> None:
     scanner.feed(b"0" * 5000)
     assert scanner.found == set()
     assert scanner._tail == b""  # it did not even look
+
+
+def test_nothing_left_to_find_costs_nothing() -> None:
+    candidates = hash_parts(3)
+    scanner = ReferenceScanner(candidates)
+    scanner.feed("-".join(candidates).encode())
+    tail = scanner._tail
+    scanner.feed(b"more")
+    assert scanner.found == set(candidates)
+    assert scanner._tail == tail
 
 
 def test_does_not_keep_what_it_was_fed() -> None:

@@ -24,7 +24,7 @@ _LONG_RUN_BYTES: Final = 512  # from here on it pays to look at blocks before pl
 class ReferenceScanner:
     """Finds which of `candidates`, hash parts of store paths, occur in what it is fed.
 
-    Holds 31 bytes of the stream, and 17 short strings per candidate once it has met a long run.
+    Holds 31 bytes of the stream, and 16 short strings per candidate once it has met a long run.
     """
 
     __slots__ = ("_blocks", "_found", "_missing", "_tail")
@@ -74,14 +74,13 @@ class ReferenceScanner:
             return
         if self._blocks is None:
             self._blocks = frozenset(
-                candidate[at : at + _BLOCK]
-                for candidate in self._missing
-                for at in range(HASH_PART_CHARS - _BLOCK + 1)
+                candidate[at : at + _BLOCK] for candidate in self._missing for at in range(_BLOCK)
             )
+        # A hash part at any of the 16 places up to a block's holds that whole block.
         whole = memoryview(run)[: len(run) // _BLOCK * _BLOCK]
         for index, (block,) in enumerate(struct.iter_unpack(f"{_BLOCK}s", whole)):
             if block in self._blocks:
-                self._look_up_places(run, max(0, (index - 1) * _BLOCK), index * _BLOCK + 1)
+                self._look_up_places(run, max(0, (index - 1) * _BLOCK + 1), index * _BLOCK + 1)
 
     def _look_up_places(self, run: bytes, start: int, stop: int) -> None:
         """Meet the candidates that begin at one of the places from `start` to before `stop`."""
