@@ -131,7 +131,11 @@ def test_agent_run_hands_over_what_it_was_told(tmp_path: Path) -> None:
     result = started.run("agent", "run", *arguments, "--load-per-cpu", "2", "--no-sandbox")
     assert result.exit_code == 0, result.output
     [options] = started.agents
-    assert (options.store, options.systems, options.max_jobs) == (tmp_path, ("x86_64-linux",), 3)
+    assert options.coordinator == "http://127.0.0.1:7381"
+    assert (options.store, options.systems, options.max_jobs) == (
+        str(tmp_path), ("x86_64-linux",), 3
+    )  # fmt: skip
+    assert options.features is None
     assert options.thresholds.load1_per_cpu == 2
     assert not options.sandbox
     assert started.run("agent", "run", "--coordinator", "nowhere").exit_code == 3

@@ -6,9 +6,10 @@ from typing import Final
 import click
 
 from grange.cli.app import Adapters
-from grange.cli.config import AGENTS_PORT, AgentOptions, default_state_dir
+from grange.cli.config import AGENTS_PORT, AgentOptions, default_state_dir, parse_store_dir
 from grange.errors import OperatorError
 from grange.scheduler.facts import Thresholds
+from grange.store.path import NIX_STORE
 
 _THRESHOLDS: Final = Thresholds()
 
@@ -35,8 +36,24 @@ def agent() -> None:
 )
 @click.option(
     "--store",
+    default="",
+    metavar="STORE",
+    help="Where to build: a directory with a private store in it, or unix:SOCKET of a daemon "
+    "[default: the system's store].",
+)
+@click.option(
+    "--store-dir",
+    default=NIX_STORE.root,
+    show_default=True,
+    metavar="DIR",
+    help="The directory all store paths of the farm begin with.",
+)
+@click.option(
+    "--build-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Build in a private store below this directory [default: the system's store].",
+    default=Path("/tmp"),
+    show_default=True,
+    help="Where its Nix builds; watched for space.",
 )
 @click.option(
     "--system",
@@ -68,7 +85,8 @@ def agent() -> None:
 )
 @click.option(
     "--max-jobs",
-    type=click.IntRange(min=1),
+    default=0,
+    type=click.IntRange(min=0),
     metavar="N",
     help="So many builds at once [default: one for each CPU].",
 )
@@ -111,12 +129,14 @@ def run(
     coordinator: str,
     name: str | None,
     state_dir: Path,
-    store: Path | None,
+    store: str,
+    store_dir: str,
+    build_dir: Path,
     systems: tuple[str, ...],
     features: tuple[str, ...],
     mandatory_features: tuple[str, ...],
     tags: tuple[str, ...],
-    max_jobs: int | None,
+    max_jobs: int,
     cores: int,
     speed_factor: float,
     sandbox: bool,
@@ -128,10 +148,12 @@ def run(
         AgentOptions(
             coordinator=_target(coordinator),
             name=name,
-            state_dir=state_dir,
-            store=store,
-            systems=systems,
-            features=features,
+            state_dir=state_dir.absolute(),
+            store=_store(store),
+            store_dir=parse_store_dir(store_dir),
+            build_dir=build_dir.absolute(),
+            systems=systems or None,
+            features=features or None,
             mandatory_features=mandatory_features,
             tags=tags,
             max_jobs=max_jobs,
@@ -146,7 +168,14 @@ def run(
 
 
 def _target(text: str) -> str:
-    host, _, port = text.rpartition(":")
+    host, _, port = text.removeprefix("http://").rpartition(":")
     if not host or not port.isascii() or not port.isdigit():
         raise OperatorError(f"--coordinator {text!r} is not HOST:PORT, such as 127.0.0.1:7381")
-    return text
+    return f"http://{host}:{port}"
+
+
+def _store(text: str) -> str:
+    """`text` with a relative directory made absolute."""
+    if text in ("", "daemon") or text.startswith(("unix:", "local?")):
+        return text
+    return str(Path(text).absolute())

@@ -55,6 +55,14 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def parse_store_dir(text: str) -> StoreDir:
+    """Read an absolute directory; OperatorError for anything else."""
+    root = text.rstrip("/")
+    if not root.startswith("/"):
+        raise OperatorError(f"--store-dir {text!r} is not an absolute path such as /nix/store")
+    return StoreDir(root)
+
+
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A binary cache whose paths the farm takes instead of building them."""
@@ -79,17 +87,19 @@ class ServeConfig:
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """None where the agent finds out by itself."""
+    """None, 0 and "" where the agent finds out by itself; named as in `agent.service.AgentConfig`."""
 
-    coordinator: str = f"127.0.0.1:{AGENTS_PORT}"
-    name: str | None = None  # its host name
+    coordinator: str = f"http://127.0.0.1:{AGENTS_PORT}"
     state_dir: Path = field(default_factory=lambda: default_state_dir() / "agent")
-    store: Path | None = None  # a chroot store's directory; the system's store
-    systems: tuple[str, ...] = ()  # what its Nix says
-    features: tuple[str, ...] = ()
+    name: str | None = None  # its host name
+    store: str = ""  # "" or "daemon": the system's; "unix:SOCKET"; or an absolute directory
+    store_dir: StoreDir = NIX_STORE
+    build_dir: Path = Path("/tmp")
+    systems: tuple[str, ...] | None = None  # what its Nix says
+    features: tuple[str, ...] | None = None
     mandatory_features: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    max_jobs: int | None = None  # one for each CPU
+    max_jobs: int = 0  # one for each CPU
     cores: int = 0  # for each build; 0: what a fair share is
     speed_factor: float = 1.0
     sandbox: bool = True

@@ -13,9 +13,9 @@ from grange.cli.config import (
     ServeConfig,
     Upstream,
     default_state_dir,
+    parse_store_dir,
 )
 from grange.errors import OperatorError
-from grange.store.path import StoreDir
 from grange.wire.messages import Limits
 
 
@@ -132,7 +132,7 @@ def serve(
         agents=Address.parse(listen_agents),
         state_dir=state_dir,
         cache_dir=cache_dir,
-        store_dir=_store_dir(store_dir),
+        store_dir=parse_store_dir(store_dir),
         upstreams=tuple(_upstream(url, keys) for url, keys in substituters),
         key_files=key_files,
         public_url=public_url,
@@ -142,13 +142,6 @@ def serve(
         lease_s=lease_s,
     )
     adapters.serve(config)
-
-
-def _store_dir(text: str) -> StoreDir:
-    root = text.rstrip("/")
-    if not root.startswith("/"):
-        raise OperatorError(f"--store-dir {text!r} is not an absolute path such as /nix/store")
-    return StoreDir(root)
 
 
 def _upstream(url: str, keys: str) -> Upstream:
