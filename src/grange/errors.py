@@ -13,6 +13,14 @@ class PeerError(GrangeError):
     """The other side of a connection said or sent something wrong: a submitter, an agent, a file."""
 
 
+class NotFoundError(PeerError):
+    """It asked for something that is not here."""
+
+
+class ConflictError(PeerError):
+    """What it asks contradicts what is already here."""
+
+
 class OperatorError(GrangeError):
     """The installation is set up wrongly; the text names the setting and the remedy."""
 

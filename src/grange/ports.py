@@ -219,6 +219,9 @@ class Journal(Protocol):
 
     async def aterm(self, drv_path: StorePath) -> bytes | None: ...
 
+    async def derivation_path(self, hash_part: str) -> StorePath | None:
+        """The derivation with this hash part, if it was submitted."""
+
     async def derivation_inputs(
         self, paths: Iterable[StorePath]
     ) -> dict[StorePath, KnownDerivation]:

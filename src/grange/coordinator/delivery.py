@@ -17,12 +17,13 @@ from grange.cache.verify import Candidates, candidates_of
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.support import support_json
 from grange.errors import GrangeError, PeerError
-from grange.ports import Journal, PublishedOutput, StepRecord
+from grange.ports import Journal, Objects, PublishedOutput, StepRecord
 from grange.scheduler.events import AttemptFailed, OutputsBuilt, OutputsStored
 from grange.scheduler.facts import AgentId, AttemptId, Outcome
 from grange.store.content import ContentAddress, Method
 from grange.store.hash import Hash
 from grange.store.keys import SecretKey
+from grange.store.narinfo import NarInfo, show
 from grange.store.path import StoreDir, StorePath
 from grange.wire.basic import basic_from_bytes
 from grange.wire.messages import Built, BuiltOutput, UploadGrant
@@ -51,14 +52,15 @@ class Deliveries:
         self,
         *,
         journal: Journal,
-        uploads: Uploads,
+        objects: Objects,
         loop: WriterLoop,
         keys: Sequence[SecretKey],
         store_dir: StoreDir,
         cache_url: str,
     ) -> None:
         self._journal = journal
-        self._uploads = uploads
+        self._objects = objects
+        self.uploads: Uploads  # set by the farm: each of the two calls the other
         self._loop = loop
         self._keys = keys
         self._store_dir = store_dir
@@ -81,7 +83,7 @@ class Deliveries:
         """The attempt is over, however it ended."""
         delivery = self._under_way.pop(attempt, None)
         if delivery is not None and delivery.claims:
-            self._uploads.revoke(attempt)
+            self.uploads.revoke(attempt)
             for path in delivery.claims:
                 self._unpublished.pop((delivery.agent, path), None)
 
@@ -149,7 +151,7 @@ class Deliveries:
                 if path not in delivery.stored:
                     await self._adopt(delivery, output)
             else:
-                url = self._cache_url + self._uploads.grant(attempt, output, candidates, fixed)
+                url = self._cache_url + self.uploads.grant(attempt, output, candidates, fixed)
             grants.append(UploadGrant(attempt, path, url, COMPRESSION, COMPRESSION_LEVEL, not url))
         self._tell_if_complete(attempt, delivery)
         return grants
@@ -198,6 +200,7 @@ class Deliveries:
         """Verified NARs are in the object store: sign them, and tell when an attempt has all."""
         for item in items:
             if item.attempt is None or item.output is None:
+                await self._source(item)
                 continue
             delivery = self._under_way.get(item.attempt)
             if delivery is None:
@@ -208,10 +211,22 @@ class Deliveries:
             )
             self._tell_if_complete(item.attempt, delivery)
 
+    async def _source(self, item: Stored) -> None:
+        """A source's content address was checked: it is as good as published."""
+        narinfo = publish(item.verified, None, self._keys, self._store_dir)
+        await self._journal.add_paths([narinfo], "source")
+        await put_narinfo(self._objects, narinfo, self._store_dir)
+
     def _tell_if_complete(self, attempt: AttemptId, delivery: Delivery) -> None:
         if delivery.claims and len(delivery.stored) == len(delivery.claims):
             outputs = tuple([delivery.stored[path] for path in delivery.claims])
             self._loop.tell(OutputsStored(attempt, outputs))
+
+
+async def put_narinfo(objects: Objects, narinfo: NarInfo, store_dir: StoreDir) -> None:
+    """Put the narinfo where clients of the bare store look, if absent."""
+    key = f"{narinfo.info.path.hash_part}.narinfo"
+    await objects.put_if_absent(key, show(narinfo, store_dir).encode())
 
 
 def _mismatch(record: StepRecord, outputs: Sequence[BuiltOutput]) -> str:

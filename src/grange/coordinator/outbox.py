@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from grange.coordinator.delivery import Deliveries
+from grange.coordinator.delivery import Deliveries, put_narinfo
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
+from grange.coordinator.metrics import Metrics
 from grange.coordinator.watch import Watches
 from grange.errors import OutsideError
 from grange.ports import Journal, Objects, PublishedOutput, StepRecord
 from grange.scheduler import effects as do
 from grange.scheduler.events import AgentCut, AgentJoined, AttemptFailed, OutputsPublished
 from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Outcome, StepId
-from grange.store.narinfo import show
 from grange.store.path import StoreDir
 from grange.wire.messages import (
     CoordinatorMessage,
@@ -71,6 +71,7 @@ class Outbox:
         deliveries: Deliveries,
         logs: Logs,
         watches: Watches,
+        metrics: Metrics,
         answer: Callable[[AgentId], JoinAnswer],
         limits: Limits,
         store_dir: StoreDir,
@@ -81,6 +82,7 @@ class Outbox:
         self._deliveries = deliveries
         self._logs = logs
         self._watches = watches
+        self._metrics = metrics
         self._answer = answer
         self._limits = limits
         self._store_dir = store_dir
@@ -126,6 +128,9 @@ class Outbox:
                 case do.SaveAttemptEnded():
                     self._deliveries.end(effect.attempt)
                     self._logs.end(effect.attempt)
+                    self._metrics.count(effect)
+                case do.SaveBuildFinished():
+                    self._metrics.count(effect)
                 case do.PublishOutputs():
                     self._unpublished.put_nowait(effect)
                 case do.AcceptAgent():
@@ -151,10 +156,7 @@ class Outbox:
 
     async def publish(self, outputs: Sequence[PublishedOutput]) -> None:
         for output in outputs:
-            narinfo = output.narinfo
-            text = show(narinfo, self._store_dir).encode()
-            key = f"{narinfo.info.path.hash_part}.narinfo"
-            await self._objects.put_if_absent(key, text)
+            await put_narinfo(self._objects, output.narinfo, self._store_dir)
 
     def _accept(self, effect: do.AcceptAgent) -> None:
         tunnel = self._knocking.pop((effect.agent, effect.session), None)

@@ -7,7 +7,7 @@ from typing import Final
 from grange.cache.upstream import Upstream
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.recovery import submission
-from grange.errors import PeerError
+from grange.errors import NotFoundError, PeerError
 from grange.ports import BuildRecord, Journal, NewBuild, StepNode
 from grange.scheduler.events import BuildCancelled
 from grange.scheduler.facts import BuildId, StepId
@@ -55,7 +55,7 @@ class Submissions:
     async def _find(self, id_: BuildId) -> BuildRecord:
         record = await self._journal.build(id_)
         if record is None:
-            raise NoSuchBuildError(f"there is no build {id_}")
+            raise NotFoundError(f"there is no build {id_}")
         return record
 
     async def _again(self, records: Sequence[BuildRecord]) -> list[BuildRecord]:
@@ -107,7 +107,3 @@ class Submissions:
             seen |= below.keys()
             level = list(below.values())
         return is_any
-
-
-class NoSuchBuildError(PeerError):
-    """The request names a build that was never submitted here."""

@@ -16,7 +16,7 @@ from grange.db.rows import (
     show_queue,
 )
 from grange.db.sql import QUERIES
-from grange.errors import PeerError
+from grange.errors import ConflictError, PeerError
 from grange.ports import BuildRecord, NewBuild, NewDerivation
 from grange.scheduler.facts import QueueKey
 from grange.store.narinfo import NarInfo
@@ -138,7 +138,7 @@ def _add_build(connection: sqlite3.Connection, build: NewBuild) -> BuildRecord:
         raise PeerError(f"derivation {build.drv_path} is not known to the farm; send it first")
     record = read_build(found)
     if record.drv_path != build.drv_path:
-        raise PeerError(
+        raise ConflictError(
             f"build {build.id} is of {record.drv_path}, not of {build.drv_path}; "
             "choose a new id for a new build"
         )

@@ -104,6 +104,10 @@ class SqliteJournal:
         rows = await self._rows("aterm", str(drv_path))
         return rows[0][0] if rows else None
 
+    async def derivation_path(self, hash_part: str) -> StorePath | None:
+        rows = await self._rows("derivation_path", f"{hash_part}-", f"{hash_part}.")
+        return StorePath(rows[0][0]) if rows else None
+
     async def derivation_inputs(
         self, paths: Iterable[StorePath]
     ) -> dict[StorePath, KnownDerivation]:

@@ -62,7 +62,7 @@ class Scheduler:
         self._timers: list[tuple[float, int, Timer, Agent | Step]] = []
         self._timer_seq = 0
         self._used: dict[str, int] = {}  # running attempts by project
-        self._settled = Settled()
+        self.settled = Settled()
         self._now = 0.0
         self._out: list[do.Effect] = []
 
@@ -148,9 +148,9 @@ class Scheduler:
         for spec in event.steps:
             if spec.id in self.steps:
                 continue
-            cause = self._settled.failure(spec.id) or remembered.get(spec.id)
+            cause = self.settled.failure(spec.id) or remembered.get(spec.id)
             if cause is not None and event.is_retry:
-                self._settled.forget(spec.id)
+                self.settled.forget(spec.id)
                 self._out.append(do.SaveFailureForgotten(spec.id))
             elif cause is not None:
                 doomed[spec.id] = replace(cause, step=spec.id)
@@ -184,7 +184,7 @@ class Scheduler:
     ) -> list[Step]:
         new: list[Step] = []
         for spec in event.steps:
-            if spec.id in self.steps or spec.id in doomed or self._settled.is_done(spec.id):
+            if spec.id in self.steps or spec.id in doomed or self.settled.is_done(spec.id):
                 continue
             self._next_seq += 1
             step = Step(spec.id, self._queue(spec.queue).key, self._next_seq)
@@ -318,7 +318,7 @@ class Scheduler:
     def _fail(self, step: Step, cause: Cause) -> None:
         """It cannot succeed: so cannot whatever needs it. `cause.step` is the step itself."""
         if cause.outcome.is_remembered:
-            self._settled.fail(step.id, cause)
+            self.settled.fail(step.id, cause)
             self._out.append(do.SaveStepFailed(step.id, cause, self._now))
         todo = [step]
         while todo:
@@ -355,13 +355,13 @@ class Scheduler:
         step = self.steps.get(id_)
         if step is None:
             # A publication that a restart had interrupted.
-            self._settled.finish(id_)
+            self.settled.finish(id_)
             self._out.append(do.SaveStepDone(id_, None))
             return
         attempt = step.stored[0] if step.stored else None
         build_s = attempt.usage.build_s if attempt else None
         self._out.append(do.SaveStepDone(id_, build_s))
-        self._settled.finish(id_)
+        self.settled.finish(id_)
         step.state = State.DONE
         del self.steps[id_]
         for other in step.attempts:

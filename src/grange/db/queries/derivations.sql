@@ -28,5 +28,9 @@ WHERE d.path IN (SELECT value FROM json_each(?1));
 -- name: step_of
 SELECT step FROM derivations WHERE path = ?1;
 
+-- name: derivation_path
+-- By hash part: from "<hash part>-" up to "<hash part>.", the next character.
+SELECT path FROM derivations WHERE path >= ?1 AND path < ?2;
+
 -- name: aterm
 SELECT t.aterm FROM derivations d JOIN drv_texts t ON t.drv = d.id WHERE d.path = ?1;

@@ -1,0 +1,74 @@
+"""What Prometheus reads. Counters count since this process began."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from grange.scheduler.core import Scheduler
+from grange.scheduler.effects import SaveAttemptEnded, SaveBuildFinished
+from grange.scheduler.state import State
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._builds = Counter(
+            "grange_builds_finished", "Builds by outcome", ["outcome"], registry=self._registry
+        )
+        self._attempts = Counter(
+            "grange_attempts_ended", "Attempts by outcome", ["outcome"], registry=self._registry
+        )
+        self._durations = Histogram(
+            "grange_build_seconds",
+            "How long a build held its place",
+            registry=self._registry,
+            buckets=(0.01, 0.1, 1, 10, 60, 300, 1800, 7200, 36000),
+        )
+        self._steps = Gauge(
+            "grange_steps", "Unfinished steps by state", ["state"], registry=self._registry
+        )
+        self._queued = Gauge(
+            "grange_steps_ready",
+            "Steps waiting for an agent, by what they ask of it",
+            ["system", "features"],
+            registry=self._registry,
+        )
+        self._places = Gauge(
+            "grange_places", "Places of connected agents", ["state"], registry=self._registry
+        )
+        self._agents = Gauge("grange_agents_connected", "Agents", registry=self._registry)
+        self._unfinished = Gauge("grange_builds_unfinished", "Builds", registry=self._registry)
+        self._uploads = Gauge(
+            "grange_uploads_pending", "Outputs built and not stored", registry=self._registry
+        )
+
+    def count(self, effect: SaveAttemptEnded | SaveBuildFinished) -> None:
+        if isinstance(effect, SaveBuildFinished):
+            self._builds.labels(effect.outcome.value).inc()
+            return
+        self._attempts.labels(effect.outcome.value).inc()
+        if effect.usage.build_s is not None:
+            self._durations.observe(effect.usage.build_s)
+
+    def render(self, core: Scheduler, uploads_pending: int) -> bytes:
+        """Prometheus' text format."""
+        states = dict.fromkeys(State, 0)
+        queued: dict[tuple[str, str], int] = {}
+        for step in core.steps.values():
+            states[step.state] += 1
+            if step.state is State.READY:
+                key = step.queue.system, ",".join(step.queue.features)
+                queued[key] = queued.get(key, 0) + 1
+        for state, number in states.items():
+            if state < State.DONE:
+                self._steps.labels(state.name.lower()).set(number)
+        self._queued.clear()
+        for (system, features), number in queued.items():
+            self._queued.labels(system, features).set(number)
+        connected = [agent for agent in core.agents.values() if agent.is_connected]
+        places = sum(agent.spec.max_jobs for agent in connected)
+        used = sum(min(agent.occupied, agent.spec.max_jobs) for agent in connected)
+        self._agents.set(len(connected))
+        self._places.labels("used").set(used)
+        self._places.labels("free").set(places - used)
+        self._unfinished.set(len(core.builds))
+        self._uploads.set(uploads_pending)
+        return generate_latest(self._registry)
