@@ -17,9 +17,9 @@ from grange.ports import ObjectWriter
 
 SMALL_FILE_BYTES: Final = 64 << 10
 SMALL_NAR_BYTES: Final = 512 << 10  # takes about a millisecond, as long as two changes of thread
-BLOCK_BYTES: Final = 512 << 10
-BLOCK_S: Final = 120  # for each of them: a sender slower than 4 KB/s holds others up
-_PIECES_WAITING_MAX: Final = 3  # of 1 MiB, between the two threads
+BLOCK_BYTES: Final = 1 << 20
+BLOCK_S: Final = 240  # for each of them: a sender slower than 4 KB/s holds others up
+_PIECES_WAITING_MAX: Final = 2  # of 4 MiB, between the two threads
 
 
 def is_small(claims: Claims, file_bytes: int) -> bool:

@@ -13,7 +13,7 @@ import zstandard
 from grange.errors import PeerError
 
 WINDOW_BYTES_MAX: Final = 8 << 20  # what levels up to 19 use; memory per upload under way
-PIECE_BYTES_MAX: Final = 1 << 20
+PIECE_BYTES_MAX: Final = 4 << 20  # smaller ones make threads wait for the interpreter more
 _BLOCK_BYTES_MAX: Final = 128 << 10
 # One less than fit, because a block that began in an earlier chunk may end in a piece too.
 _BLOCKS_PER_PIECE: Final = PIECE_BYTES_MAX // _BLOCK_BYTES_MAX - 1

@@ -24,7 +24,7 @@ from grange.store.content import ContentAddress, check_path
 from grange.store.path import StoreDir
 from grange.wire.messages import BuiltOutput
 
-LARGE_AT_ONCE: Final = 8  # each holds some 15 MB and three threads
+LARGE_AT_ONCE: Final = 8  # each holds some 30 MB and three threads
 UPLOADS_AT_ONCE: Final = 512  # each holds up to 64 KB before it is judged
 BATCH_BYTES_MAX: Final = 8 << 20
 BATCH_ITEMS_MAX: Final = 4096
