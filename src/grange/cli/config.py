@@ -87,7 +87,7 @@ class ServeConfig:
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """None, 0 and "" where the agent finds out by itself; named as in `agent.service.AgentConfig`."""
+    """Named as in the agent. None, 0 and "" where it finds out by itself."""
 
     coordinator: str = f"http://127.0.0.1:{AGENTS_PORT}"
     state_dir: Path = field(default_factory=lambda: default_state_dir() / "agent")
