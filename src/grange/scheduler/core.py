@@ -334,7 +334,7 @@ class Scheduler:
             for build in failed.builds:
                 self._finish_build(build.id, *_blame(failed.id, cause))
             failed.builds = ()
-            self._show(failed, None)
+            self._show(failed, None, cause)
             todo += failed.dependants
             for needed in failed.inputs:
                 if needed.state < State.PUBLISHING:
@@ -757,16 +757,20 @@ class Scheduler:
         for step in held_back:
             self.queues[step.queue].push(step)
 
-    def _show(self, step: Step, attempt: Attempt | None) -> None:
-        self._out.append(
-            do.ShowStep(
+    def _show(self, step: Step, attempt: Attempt | None, cause: Cause | None = None) -> None:
+        if attempt is None:
+            news = do.ShowStep(step.id, step.state.name, None, None, None, None, cause)
+        else:
+            news = do.ShowStep(
                 step.id,
                 step.state.name,
-                attempt.agent.spec.id if attempt else None,
-                attempt.id if attempt else None,
-                attempt.phase if attempt else None,
+                attempt.agent.spec.id,
+                attempt.id,
+                attempt.phase,
+                attempt.usage.build_s,
+                cause,
             )
-        )
+        self._out.append(news)
 
 
 def _blame(root: StepId, cause: Cause) -> tuple[Outcome, Cause]:

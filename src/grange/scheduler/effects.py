@@ -167,6 +167,8 @@ class ShowStep:
     agent: AgentId | None
     attempt: AttemptId | None
     phase: Phase | None
+    build_s: float | None = None
+    cause: Cause | None = None  # of a failure; its `step` tells whose
 
 
 @dataclass(frozen=True, slots=True)
