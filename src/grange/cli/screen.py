@@ -199,7 +199,7 @@ def _to_show(progress: Progress, rows_max: int) -> list[StepView]:
 
 def _running_table(steps: list[StepView], last_lines: list[str]) -> Table:
     table = Table.grid(padding=(0, 2), expand=True)
-    table.add_column(no_wrap=True, max_width=40, overflow="ellipsis")
+    table.add_column(no_wrap=True, min_width=24, max_width=40, overflow="ellipsis")
     table.add_column(no_wrap=True, min_width=10)
     table.add_column(no_wrap=True, max_width=20, overflow="ellipsis")
     table.add_column(no_wrap=True, justify="right", min_width=5)
