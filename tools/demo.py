@@ -289,7 +289,7 @@ def say_where_next(ports: Ports, *, is_kept: bool) -> None:
         print(f"  export GRANGE_URL={ports.url} PATH={GRANGE.parent}:$PATH")
         print("  grange status; grange agents; grange list; grange show BUILD; grange log BUILD")
         print('  grange build -f examples --argstr salt "$(date)"    all of it anew')
-        print(f"  {ports.url}/docs    the HTTP API")
+        print(f"  {ports.url}/api/docs    the HTTP API")
         print("  make clean-demo    stops and removes it")
     else:
         print("  make demo              again: everything is in the farm's cache")

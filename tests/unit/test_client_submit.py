@@ -1,6 +1,7 @@
 """Submission: what the farm lacks arrives whole and in order, once."""
 
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,17 @@ def test_a_source_that_is_gone_is_named_with_who_wants_it(farm: FakeFarm, tmp_pa
         run(farm, tmp_path, root, store)
     assert not farm.submitted
     assert store.is_closed
+
+
+def test_a_source_without_content_address_is_refused(farm: FakeFarm, tmp_path: Path) -> None:
+    class Built(MemoryStore):
+        async def path_info(self, path: StorePath) -> PathInfo | None:
+            info = await super().path_info(path)
+            return info and replace(info, content_address=None)
+
+    root = write(tmp_path, "1", [], [source("a")])
+    with pytest.raises(PeerError, match=rf"{source('a')}, wanted by .*{root}, was built here"):
+        run(farm, tmp_path, root, Built({source("a"): ([], b"a")}))
 
 
 def test_a_reference_that_is_gone_is_named_with_its_referrer(

@@ -93,6 +93,8 @@ async def _path_infos(
             info = await store.path_info(path)
             if info is None:
                 raise _gone(path, referrers.get(path) or wanted_by[path], store_dir)
+            if info.content_address is None:
+                raise _unproven(path, referrers.get(path) or wanted_by[path], store_dir)
             infos[path] = info
             referrers |= {each: path for each in info.references if each not in infos}
         found = sorted({each for path in wave for each in infos[path].references} - infos.keys())
@@ -106,6 +108,14 @@ def _gone(path: StorePath, wanted_by: StorePath, store_dir: StoreDir) -> PeerErr
         f"the source {store_dir.show(path)}, wanted by {store_dir.show(wanted_by)}, is not in "
         "the store of this machine any more, and the farm does not have it; instantiate the "
         "derivation again, or name the store that has it with --store"
+    )
+
+
+def _unproven(path: StorePath, wanted_by: StorePath, store_dir: StoreDir) -> PeerError:
+    return PeerError(
+        f"the source {store_dir.show(path)}, wanted by {store_dir.show(wanted_by)}, was built here, "
+        "so nothing proves what it holds; refer to its derivation instead of its path, or import "
+        "its content as a source of its own"
     )
 
 
