@@ -20,7 +20,9 @@ class StepState(str, Enum):
     FETCHING = "fetching"
     BUILDING = "building"
     UPLOADING = "uploading"
-    PUBLISHING = "publishing"  # verified; waits for its inputs' publication, or its narinfos are being put
+    PUBLISHING = (
+        "publishing"  # verified; waits for its inputs' publication, or its narinfos are being put
+    )
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"  # nobody wants it any more
@@ -101,10 +103,13 @@ class Why(BaseModel):
     details: list[str]  # further lines: one per agent, or per input waited for
 
 
+AgentState = Literal["connected", "cut off", "draining", "refusing", "gone"]
+
+
 class AgentView(BaseModel):
     id: str
     name: str
-    state: Literal["connected", "cut off", "draining", "refusing", "gone"]
+    state: AgentState
     detail: str  # why it refuses, how long it has been silent, ...
     systems: list[str]
     features: list[str]

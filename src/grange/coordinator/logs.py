@@ -20,11 +20,8 @@ class Logs:
     repeat itself after a lost connection.
     """
 
-    def __init__(
-        self, root: Path, is_live: Callable[[AttemptId], bool], *, log_bytes_max: int
-    ) -> None:
+    def __init__(self, root: Path, *, log_bytes_max: int) -> None:
         self._root = root
-        self._is_live = is_live  # whether an attempt may still log
         self._log_bytes_max = log_bytes_max  # 0: no limit but the agent's own
         self._sizes: dict[AttemptId, int] = {}  # of live logs
         self._grown: dict[AttemptId, asyncio.Event] = {}  # of live logs that are followed
@@ -79,18 +76,20 @@ class Logs:
         except FileNotFoundError:
             return 0
 
-    async def read(self, attempt: AttemptId, *, follow: bool = False) -> AsyncIterator[bytes]:
-        """The log so far and, where `follow` is set, what comes until the attempt ends."""
+    async def read(
+        self, attempt: AttemptId, is_live: Callable[[AttemptId], bool] | None = None
+    ) -> AsyncIterator[bytes]:
+        """The log so far and, given what tells whether it may grow, what comes until it may not."""
         position = 0
         while True:
-            is_live = follow and self._is_live(attempt)
-            if is_live:
+            follows = is_live is not None and is_live(attempt)
+            if follows:
                 grown = self._grown.setdefault(attempt, asyncio.Event())
                 grown.clear()
             while data := await asyncio.to_thread(self._read, attempt, position):
                 position += len(data)
                 yield data
-            if not is_live:
+            if not follows:
                 return
             await grown.wait()
 

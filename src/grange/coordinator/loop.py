@@ -50,6 +50,7 @@ class WriterLoop:
         self._inbox: list[tuple[Event, asyncio.Future[None] | None]] = []
         self._has_news = asyncio.Event()
         self.core: Scheduler | None = None
+        self.ready = asyncio.Event()  # set once the journal has been read back
         self.trouble = ""  # what keeps the journal from being written; "" where nothing does
 
     def now(self) -> float:
@@ -158,3 +159,4 @@ class WriterLoop:
         self.trouble = ""
         self.core = core
         actor.act(effects)
+        self.ready.set()

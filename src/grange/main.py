@@ -1,0 +1,175 @@
+"""The command `grange`: builds the adapters and hands them to the shells. Only this file does."""
+
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grange.cli.app import Adapters, make_cli
+
+if TYPE_CHECKING:
+    from grange.cli.config import AgentOptions, ServeConfig
+    from grange.client.sources import LocalStore
+    from grange.store.keys import SecretKey
+
+# Imports of shells and adapters are local: `grange list` should not wait for a database.
+
+
+def main() -> None:
+    make_cli(Adapters(serve=serve, run_agent=run_agent, local_store=local_store))()
+
+
+def serve(config: "ServeConfig") -> None:
+    """Run a coordinator until told to stop."""
+    import uvloop
+
+    from grange.coordinator.serve import listen, only_coordinator
+
+    _log_to_stderr()
+    with only_coordinator(config.state_dir):
+        http = listen(config.http.host, config.http.port)
+        url = config.public_url or f"http://{_shown(http.getsockname())}"
+        uvloop.run(_serve(config, http, url.rstrip("/")))
+
+
+async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
+    import aiohttp
+
+    from grange.cache.tokens import TokenKey
+    from grange.cache.upstream import Upstream
+    from grange.clock import SystemClock
+    from grange.coordinator.farm import Farm, FarmSettings
+    from grange.coordinator.logs import Logs
+    from grange.coordinator.serve import serve as serve_farm
+    from grange.db.journal import SqliteJournal
+    from grange.objects.directory import DirectoryObjects
+    from grange.store.keys import PublicKey, TrustedKeys
+    from grange.web.app import make_app
+
+    clock = SystemClock()
+    state = config.state_dir
+    cache_dir = config.cache_dir or state / "cache"
+    journal = SqliteJournal.open(str(state / "journal.db"))
+    try:
+        async with aiohttp.ClientSession(auto_decompress=False) as session:
+            upstreams = [
+                (
+                    upstream.url,
+                    Upstream(
+                        upstream.url,
+                        TrustedKeys.of(PublicKey.parse(key) for key in upstream.public_keys),
+                        journal,
+                        session,
+                        clock,
+                        store_dir=config.store_dir,
+                        warn=logging.getLogger("grange.upstream").warning,
+                    ),
+                )
+                for upstream in config.upstreams
+            ]
+            farm = Farm(
+                FarmSettings(
+                    store_dir=config.store_dir,
+                    cache_url=url,
+                    keys=_keys(config),
+                    upstream_keys=[key for each in config.upstreams for key in each.public_keys],
+                    limits=config.limits,
+                    lease_s=config.lease_s,
+                ),
+                clock=clock,
+                journal=journal,
+                objects=DirectoryObjects(cache_dir),
+                token_key=TokenKey.load(state / "upload-token-key"),
+                logs=Logs(state / "logs", log_bytes_max=config.limits.log_bytes),
+                upstreams=upstreams,
+            )
+            _say(f"API and cache: {url}")
+            _say(f"agents:        {config.agents}")
+            _say(f"signing key:   {' '.join(farm.public_keys)}")
+            _say(f"cache in:      {cache_dir}")
+            await serve_farm(farm, make_app(farm), http, str(config.agents), config.store_dir)
+    finally:
+        await journal.close()
+
+
+def _keys(config: "ServeConfig") -> list["SecretKey"]:
+    """The signing keys; one is made in the state directory at the first start."""
+    from grange.errors import OperatorError
+    from grange.store.keys import SEED_BYTES, SecretKey
+
+    own = config.state_dir / "signing-key"
+    if not config.key_files and not own.exists():
+        name = f"{socket.gethostname()}-grange-1"
+        _write_secret(own, SecretKey.generate(name, os.urandom(SEED_BYTES)).show() + "\n")
+    keys = []
+    for path in config.key_files or (own,):
+        try:
+            keys.append(SecretKey.parse(path.read_text().strip()))
+        except OSError as error:
+            raise OperatorError(f"the key file {path} cannot be read: {error.strerror}") from error
+    return keys
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Whole or not at all, and for this user's eyes only."""
+    new = path.with_suffix(".new")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+
+
+def run_agent(options: "AgentOptions") -> None:
+    """Run an agent until told to stop."""
+    import uvloop
+
+    from grange.agent.service import AgentConfig
+    from grange.agent.service import run_agent as run
+
+    _log_to_stderr()
+    config = AgentConfig(
+        coordinator=options.coordinator,
+        state_dir=options.state_dir,
+        name=options.name or socket.gethostname(),
+        store=str(options.store) if options.store else "",
+        nix_config=f"sandbox = {'true' if options.sandbox else 'false'}",
+        systems=options.systems or None,
+        features=options.features or None,
+        mandatory_features=options.mandatory_features,
+        tags=options.tags,
+        max_jobs=options.max_jobs or 0,
+        cores=options.cores,
+        speed_factor=options.speed_factor,
+        thresholds=options.thresholds,
+    )
+    uvloop.run(run(config))
+
+
+def local_store(root: str | None) -> "LocalStore":
+    from grange.daemon.local import LocalStore
+
+    return LocalStore(root)
+
+
+def _shown(address: Any) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        level=os.environ.get("GRANGE_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    main()

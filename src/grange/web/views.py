@@ -1,0 +1,298 @@
+"""From the farm's records to the shapes of the API."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from grange.client.models import (
+    AgentState,
+    AgentView,
+    AttemptView,
+    BuildView,
+    CauseView,
+    StepState,
+    StepView,
+    UsageView,
+    Why,
+)
+from grange.coordinator.farm import Farm
+from grange.ports import AttemptRecord, BuildRecord, StepNode, StepRecord, StepSummary
+from grange.scheduler.core import Scheduler
+from grange.scheduler.effects import ShowStep
+from grange.scheduler.facts import Cause, Outcome, Phase, StepId
+from grange.scheduler.state import Agent, State
+from grange.scheduler.why import why
+from grange.store.path import StorePath
+
+_PHASES = {
+    Phase.SENT: StepState.ASSIGNED,
+    Phase.QUEUED: StepState.ASSIGNED,
+    Phase.FETCHING: StepState.FETCHING,
+    Phase.BUILDING: StepState.BUILDING,
+    Phase.BUILT: StepState.UPLOADING,
+    Phase.UPLOADING: StepState.UPLOADING,
+    Phase.STORED: StepState.PUBLISHING,
+}
+_STATES = {
+    State.WAITING: StepState.WAITING,
+    State.READY: StepState.READY,
+    State.BACKING_OFF: StepState.BACKING_OFF,
+    State.PUBLISHING: StepState.PUBLISHING,
+    State.DONE: StepState.DONE,
+    State.FAILED: StepState.FAILED,
+    State.DROPPED: StepState.CANCELLED,
+}
+
+
+def step_state(state: State, phase: Phase | None) -> StepState:
+    if state is State.ACTIVE:
+        return _PHASES[phase if phase is not None else Phase.SENT]
+    return _STATES[state]
+
+
+class Views:
+    """Reads the scheduler where a step is live, and the journal where it is not."""
+
+    def __init__(self, farm: Farm) -> None:
+        self._farm = farm
+        self._show = farm.settings.store_dir.show
+
+    @property
+    def core(self) -> Scheduler:
+        assert self._farm.loop.core is not None
+        return self._farm.loop.core
+
+    async def builds(self, records: Sequence[BuildRecord]) -> list[BuildView]:
+        steps = {record.root for record in records}
+        steps |= {r.cause.step for r in records if r.cause and r.cause.step is not None}
+        known = await self._farm.journal.steps(list(steps))
+        return [self._build(record, known) for record in records]
+
+    def _build(self, record: BuildRecord, steps: dict[StepId, StepRecord]) -> BuildView:
+        root = steps.get(record.root)
+        return BuildView(
+            id=record.id,
+            drv_path=self._show(record.drv_path),
+            outputs=self._outputs(root.outputs) if root else {},
+            project=record.project,
+            priority=record.priority,
+            tags=list(record.tags),
+            submitted_by=record.submitted_by,
+            created=record.created,
+            finished=record.finished,
+            outcome=record.outcome.value if record.outcome else None,
+            cause=self._cause(record.cause, steps) if record.cause else None,
+        )
+
+    def _cause(self, cause: Cause, steps: dict[StepId, StepRecord]) -> CauseView:
+        step = steps.get(cause.step) if cause.step is not None else None
+        return CauseView(
+            outcome=cause.outcome.value,
+            message=cause.message,
+            step=cause.step,
+            drv_path=self._show(step.drv_path) if step else None,
+            attempt=cause.attempt,
+        )
+
+    def _outputs(self, outputs: Sequence[tuple[str, StorePath]]) -> dict[str, str]:
+        return {name: self._show(path) for name, path in outputs}
+
+    def summary(self, step: StepSummary) -> StepView:
+        """A step as the journal has it, brought up to date."""
+        view = StepView(
+            id=step.step,
+            drv_path=self._show(step.drv_path),
+            name=step.name,
+            system=step.system,
+            outputs=self._outputs(step.outputs),
+            state=StepState.DONE if step.is_done else StepState.CANCELLED,
+        )
+        if step.attempt is not None:
+            view.agent_name = step.attempt.agent_name
+            view.attempt = step.attempt.id
+            view.started = step.attempt.started
+            view.since = step.attempt.ended or step.attempt.started
+            view.build_s = step.attempt.usage.build_s
+            view.outcome = step.attempt.outcome.value if step.attempt.outcome else None
+            view.message = step.attempt.message
+        if step.cause is not None and not step.is_done:
+            self._fail(view, step.cause)
+        return self.live(view)
+
+    def node(self, node: StepNode) -> StepView:
+        """A step that is not done, as it stands now."""
+        view = StepView(
+            id=node.spec.id,
+            drv_path=self._show(node.drv_path),
+            name=node.drv_path.name.removesuffix(".drv"),
+            system=node.spec.queue.system,
+            outputs={},
+            state=StepState.CANCELLED,
+        )
+        if node.remembered is not None:
+            self._fail(view, node.remembered)
+        return self.live(view)
+
+    def live(self, view: StepView) -> StepView:
+        """Bring a view up to date with the scheduler."""
+        id_ = StepId(view.id)
+        step = self.core.steps.get(id_)
+        if step is None:
+            if self.core.settled.is_done(id_):
+                view.state = StepState.DONE
+            elif (cause := self.core.settled.failure(id_)) is not None:
+                self._fail(view, cause)
+            return view
+        attempt = step.attempts[-1] if step.attempts else None
+        view.state = step_state(step.state, attempt.phase if attempt else None)
+        view.outcome, view.message = None, ""
+        if attempt is not None:
+            view.agent_name = attempt.agent.spec.name
+            view.attempt = attempt.id
+            view.started = attempt.sent
+            view.since = attempt.sent
+            view.build_s = attempt.usage.build_s
+        return view
+
+    def news(self, view: StepView, news: ShowStep) -> StepView:
+        """Bring a view up to date with what a watch heard."""
+        view.state = step_state(State[news.state], news.phase)
+        view.since = self._farm.loop.now()
+        if news.attempt is not None:
+            if view.attempt != news.attempt:
+                view.started = view.since
+            view.attempt = news.attempt
+            view.build_s = news.build_s
+            agent = self.core.agents.get(news.agent) if news.agent is not None else None
+            view.agent_name = agent.spec.name if agent else view.agent_name
+        if view.state is StepState.FAILED:
+            cause = self.core.settled.failure(StepId(view.id)) or news.cause
+            if cause is not None:
+                self._fail(view, cause)
+        return view
+
+    def _fail(self, view: StepView, cause: Cause) -> None:
+        is_own = cause.step is None or cause.step == view.id
+        view.state = StepState.FAILED
+        view.outcome = cause.outcome.value if is_own else Outcome.DEPENDENCY_FAILED.value
+        view.message = cause.message if is_own else ""
+        if is_own and cause.attempt is not None:
+            view.attempt = cause.attempt
+
+    def attempt(self, record: AttemptRecord) -> AttemptView:
+        live = self.core.attempts.get(record.id)
+        return AttemptView(
+            id=record.id,
+            step=record.step,
+            drv_path=self._show(record.drv_path),
+            agent=record.agent,
+            agent_name=record.agent_name,
+            started=record.started,
+            ended=record.ended,
+            phase=live.phase.name.lower() if live else None,
+            outcome=record.outcome.value if record.outcome else None,
+            message=record.message,
+            usage=UsageView(**asdict(record.usage)),
+        )
+
+    async def why(self, id_: StepId, record: StepRecord) -> Why:
+        answer = why(self.core, id_, self._farm.loop.now())
+        drv_path = self._show(record.drv_path)
+        if answer is None:
+            return await self._why_not_live(id_, record, drv_path)
+        step = self.core.steps[id_]
+        phase = step.attempts[-1].phase if step.attempts else None
+        waits_for = await self._farm.journal.steps(list(answer.waits_for))
+        names = [
+            f"waits for {self._show(other.drv_path)}: "
+            f"{self.live(_bare(other)).state.value} (step {i})"
+            for i, other in waits_for.items()
+        ]
+        return Why(
+            step=id_,
+            drv_path=drv_path,
+            state=step_state(answer.state, phase),
+            answer=answer.sentence,
+            details=[*answer.details, *names],
+        )
+
+    async def _why_not_live(self, id_: StepId, record: StepRecord, drv_path: str) -> Why:
+        if record.is_done:
+            return Why(
+                step=id_,
+                drv_path=drv_path,
+                state=StepState.DONE,
+                answer="It is done: its outputs are in the cache.",
+                details=[self._show(path) for _, path in record.outputs],
+            )
+        [node] = [
+            node
+            for node in await self._farm.journal.unfinished_graph([record.drv_path])
+            if node.spec.id == id_
+        ]
+        if node.remembered is not None:
+            return Why(
+                step=id_,
+                drv_path=drv_path,
+                state=StepState.FAILED,
+                answer=f"It failed before ({node.remembered.outcome.value}), and the farm "
+                "remembers: `grange retry` of a build that needs it tries again.",
+                details=[node.remembered.message],
+            )
+        return Why(
+            step=id_,
+            drv_path=drv_path,
+            state=StepState.CANCELLED,
+            answer="No unfinished build wants it.",
+            details=[],
+        )
+
+    def agent(self, agent: Agent) -> AgentView:
+        spec, now = agent.spec, agent.measurements
+        heard = agent.heard is not None
+        state, detail = _agent_state(agent, self._farm.loop.now())
+        return AgentView(
+            id=spec.id,
+            name=spec.name,
+            state=state,
+            detail=detail,
+            systems=list(spec.systems),
+            features=list(spec.features),
+            mandatory_features=list(spec.mandatory_features),
+            tags=list(spec.tags),
+            max_jobs=spec.max_jobs,
+            places_used=min(agent.occupied, spec.max_jobs),
+            attempts=list(agent.attempts),
+            cpus=spec.cpus,
+            memory_bytes=spec.memory_bytes,
+            speed_factor=spec.speed_factor,
+            nix_version=spec.nix_version,
+            load1=now.load1 if heard else None,
+            memory_used_bytes=now.memory_used_bytes if heard else None,
+            store_free_percent=now.store_free_percent if heard else None,
+            cpu_pressure=now.cpu_pressure,
+            memory_pressure=now.memory_pressure,
+            io_pressure=now.io_pressure,
+            last_heard=agent.heard,
+        )
+
+
+def _agent_state(agent: Agent, now: float) -> tuple[AgentState, str]:
+    if not agent.is_connected:
+        left_s = max(0.0, agent.lease_until - now)
+        return "cut off", f"it is given up in {left_s:.0f} s unless it comes back"
+    if agent.is_draining:
+        return "draining", "it finishes what it has and takes nothing new"
+    if agent.refusal:
+        return "refusing", agent.refusal
+    return "connected", ""
+
+
+def _bare(record: StepRecord) -> StepView:
+    return StepView(
+        id=record.step,
+        drv_path=record.drv_path,
+        name=record.name,
+        system=record.system,
+        outputs={},
+        state=StepState.DONE if record.is_done else StepState.CANCELLED,
+    )

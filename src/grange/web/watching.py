@@ -1,0 +1,71 @@
+"""A watch as a stream of lines: how everything stands, then what changes, until all has ended."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from pydantic import BaseModel
+
+from grange.client.models import WatchBeat, WatchBuild, WatchLog, WatchStart, WatchStep
+from grange.coordinator.farm import Farm
+from grange.coordinator.watch import WATCHES_MAX, Watch
+from grange.errors import OutsideError
+from grange.ports import BuildRecord
+from grange.scheduler.facts import BuildId, StepId
+from grange.web.views import Views
+
+BEAT_S: Final = 10.0  # between lines, so that a client can tell a quiet farm from a dead one
+GATHER_S: Final = 0.05  # news that comes this close together goes out together
+
+
+def _line(event: BaseModel) -> bytes:
+    return event.model_dump_json().encode() + b"\n"
+
+
+async def watch(
+    farm: Farm, views: Views, records: Sequence[BuildRecord], *, logs: bool
+) -> AsyncIterator[bytes]:
+    """Lines of WatchEvents about these builds."""
+    if farm.watches.count >= WATCHES_MAX:
+        raise OutsideError(f"{WATCHES_MAX} watches are open already; try again in a while")
+    roots = list(dict.fromkeys(r.drv_path for r in records if not _has_succeeded(r)))
+    nodes = {node.spec.id: node for node in await farm.journal.unfinished_graph(roots)}
+    opened = Watch(nodes, [record.id for record in records], logs=logs)
+    farm.watches.open(opened)
+    try:
+        steps = {id_: views.node(node) for id_, node in nodes.items()}
+        fresh = [await farm.journal.build(record.id) or record for record in records]
+        yield _line(WatchStart(builds=await views.builds(fresh), steps=list(steps.values())))
+        unfinished = {record.id for record in fresh if record.finished is None}
+        while unfinished:
+            try:
+                async with asyncio.timeout(BEAT_S):
+                    await opened.has_news.wait()
+            except TimeoutError:
+                yield _line(WatchBeat())
+                continue
+            await asyncio.sleep(GATHER_S)
+            step_news, build_news, log_news = opened.take()
+            lines = [
+                _line(WatchLog(step=step, attempt=attempt, text=data.decode("utf-8", "replace")))
+                for step, attempt, data in log_news
+            ]
+            lines += [
+                _line(WatchStep(step=views.news(steps[StepId(news.step)], news)))
+                for news in step_news
+            ]
+            ended = await _records(farm, [news.build for news in build_news])
+            lines += [_line(WatchBuild(build=build)) for build in await views.builds(ended)]
+            unfinished -= {record.id for record in ended if record.finished is not None}
+            yield b"".join(lines)
+    finally:
+        farm.watches.close(opened)
+
+
+async def _records(farm: Farm, ids: Sequence[BuildId]) -> list[BuildRecord]:
+    found = [await farm.journal.build(id_) for id_ in ids]
+    return [record for record in found if record is not None]
+
+
+def _has_succeeded(record: BuildRecord) -> bool:
+    return record.outcome is not None and record.outcome.is_success
