@@ -101,7 +101,7 @@ class Farm:
         self.refusal: Exception | None = None
         self.grants: list[UploadGrant] = []
         self.is_compatible = True
-        self.may_return = asyncio.Event()
+        self.last_words: list[Orders] = []
 
     async def check_version(self, check: VersionCheck) -> bool:
         self.heard.put_nowait(check)
@@ -111,6 +111,10 @@ class Farm:
         if self.refusal is not None:
             raise self.refusal
         tunnel.send(ANSWER)
+        for orders in self.last_words:
+            tunnel.send(orders)
+        if self.last_words:
+            return
         self.tunnels.put_nowait(tunnel)
         ending = "ended"
         try:
@@ -259,6 +263,37 @@ def test_a_tunnel_closed_by_the_coordinator_is_lost_to_the_agent(run: Run) -> No
             with pytest.raises(OutsideError):
                 await tunnel.send(HEARTBEAT)
             assert await farm.endings.get() == "ended"
+            await tunnel.close()
+
+    run(scenario())
+
+
+def test_what_a_handler_said_before_it_returned_arrives(run: Run) -> None:
+    async def scenario() -> None:
+        farm = Farm()
+        farm.last_words = [Orders(number) for number in range(1, 200)]
+        async with connected(farm) as channel:
+            tunnel = await channel.open_tunnel(SPEC)
+            assert [await anext(tunnel) for _ in farm.last_words] == farm.last_words
+            with pytest.raises(OutsideError, match="closed the tunnel"):
+                await anext(tunnel)
+
+    run(scenario())
+
+
+def test_an_agent_that_does_read_is_kept_however_much_it_is_sent(run: Run) -> None:
+    async def scenario() -> None:
+        farm = Farm()
+        async with connected(farm) as channel:
+            tunnel = await channel.open_tunnel(SPEC)
+            served = await farm.tunnels.get()
+            basic = basic_to_bytes(replace(BASIC, env={"big": "x" * (40 << 20)}))
+            for number in range(1, 5):
+                order = SerializedBuildOrder(ATTEMPT, DRV, basic, Limits())
+                served.send(Orders(number, builds=(order,)))
+                heard = await anext(tunnel)
+                assert isinstance(heard, Orders)
+                assert heard.number == number
             await tunnel.close()
 
     run(scenario())

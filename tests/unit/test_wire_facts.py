@@ -333,6 +333,15 @@ def test_a_measurement_nobody_made_takes_no_room() -> None:
     assert [field.name for field, _ in message.usage.ListFields()] == ["build_s"]
 
 
+def test_a_measurement_of_zero_is_not_an_absent_one() -> None:
+    nothing = Usage(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0)
+    report = Report(failed=(Failed(AttemptId(1), Outcome.CANCELLED, "", nothing),))
+    assert agent_message_from_bytes(agent_message_to_bytes(report)) == report
+    calm = Measurements(cpu_pressure=0.0, memory_pressure=0.0, io_pressure=0.0)
+    heartbeat = Heartbeat(0, (), calm)
+    assert agent_message_from_bytes(agent_message_to_bytes(heartbeat)) == heartbeat
+
+
 @given(attempts)
 def test_an_attempt_is_a_version_8_uuid(attempt: AttemptId) -> None:
     text = attempt_to_uuid(attempt)

@@ -2,12 +2,15 @@
 
 from typing import Final
 
+from grange.errors import PeerError
 from grange.scheduler.facts import Usage
 from grange.store.hash import Hash
 from grange.wire.generated.runner.v1 import nix_support_pb2
 from grange.wire.generated.runner.v1 import runner_pb2 as pb
 from grange.wire.messages import BuiltOutput, Metric, NixSupport, Product
 from grange.wire.read import (
+    INTEGER_MAX,
+    REAL_MAX,
     digest,
     few,
     integer,
@@ -23,6 +26,9 @@ PRODUCTS_MAX: Final = 10_000  # a manual with every page a product
 METRICS_MAX: Final = 10_000
 PATH_CHARS_MAX: Final = 4096  # PATH_MAX
 
+_USAGE_MAX: Final = {
+    name: REAL_MAX if name.endswith("_s") else INTEGER_MAX for name in Usage.__dataclass_fields__
+}
 _NO_SUPPORT: Final = NixSupport()
 _NO_USAGE: Final = Usage()
 
@@ -145,8 +151,6 @@ def read_usage(message: pb.Usage) -> Usage:
     # ListFields names only what is there: cheaper than asking for each of eight.
     present = {field.name: value for field, value in message.ListFields()}
     for name, value in present.items():
-        if name.endswith("_s"):
-            real(f"usage.{name}", value)
-        else:
-            integer(f"usage.{name}", value)
+        if not 0 <= value <= _USAGE_MAX[name]:  # which NaN is not either
+            raise PeerError(f"usage.{name}: {value} is not between 0 and {_USAGE_MAX[name]:g}")
     return Usage(**present) if present else _NO_USAGE

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Sized
 from functools import lru_cache
-from math import isfinite
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -68,7 +67,7 @@ def integer(field: str, value: int, least: int = 0, most: int = INTEGER_MAX) -> 
 
 def real(field: str, value: float, most: float = REAL_MAX) -> float:
     """A number from 0 to `most`; infinities and NaN are none."""
-    if not (isfinite(value) and 0 <= value <= most):
+    if not 0 <= value <= most:  # which NaN is not either
         raise PeerError(f"{field}: {value} is not between 0 and {most:g}")
     return value
 

@@ -15,7 +15,7 @@ from grange.wire.messages import CoordinatorMessage, Heartbeat, JoinAnswer, Ping
 from grange.wire.service import EOF, MESSAGE_BYTES_MAX
 
 PING_S: Final = 30.0  # as Hydra's; a dead connection is found by HTTP/2 keepalive before
-UNREAD_MAX: Final = 16  # messages taken from the network before the handler wants them
+UNREAD_MAX: Final = 4  # messages read ahead of the handler; each may be 50 MiB
 UNSENT_MESSAGES_MAX: Final = 10_000  # many minutes' orders for one agent
 UNSENT_BYTES_MAX: Final = 128 << 20  # two of the longest messages
 FLUSH_S: Final = 10.0  # for the last messages of a tunnel that its handler has ended
