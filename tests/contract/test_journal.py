@@ -224,6 +224,23 @@ async def test_the_build_closure_shows_what_was_wanted(journal: Journal) -> None
     assert await journal.build_closure(path("root.drv"), limit=2) == found[:2]
 
 
+async def test_the_build_closure_leaves_out_what_a_finished_step_did_not_need(
+    journal: Journal,
+) -> None:
+    """As after a path vanished upstream: its step is to build again, but nobody wants it."""
+    _, b = await add(journal, drv("tool"), drv("b", "tool"))
+    await journal.commit(completed(b, 1, "b"))
+    found = await journal.build_closure(path("b.drv"), limit=10)
+    assert [each.step for each in found] == [b]
+
+
+async def test_the_build_closure_always_shows_its_root(journal: Journal) -> None:
+    _, root = await add(journal, drv("tool"), drv("cached", "tool"))
+    await journal.add_paths([narinfo("cached")], "https://cache.example.org")
+    found = await journal.build_closure(path("cached.drv"), limit=10)
+    assert [(each.step, each.is_done, each.attempt) for each in found] == [(root, True, None)]
+
+
 # Paths
 
 
