@@ -18,7 +18,14 @@ from grange.cli.screen import Screen, open_screen
 from grange.cli.text import console, print_json
 from grange.client.api import GrangeClient
 from grange.client.closure import StorePlace
-from grange.client.models import BuildView, StepView, SubmitAnswer, SubmitRequest, WatchEvent
+from grange.client.models import (
+    BuildView,
+    StepState,
+    StepView,
+    SubmitAnswer,
+    SubmitRequest,
+    WatchEvent,
+)
 from grange.client.submit import submit
 from grange.errors import OutsideError, PeerError
 from grange.scheduler.facts import DEFAULT_PROJECT
@@ -245,6 +252,8 @@ def _steps_of(
     if len(builds) <= BUILDS_DETAILED_MAX:
         for build in builds:
             for step in client.build_steps(build.id):
-                if step.id in steps or (step.since or 0.0) >= build.created:
+                # A failure that is not the step's own is forgotten there, and known here.
+                is_known = step.id in steps and step.state is not StepState.DONE
+                if not is_known and (step.id in steps or (step.since or 0.0) >= build.created):
                     steps[step.id] = step
     return sorted(steps.values(), key=lambda step: (step.since or 0.0, step.id))

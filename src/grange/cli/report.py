@@ -132,10 +132,10 @@ def _report_failures(
         if len(blocked) > BLOCKED_MAX:
             names.append(f"and {len(blocked) - BLOCKED_MAX:,} more")
         console.print(Text.assemble(("Not built because of it: ", "bold"), ", ".join(names)))
-    for build in builds:
-        cause = build.cause
-        if cause and cause.message and not own and build.outcome not in _SUCCESSES:
-            console.print(Text(cause.message, "red"), soft_wrap=True)
+    if not own:
+        causes = [each.cause for each in builds if each.cause and each.outcome not in _SUCCESSES]
+        for message in dict.fromkeys(cause.message for cause in causes if cause.message):
+            console.print(Text(message, "red"), soft_wrap=True)
 
 
 def _report_failure(console: Console, client: GrangeClient, step: StepView) -> None:

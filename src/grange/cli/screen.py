@@ -100,7 +100,10 @@ class _Lines:
         self._next_s = 0.0  # when the next summary is due, on the monotonic clock
 
     def step_ended(self, step: StepView) -> None:
-        if self._progress.steps_total <= LINES_STEPS_MAX or step.state is StepState.FAILED:
+        # What is cancelled before it began is so because of a failure, told once.
+        is_told = step.state is not StepState.CANCELLED or step.attempt is not None
+        is_few = self._progress.steps_total <= LINES_STEPS_MAX
+        if is_told and (is_few or step.state is StepState.FAILED):
             self._console.print(ending_line(step), soft_wrap=True)
         self.changed()
 

@@ -114,8 +114,8 @@ def _gone(path: StorePath, wanted_by: StorePath, store_dir: StoreDir) -> PeerErr
 def _unproven(path: StorePath, wanted_by: StorePath, store_dir: StoreDir) -> PeerError:
     return PeerError(
         f"the source {store_dir.show(path)}, wanted by {store_dir.show(wanted_by)}, was built "
-        "here, so nothing proves what it holds; refer to its derivation instead of its path, or import "
-        "its content as a source of its own"
+        "here, so nothing proves what it holds; refer to its derivation instead of its path, or "
+        "import its content as a source of its own"
     )
 
 
