@@ -76,7 +76,7 @@ def test_a_failure_shows_the_log_and_what_it_stopped(farm: FakeFarm) -> None:
         StepState.FAILED,
         outcome="build failed",
         attempt=7,
-        message="builder failed with exit code 77",
+        message="builder failed with exit code 77;\nlast 1 log lines:\n> x",
         agent_name="barn",
     )
     bread = step_view(2, "bread", StepState.FAILED, outcome="dependency failed")
@@ -87,7 +87,7 @@ def test_a_failure_shows_the_log_and_what_it_stopped(farm: FakeFarm) -> None:
     result = run(farm, DRV)
     assert result.exit_code == 1
     assert "broken: its builder failed on barn" in result.stdout
-    assert "builder failed with exit code 77" in result.stdout
+    assert "builder failed with exit code 77\n" in result.stdout, "and not its lines of the log"
     assert "line 29 \N{REPLACEMENT CHARACTER}\n" in result.stdout
     assert "line 10" in result.stdout
     assert "line 9 " not in result.stdout, "only the last twenty lines"

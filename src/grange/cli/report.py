@@ -144,8 +144,12 @@ def _report_failure(console: Console, client: GrangeClient, step: StepView) -> N
     console.print()
     console.print(Text.assemble(("✗ ", "bold red"), (step.name, "bold"), f": {words}{where}"))
     console.print(Text(f"  {step.drv_path}", "dim"), soft_wrap=True)
-    if step.message:
-        console.print(Text(_indented(clean(step.message))), soft_wrap=True)
+    # What Nix says goes on with the end of the log, which comes below anyway.
+    message = clean(step.message)
+    if step.attempt is not None:
+        message = message.partition("\n")[0].rstrip(";")
+    if message:
+        console.print(Text(_indented(message)), soft_wrap=True)
     if step.attempt is None:
         return
     try:
