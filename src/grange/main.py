@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    # Read by grpcio when it is imported. Agents fork daemons, which never speak gRPC.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     make_cli(Adapters(serve=serve, run_agent=run_agent, local_store=local_store))()
 
 
@@ -135,7 +138,7 @@ def run_agent(options: "AgentOptions") -> None:
         state_dir=options.state_dir,
         name=options.name or socket.gethostname(),
         store=str(options.store) if options.store else "",
-        nix_config=f"sandbox = {'true' if options.sandbox else 'false'}",
+        nix_config=_nix_config(is_sandboxed=options.sandbox),
         systems=options.systems or None,
         features=options.features or None,
         mandatory_features=options.mandatory_features,
@@ -146,6 +149,19 @@ def run_agent(options: "AgentOptions") -> None:
         thresholds=options.thresholds,
     )
     uvloop.run(run(config))
+
+
+def _nix_config(*, is_sandboxed: bool) -> str:
+    """What the agent's own daemons are set to, beyond this machine's nix.conf."""
+    import grp
+
+    lines = [f"sandbox = {'true' if is_sandboxed else 'false'}"]
+    try:
+        grp.getgrnam("nixbld")
+    except KeyError:
+        # Debian's nix-bin does not make the build users that Nix asks for when it runs as root.
+        lines.append("build-users-group =")
+    return "\n".join(lines)
 
 
 def local_store(root: str | None) -> "LocalStore":

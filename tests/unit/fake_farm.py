@@ -141,7 +141,7 @@ class FakeFarm:
         fields: list[bytes] = []
         at = 0
         while at < len(body):
-            end = at + 4 + int.from_bytes(body[at : at + 4], "little")
+            end = at + 4 + int.from_bytes(body[at : at + 4], "big")
             fields.append(body[at + 4 : end])
             at = end
         for token, nar in zip(fields[::2], fields[1::2], strict=True):

@@ -179,7 +179,7 @@ class Uploads:
     async def put_batch(self, body: bytes) -> list[Answer]:
         """Take in many small uploads, each as if it came alone; raises UploadError.
 
-        Each is a token and a file, both behind their length in four bytes, little-endian.
+        Each is a token and a file, both behind their length in four bytes, big-endian.
         """
         items = _split(body)
         outcomes: list[Answer | tuple[Grant, Verified]] = []
@@ -208,8 +208,8 @@ def join_batch(items: Iterable[tuple[str, bytes]]) -> bytes:
     """The body of a batch of tokens and files, as `Uploads.put_batch` takes it."""
     parts: list[bytes] = []
     for token, file in items:
-        parts += (len(token).to_bytes(_LENGTH_BYTES, "little"), token.encode())
-        parts += (len(file).to_bytes(_LENGTH_BYTES, "little"), file)
+        parts += (len(token).to_bytes(_LENGTH_BYTES, "big"), token.encode())
+        parts += (len(file).to_bytes(_LENGTH_BYTES, "big"), file)
     return b"".join(parts)
 
 
@@ -218,7 +218,7 @@ def _split(body: bytes) -> list[tuple[str, bytes]]:
     at = 0
     while at < len(body):
         start = at + _LENGTH_BYTES
-        at = start + int.from_bytes(body[at:start], "little")
+        at = start + int.from_bytes(body[at:start], "big")
         parts.append(body[start:at])
     if at != len(body) or len(parts) % 2:
         raise UploadError(HTTPStatus.BAD_REQUEST, "the batch ends within an item; send it again")

@@ -200,7 +200,7 @@ async def _upload_batch(
 ) -> None:
     """Send small NARs in one request, to the URL above theirs.
 
-    For each come token and body, behind their lengths in four bytes, little-endian; the answer is
+    For each come token and body, behind their lengths in four bytes, big-endian; the answer is
     a list of one status and text for each.
     """
     parts: list[bytes] = []
@@ -209,8 +209,8 @@ async def _upload_batch(
             token = upload.url.rpartition("/")[2].encode()
             nar = _compressed(store.nar(upload.info.path), upload.info.nar_bytes)
             body = b"".join([piece async for piece in nar])
-            parts += (len(token).to_bytes(4, "little"), token)
-            parts += (len(body).to_bytes(4, "little"), body)
+            parts += (len(token).to_bytes(4, "big"), token)
+            parts += (len(body).to_bytes(4, "big"), body)
         url = batch[0].url.rpartition("/")[0]
         answer = await _send(http, "POST", url, b"".join(parts))
     if not answer.is_success:
