@@ -120,7 +120,10 @@ def _report_failures(
     console: Console, client: GrangeClient, builds: Sequence[BuildView], steps: Sequence[StepView]
 ) -> None:
     failed = [step for step in steps if step.state is StepState.FAILED]
-    blocked = [step for step in failed if step.outcome == Outcome.DEPENDENCY_FAILED.value]
+    blocked = [step.name for step in failed if step.outcome == Outcome.DEPENDENCY_FAILED.value]
+    # A failure from before is remembered, and then only the build itself says so.
+    blocked += [step_name(build.drv_path) for build in builds if _is_blocked(build)]
+    blocked = list(dict.fromkeys(blocked))
     own = [step for step in failed if step.outcome != Outcome.DEPENDENCY_FAILED.value]
     for step in own[:FAILURES_MAX]:
         _report_failure(console, client, step)
@@ -128,7 +131,7 @@ def _report_failures(
         more = count(len(own) - FAILURES_MAX, "more step")
         console.print(f"… and {more} failed: grange show {builds[0].id}", style="red")
     if blocked:
-        names = [step.name for step in blocked[:BLOCKED_MAX]]
+        names = blocked[:BLOCKED_MAX]
         if len(blocked) > BLOCKED_MAX:
             names.append(f"and {len(blocked) - BLOCKED_MAX:,} more")
         console.print(Text.assemble(("Not built because of it: ", "bold"), ", ".join(names)))
@@ -136,6 +139,10 @@ def _report_failures(
         causes = [each.cause for each in builds if each.cause and each.outcome not in _SUCCESSES]
         for message in dict.fromkeys(cause.message for cause in causes if cause.message):
             console.print(Text(message, "red"), soft_wrap=True)
+
+
+def _is_blocked(build: BuildView) -> bool:
+    return build.outcome == Outcome.DEPENDENCY_FAILED.value
 
 
 def _report_failure(console: Console, client: GrangeClient, step: StepView) -> None:
