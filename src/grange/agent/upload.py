@@ -132,17 +132,20 @@ class Uploader:
                 try:
                     answers = await self._post(batch)
                 except (aiohttp.ClientError, TimeoutError, _PassingError) as error:
-                    tries += 1
-                    for upload in batch:  # back in line, unless called off meanwhile
-                        if self._uploads.get(upload.key) is upload:
-                            self._ready[upload.key] = upload
-                    _log.warning("uploads to %s fail, trying again: %s", self._batch_url, error)
-                    await _back_off(tries)
-                    continue
-                tries = 0
+                    answers = [(503, str(error) or type(error).__name__)] * len(batch)
+                failure = ""
                 for upload, (status, message) in zip(batch, answers, strict=True):
-                    if self._uploads.get(upload.key) is upload:
+                    if self._uploads.get(upload.key) is not upload:
+                        continue  # called off meanwhile
+                    if _may_pass(status):
+                        self._ready[upload.key] = upload
+                        failure = f"{status} {message}"
+                    else:
                         self._conclude(upload, status, message)
+                tries = tries + 1 if failure else 0
+                if failure:
+                    _log.warning("uploads to %s fail, trying again: %s", self._batch_url, failure)
+                    await _back_off(tries)
         finally:
             self._batching = None
 
@@ -167,12 +170,10 @@ class Uploader:
         async with self._http.post(self._batch_url, data=b"".join(parts)) as response:
             if response.status != 200:
                 text = await _message(response)
-                if response.status < 500 and response.status not in {408, 429}:
-                    return [(response.status, text)] * len(batch)
-                raise _PassingError(f"{response.status} {text}")
+                return [(response.status, text)] * len(batch)
             answers = await response.json()
         try:
-            pairs = [(int(answer["status"]), str(answer["message"])) for answer in answers]
+            pairs = [(int(answer["status"]), str(answer["text"])) for answer in answers]
         except (TypeError, ValueError, KeyError) as error:
             raise _PassingError(f"its answer to a batch is not as agreed: {error!r}") from error
         if len(pairs) != len(batch):
@@ -213,7 +214,7 @@ class Uploader:
                 body = self._stream(upload)
                 async with self._http.put(url, data=body, headers=headers) as answer:
                     text = await _message(answer)
-                    if answer.status < 500 and answer.status not in {408, 429}:
+                    if not _may_pass(answer.status):
                         self._conclude(upload, answer.status, text)
                         return
                     error: Exception = _PassingError(f"{answer.status} {text}")
@@ -277,6 +278,11 @@ class Uploader:
                 self._ask_again(attempt)
                 return
         self._fail(attempt, f"the cache refuses {upload.output.path}: {status} {message}".rstrip())
+
+
+def _may_pass(status: int) -> bool:
+    """Whether another try may get a better answer."""
+    return status >= 500 or status in {408, 429}
 
 
 class _PassingError(Exception):
