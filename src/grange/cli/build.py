@@ -187,7 +187,7 @@ def _follow(client: GrangeClient, answer: SubmitAnswer, shown: _Shown) -> int:
     except KeyboardInterrupt:
         them = " ".join(ids[:3]) + (" ..." if len(ids) > 3 else "")
         stderr.print(f"The build goes on without you. To follow it: grange log --follow {ids[0]}")
-        stderr.print(f"To stop it: grange cancel {them}")
+        stderr.print(f"To stop it: grange cancel {them}", soft_wrap=True)
         return EXIT_INTERRUPTED
     builds = [progress.builds[each] for each in ids if each in progress.builds]
     steps = _steps_of(client, builds, progress)
