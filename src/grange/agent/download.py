@@ -52,8 +52,8 @@ _DECOMPRESSORS: Final[dict[str, Callable[[], _Inflate]]] = {
 class BinaryCache:
     """The cache at `url`, whose paths must be signed with one of `keys`.
 
-    Raises PathMissingError for what it lacks, PeerError for what is wrong, OutsideError where it cannot
-    be reached after several tries.
+    Raises PathMissingError for what it lacks, PeerError for what is wrong, OutsideError where it
+    cannot be reached after several tries.
     """
 
     def __init__(

@@ -77,7 +77,8 @@ class Fetcher:
     async def fetch(self, paths: Sequence[StorePath]) -> None:
         """Have the runtime closure of `paths` in the store.
 
-        Raises PathMissingError, PeerError, OutsideError. Cancelling abandons what nobody else wants.
+        Raises PathMissingError, PeerError, OutsideError. Cancelled, it abandons what nobody else
+        wants.
         """
         closure = await self._requisites(paths)
         if missing := set(paths).difference(closure):

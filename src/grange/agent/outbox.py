@@ -90,7 +90,7 @@ class Outbox:
         return Report(logs, phases, tuple(built), tuple(failed))
 
     def _take_logs(self) -> tuple[LogPart, ...]:
-        """Parts of each log in turn. One with more to send stays, and holds back its attempt's end."""
+        """Parts of each log in turn; one with more to send holds back its attempt's end."""
         parts: list[LogPart] = []
         left = REPORT_LOG_BYTES_MAX
         for attempt in list(self._fresh_logs):
