@@ -10,7 +10,7 @@ class GrangeError(Exception):
 
 
 class PeerError(GrangeError):
-    """The other side of a connection said or sent something wrong: a submitter, an agent, a file."""
+    """The other side of a connection said something wrong: a submitter, an agent, a file."""
 
 
 class NotFoundError(PeerError):
@@ -29,5 +29,5 @@ class OutsideError(GrangeError):
     """The world failed: a disk, a network, a daemon. Trying again later may help."""
 
 
-class JournalRefused(OutsideError):
+class JournalRefusedError(OutsideError):
     """A write that certainly did not apply, such as on a full disk: it may be tried again."""

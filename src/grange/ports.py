@@ -177,8 +177,8 @@ class Journal(Protocol):
     """The farm's durable memory.
 
     Every method that writes has written durably when it returns. A write that certainly did not
-    apply raises `JournalRefused`; one whose fate is unknown raises any other exception, and the
-    caller must rebuild what it knows from `recover()`. Reads see all completed writes.
+    apply raises `JournalRefusedError`; one whose fate is unknown raises any other exception, and
+    the caller must rebuild what it knows from `recover()`. Reads see all completed writes.
     """
 
     async def recover(self) -> Recovered: ...
@@ -237,6 +237,9 @@ class Journal(Protocol):
         """All paths reachable by references, references first. Unknown paths are left out."""
 
     async def build(self, id_: BuildId) -> BuildRecord | None: ...
+
+    async def builds_of(self, ids: Sequence[BuildId]) -> list[BuildRecord]:
+        """Those of `ids` that exist, in the order of `ids`."""
 
     async def builds(
         self, *, unfinished_only: bool = False, limit: int = 100, before: float | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grange.errors import JournalRefused, PeerError
+from grange.errors import JournalRefusedError, PeerError
 from grange.ports import (
     Journal,
     KnownDerivation,
@@ -371,6 +371,8 @@ async def test_builds_are_listed_newest_first(journal: Journal) -> None:
     assert [each.created for each in await journal.builds(before=3.0)] == [2.0, 1.0]
     unfinished = await journal.builds(unfinished_only=True, limit=2)
     assert [each.created for each in unfinished] == [3.0, 2.0]
+    wanted = [build(n, "a").id for n in (3, 9, 1)]
+    assert [each.created for each in await journal.builds_of(wanted)] == [3.0, 1.0]
 
 
 # Attempts, agents, failures
@@ -517,7 +519,7 @@ async def test_a_full_disk_refuses_all_and_then_takes_it(kind: JournalKind) -> N
     a, b, _ = await add(journal, *CHAIN)
     await kind.fill_disk()
     effects = [*completed(a, 1, "a"), SaveStepFailed(b, Cause(Outcome.LOG_LIMIT, BIG), 4.0)]
-    with pytest.raises(JournalRefused, match="make room"):
+    with pytest.raises(JournalRefusedError, match="make room"):
         await journal.commit(effects)
     assert await journal.recover() == Recovered((), (), (), AttemptId(1), 0.0)
     assert await names(journal, "c") == ["a", "b", "c"]

@@ -201,6 +201,12 @@ class FakeFarm:
                 return _answer(each)
         return _answer(Problem(error="no such step", fault="request"), 404)
 
+    async def step_of(self, request: Request) -> Response:
+        for each in self.steps:
+            if each.drv_path == request.query_params["drv_path"]:
+                return _answer(each)
+        return _answer(Problem(error="the farm was never given it", fault="request"), 404)
+
     async def list_steps(self, _: Request) -> Response:
         return JSONResponse([each.model_dump() for each in self.steps])
 
@@ -246,6 +252,7 @@ class FakeFarm:
             Route("/builds/{id}/why", self.why_build),
             Route("/builds/{id}/cancel", self.one_build, methods=["POST"]),
             Route("/builds/{id}/retry", self.one_build, methods=["POST"]),
+            Route("/steps", self.step_of),
             Route("/steps/{id:int}", self.one_step),
             Route("/steps/{id:int}/why", self.why_step),
             Route("/attempts/{id:int}/log", self.log),

@@ -11,7 +11,7 @@ import pytest
 
 from grange.db.connect import MEMORY, connect
 from grange.db.engine import Inline, Threads, Work, transact
-from grange.errors import JournalRefused, OperatorError, OutsideError
+from grange.errors import JournalRefusedError, OperatorError, OutsideError
 
 
 def numbers(connection: sqlite3.Connection) -> list[int]:
@@ -72,7 +72,7 @@ def test_a_work_that_fails_is_undone_alone() -> None:
 def test_storage_that_says_no_refuses_all(failing: Failing, statement: str, code: int) -> None:
     failing.statement, failing.code = statement, code
     answers = transact(failing, [add(1), add(2)])
-    assert [type(answer.error) for answer in answers] == [JournalRefused, JournalRefused]
+    assert [type(answer.error) for answer in answers] == [JournalRefusedError, JournalRefusedError]
     failing.statement = ""
     assert numbers(failing) == []
     assert transact(failing, [add(1)])[0].error is None
@@ -87,7 +87,7 @@ def test_storage_that_fails_within_a_work_refuses_all(failing: Failing) -> None:
         add(2),
     ]
     answers = transact(failing, works)
-    assert [type(answer.error) for answer in answers] == [JournalRefused] * 3
+    assert [type(answer.error) for answer in answers] == [JournalRefusedError] * 3
     assert numbers(failing) == []
 
 
@@ -102,7 +102,7 @@ def test_the_file_held_by_another_process_refuses(tmp_path: Path) -> None:
     make_table(first)
     second.execute("PRAGMA busy_timeout = 0")
     first.execute("BEGIN IMMEDIATE")
-    assert isinstance(transact(second, [add(1)])[0].error, JournalRefused)
+    assert isinstance(transact(second, [add(1)])[0].error, JournalRefusedError)
     first.execute("COMMIT")
     assert transact(second, [add(1)])[0].error is None
     first.close()

@@ -7,9 +7,8 @@ from grange.client.api import GrangeClient
 from grange.client.models import BuildView, StepView
 from grange.errors import PeerError
 
-# How far back an abbreviation or a .drv path is looked for; what is older wants its UUID.
+# How far back an abbreviation or a build's .drv path is looked for; older ones want their UUID.
 BUILDS_SEARCHED: Final = 1_000
-STEPS_SEARCHED_BUILDS: Final = 50
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _PREFIX: Final = re.compile(r"[0-9a-f][0-9a-f-]{0,35}\Z")
@@ -47,10 +46,4 @@ def find_step_or_build(client: GrangeClient, text: str) -> StepView | BuildView:
         return client.step(int(text))
     if not text.endswith(".drv"):
         return find_build(client, text)
-    for build in client.builds(limit=STEPS_SEARCHED_BUILDS):
-        for step in client.build_steps(build.id):
-            if step.drv_path == text:
-                return step
-            if build.drv_path == text:
-                break
-    raise PeerError(f"no step of a recent build is {text}; grange show BUILD lists its steps")
+    return client.step_of(text)

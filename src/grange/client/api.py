@@ -130,6 +130,10 @@ class GrangeClient:
     def step(self, step: int) -> StepView:
         return self._one(StepView, "GET", f"steps/{step}")
 
+    def step_of(self, drv_path: str) -> StepView:
+        """The step of a derivation the farm was given."""
+        return self._one(StepView, "GET", "steps", params={"drv_path": drv_path})
+
     def why_step(self, step: int) -> Why:
         return self._one(Why, "GET", f"steps/{step}/why")
 

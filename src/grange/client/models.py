@@ -1,10 +1,11 @@
 """The shapes of /api/v1, shared by the server and its clients.
 
-Paths are absolute, times are seconds since 1970, durations are seconds. A release's clients work with
-the next release's server: fields are added, never renamed, and readers ignore what they do not know.
+Paths are absolute, times are seconds since 1970, durations are seconds. A release's clients work
+with the next release's server: fields are added, never renamed, and readers ignore what they do not
+know.
 """
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field
 UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 
-class StepState(str, Enum):
+class StepState(StrEnum):
     WAITING = "waiting"  # for inputs
     READY = "ready"  # for an agent
     BACKING_OFF = "backing off"  # an infrastructure failure; tried again later
@@ -191,7 +192,7 @@ class WatchRequest(BaseModel):
 
 
 class WatchStart(BaseModel):
-    """First line of a watch: how everything stands. Steps in the cache from before are only counted."""
+    """First line of a watch: how everything stands. Steps done before are left out."""
 
     type: Literal["start"] = "start"
     builds: list[BuildView]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol, get_args
 
 from grange.coordinator.recovery import recover
-from grange.errors import GrangeError, JournalRefused, OutsideError
+from grange.errors import GrangeError, JournalRefusedError, OutsideError
 from grange.ports import Clock, Journal, PublishedOutput
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import Effect, JournalEffect
@@ -117,7 +117,7 @@ class WriterLoop:
         while True:
             try:
                 await self._journal.commit(saves)
-            except JournalRefused as error:
+            except JournalRefusedError as error:
                 if not self.trouble:
                     log.error("the journal cannot be written, the farm waits: %s", error)
                 self.trouble = str(error)

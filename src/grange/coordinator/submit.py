@@ -36,7 +36,7 @@ class Submissions:
         records = await self._journal.add_builds(builds)
         pending = [record for record in records if record.finished is None]
         count = await self._want(pending, is_retry=False)
-        return await self._again(records), count
+        return await self._journal.builds_of([record.id for record in records]), count
 
     async def cancel(self, id_: BuildId, by: str) -> BuildRecord:
         """Harmless where the build has ended."""
@@ -57,10 +57,6 @@ class Submissions:
         if record is None:
             raise NotFoundError(f"there is no build {id_}")
         return record
-
-    async def _again(self, records: Sequence[BuildRecord]) -> list[BuildRecord]:
-        now = [await self._journal.build(record.id) for record in records]
-        return [new or old for new, old in zip(now, records, strict=True)]
 
     async def _want(self, records: Sequence[BuildRecord], *, is_retry: bool) -> int:
         by_tags: dict[tuple[str, ...], list[BuildRecord]] = {}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from grange.daemon.client import Daemon
 from grange.daemon.pool import DaemonPool
@@ -29,8 +30,11 @@ class LocalStore:
             return await daemon.query_path_info(path)
 
     async def nar(self, path: StorePath) -> AsyncIterator[bytes | memoryview]:
-        async with self._pool.lease() as daemon:
-            async for piece in daemon.nar_from_path(path):
+        async with (
+            self._pool.lease() as daemon,
+            aclosing(daemon.nar_from_path(path)) as pieces,
+        ):
+            async for piece in pieces:
                 yield piece
 
     async def aclose(self) -> None:

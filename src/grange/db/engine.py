@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any, Final, TypeVar
 
 from grange.db.connect import MEMORY, connect, connect_reader
-from grange.errors import JournalRefused, OperatorError, OutsideError
+from grange.errors import JournalRefusedError, OperatorError, OutsideError
 
 READERS: Final = 3  # a long walk, a long closure, and one for all the short questions
 REQUESTS_MAX: Final = 1000  # in one transaction, so that the first of them does not wait for long
@@ -56,7 +56,7 @@ def transact(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> list
     """Run `works` in one transaction and make it durable; the answers are in their order.
 
     A work that raises is undone alone. Where storage fails, none has applied and all answers are
-    `JournalRefused`; where it cannot be told whether COMMIT took effect, all are OutsideError.
+    `JournalRefusedError`; where it cannot be told whether COMMIT took effect, all are OutsideError.
     """
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -84,7 +84,7 @@ def _refusal(cause: sqlite3.Error) -> Answer:
         f"the journal could not be written: {cause}; nothing was lost, and the farm goes on once "
         "its disk takes writes: make room, or see why it does not"
     )
-    return Answer(error=JournalRefused(complaint))
+    return Answer(error=JournalRefusedError(complaint))
 
 
 def _unknown(cause: sqlite3.Error) -> Answer:

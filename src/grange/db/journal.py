@@ -138,6 +138,9 @@ class SqliteJournal:
         rows = await self._rows("build", id_)
         return read_build(rows[0]) if rows else None
 
+    async def builds_of(self, ids: Sequence[BuildId]) -> list[BuildRecord]:
+        return [read_build(row) for row in await self._rows("builds_of", json.dumps([*ids]))]
+
     async def builds(
         self, *, unfinished_only: bool = False, limit: int = 100, before: float | None = None
     ) -> list[BuildRecord]:

@@ -252,7 +252,9 @@ def _build_calls(api: APIRouter, farm: Farm, views: Views) -> None:
     @api.post("/watch", response_class=StreamingResponse)
     async def watch_builds(request: WatchRequest) -> StreamingResponse:
         """Newline-delimited WatchEvents, until every build has finished."""
-        records = [await find(build) for build in request.builds]
+        records = await journal.builds_of([BuildId(build) for build in request.builds])
+        if missing := set(request.builds) - {record.id for record in records}:
+            raise NotFoundError(f"there is no build {min(missing)}")
         lines = watch(farm, views, records, logs=request.logs)
         return StreamingResponse(lines, media_type="application/x-ndjson")
 
@@ -265,6 +267,15 @@ def _step_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         if record is None:
             raise NotFoundError(f"there is no step {step}")
         return record
+
+    @api.get("/steps")
+    async def step_of(drv_path: str) -> StepView:
+        """The step of a derivation, by its store path."""
+        path = farm.settings.store_dir.parse(drv_path)
+        step = await journal.step_of(path)
+        if step is None:
+            raise NotFoundError(f"the farm has never been given {drv_path}")
+        return await show(step)
 
     @api.get("/steps/{step}")
     async def show(step: int) -> StepView:

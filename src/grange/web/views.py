@@ -114,6 +114,8 @@ class Views:
             view.build_s = step.attempt.usage.build_s
             view.outcome = step.attempt.outcome.value if step.attempt.outcome else None
             view.message = step.attempt.message
+            if not step.is_done and _is_given_up(step.attempt.outcome):
+                view.state = StepState.FAILED
         if step.cause is not None and not step.is_done:
             self._fail(view, step.cause)
         return self.live(view)
@@ -285,6 +287,11 @@ def _agent_state(agent: Agent, now: float) -> tuple[AgentState, str]:
     if agent.refusal:
         return "refusing", agent.refusal
     return "connected", ""
+
+
+def _is_given_up(outcome: Outcome | None) -> bool:
+    """Whether an attempt that nothing followed was an agent's or the world's fault."""
+    return outcome is not None and (outcome.is_infrastructure or outcome is Outcome.AGENT_LOST)
 
 
 def _bare(record: StepRecord) -> StepView:

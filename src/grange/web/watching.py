@@ -11,7 +11,7 @@ from grange.coordinator.farm import Farm
 from grange.coordinator.watch import WATCHES_MAX, Watch
 from grange.errors import OutsideError
 from grange.ports import BuildRecord
-from grange.scheduler.facts import BuildId, StepId
+from grange.scheduler.facts import StepId
 from grange.web.views import Views
 
 BEAT_S: Final = 10.0  # between lines, so that a client can tell a quiet farm from a dead one
@@ -34,7 +34,7 @@ async def watch(
     farm.watches.open(opened)
     try:
         steps = {id_: views.node(node) for id_, node in nodes.items()}
-        fresh = [await farm.journal.build(record.id) or record for record in records]
+        fresh = await farm.journal.builds_of([record.id for record in records])
         yield _line(WatchStart(builds=await views.builds(fresh), steps=list(steps.values())))
         unfinished = {record.id for record in fresh if record.finished is None}
         while unfinished:
@@ -54,17 +54,12 @@ async def watch(
                 _line(WatchStep(step=views.news(steps[StepId(news.step)], news)))
                 for news in step_news
             ]
-            ended = await _records(farm, [news.build for news in build_news])
+            ended = await farm.journal.builds_of([news.build for news in build_news])
             lines += [_line(WatchBuild(build=build)) for build in await views.builds(ended)]
             unfinished -= {record.id for record in ended if record.finished is not None}
             yield b"".join(lines)
     finally:
         farm.watches.close(opened)
-
-
-async def _records(farm: Farm, ids: Sequence[BuildId]) -> list[BuildRecord]:
-    found = [await farm.journal.build(id_) for id_ in ids]
-    return [record for record in found if record is not None]
 
 
 def _has_succeeded(record: BuildRecord) -> bool:

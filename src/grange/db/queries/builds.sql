@@ -3,6 +3,13 @@ SELECT b.id, d.path, d.step, b.project, b.priority, b.tags, b.submitted_by, b.cr
   b.outcome, b.cause_outcome, b.cause_message, b.cause_step, b.cause_attempt
 FROM builds b JOIN derivations d ON d.id = b.drv WHERE b.id = ?1;
 
+-- name: builds_of
+SELECT b.id, d.path, d.step, b.project, b.priority, b.tags, b.submitted_by, b.created, b.finished,
+  b.outcome, b.cause_outcome, b.cause_message, b.cause_step, b.cause_attempt
+FROM json_each(?1) AS wanted JOIN builds b ON b.id = wanted.value
+  JOIN derivations d ON d.id = b.drv
+ORDER BY wanted.key;
+
 -- name: builds
 -- Newest first.
 SELECT b.id, d.path, d.step, b.project, b.priority, b.tags, b.submitted_by, b.created, b.finished,
