@@ -118,6 +118,7 @@ class ScriptedFarm:
     refuse_join: Callable[[AgentSpec], None] | None = None
     answer_upload: Callable[[str], int] = lambda _: 200
     before_nar: Callable[[str], asyncio.Event | None] = lambda _: None
+    heartbeat_s: float = 0.05
     nar_status: int = 200
     break_after: int = 0  # bytes, then the connection breaks
     joins: list[AgentSpec] = field(default_factory=list)
@@ -153,7 +154,7 @@ class ScriptedFarm:
     @property
     def answer(self) -> JoinAnswer:
         keys = (KEY.public.show(),)
-        return JoinAnswer(AgentId("a"), self.url, keys, 30.0, 0.05, 16)
+        return JoinAnswer(AgentId("a"), self.url, keys, 30.0, self.heartbeat_s, 16)
 
     def dial(self) -> ScriptedChannel:
         return ScriptedChannel(self)

@@ -170,7 +170,7 @@ def test_a_state_directory_that_cannot_be(tmp_path: Path) -> None:
 )
 def test_where_a_store_lies(uri: str, place: str) -> None:
     path = StorePath("0" * 32 + "-x")
-    assert Store(uri, NIX_STORE, "").physical(path) == f"{place}/{path}"
+    assert Store(uri, NIX_STORE, "").physical()(path) == f"{place}/{path}"
 
 
 def test_a_store_that_is_none() -> None:

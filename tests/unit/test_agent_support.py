@@ -105,7 +105,6 @@ def test_reads_everything(store: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_left_out_with_a_warning(store: Path, line: str) -> None:
-    import os
 
     out = store / OUT
     (out / "doc").mkdir()

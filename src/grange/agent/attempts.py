@@ -19,13 +19,14 @@ from grange.agent.log import AttemptLog
 from grange.agent.outbox import Outbox
 from grange.agent.roots import Roots
 from grange.agent.upload import Uploader
-from grange.daemon import DaemonPool
-from grange.errors import GrangeError
+from grange.daemon import DaemonGone, DaemonPool
+from grange.errors import GrangeError, OperatorError
 from grange.scheduler.facts import AttemptId, Outcome, Phase, Usage
 from grange.store.path import StorePath
 from grange.wire.messages import BuildOrder, Built, Failed, Orders, UploadGrant
 
 WAIT_S: Final = 2.0  # for a place, before an attempt that has cost nothing is given back
+KEEP_S: Final = 1.0  # between looks at outputs that wait for delivery
 TRIES: Final = 3  # to have all inputs in the store at once, where a collector takes them away
 LOG_BYTES_MAX: Final = 4 << 30  # where an order sets no limit
 SETTLED_MAX: Final = 10_000  # remembered, lest an order that is repeated late starts them again
@@ -43,7 +44,8 @@ class _Attempt:
     phase: Phase = Phase.QUEUED
     task: asyncio.Task[None] | None = None
     fetch_s: float | None = None
-    made: Made | None = None
+    made: Made | None = None  # until delivered
+    roots: tuple[str, ...] = ()  # that keep it, once it has waited for a while
     built: Built | None = None
     undelivered_bytes: int = 0
 
@@ -81,6 +83,7 @@ class Attempts:
         self,
         *,
         pool: DaemonPool,
+        fetch_pool: DaemonPool,
         builder: Builder,
         fetcher: Fetcher,
         roots: Roots,
@@ -90,6 +93,7 @@ class Attempts:
         undelivered_bytes_max: int,
     ) -> None:
         self._pool = pool
+        self._fetch_pool = fetch_pool
         self._builder = builder
         self._fetcher = fetcher
         self._roots = roots
@@ -106,6 +110,7 @@ class Attempts:
         self._present: set[StorePath] = set()
         self._none_left = asyncio.Event()
         self._none_left.set()
+        self._keeper: asyncio.Task[None] | None = None
         self.orders_seen = 0
         self.is_draining = False
 
@@ -142,6 +147,8 @@ class Attempts:
         """Stop everything, and see every build end."""
         for id_ in list(self._attempts):
             self._drop(id_)
+        if self._keeper is not None:
+            self._keeper.cancel()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -205,10 +212,39 @@ class Attempts:
             return
         if self._uploader is not None:
             self._uploader.call_off(attempt.id)
-        for root in attempt.made.roots:
-            self._roots.release(root)
+        self._release(attempt)
         self._undelivered.add(-1, -attempt.undelivered_bytes)
         attempt.made = None
+
+    # --- Roots of what waits long ------------------------------------------------------------
+
+    async def keep_undelivered(self) -> None:
+        """Have roots for all outputs that wait for delivery; raises OutsideError, OperatorError."""
+        for attempt in list(self._attempts.values()):
+            if attempt.made is None or attempt.roots:
+                continue
+            async with self._fetch_pool.lease() as daemon:
+                paths = [output.path for output in attempt.made.outputs]
+                attempt.roots = await self._roots.hold(paths, daemon)
+            if attempt.made is None:  # delivered meanwhile
+                self._release(attempt)
+
+    def _release(self, attempt: _Attempt) -> None:
+        for root in attempt.roots:
+            self._roots.release(root)
+        attempt.roots = ()
+
+    async def _keep(self) -> None:
+        """Look now and then, for most outputs are delivered before a root would be worth it."""
+        try:
+            while self._undelivered.count:
+                await asyncio.sleep(KEEP_S)
+                try:
+                    await self.keep_undelivered()
+                except GrangeError as error:
+                    _log.warning("undelivered outputs cannot be kept from garbage: %s", error)
+        finally:
+            self._keeper = None
 
     # --- What the uploader asks --------------------------------------------------------------
 
@@ -232,6 +268,8 @@ class Attempts:
             await self._realise(attempt)
         except PathMissingError as error:
             self._fail(attempt, Outcome.INPUTS_MISSING, str(error))
+        except (DaemonGone, OperatorError) as error:
+            self._fail(attempt, Outcome.AGENT_FAILED, str(error))
         except GrangeError as error:
             is_fetching = attempt.phase <= Phase.FETCHING
             outcome = Outcome.FETCH_FAILED if is_fetching else Outcome.AGENT_FAILED
@@ -325,6 +363,10 @@ class Attempts:
         attempt.undelivered_bytes = sum(output.nar_bytes for output in made.outputs)
         self._undelivered.add(1, attempt.undelivered_bytes)
         self._note_present(output.path for output in made.outputs)
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+            self._tasks.add(self._keeper)
+            self._keeper.add_done_callback(self._tasks.discard)
         attempt.built = Built(attempt.id, made.outputs, usage)
         self._outbox.end(attempt.built)
 

@@ -9,7 +9,6 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from grange.agent.log import AttemptLog
-from grange.agent.roots import Roots
 from grange.agent.support import Physical, has_support, parse_support
 from grange.daemon import BuildResult, BuildStatus, Daemon, DaemonError, Options
 from grange.scheduler.facts import Outcome, Usage
@@ -43,10 +42,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Outputs in the store, held by `roots` until they are delivered."""
+    """Outputs in the store, pinned by the connection that built them until it closes."""
 
     outputs: tuple[BuiltOutput, ...]
-    roots: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +64,9 @@ class _Warm:
 class Builder:
     """Builds on connections that the caller leases, and remembers what each knows already."""
 
-    def __init__(self, store_dir: StoreDir, physical: Physical, roots: Roots, cores: int) -> None:
+    def __init__(self, store_dir: StoreDir, physical: Physical, cores: int) -> None:
         self._store_dir = store_dir
         self._physical = physical
-        self._roots = roots
         self._cores = cores
         self._warm: WeakKeyDictionary[Daemon, _Warm] = WeakKeyDictionary()
 
@@ -156,8 +153,7 @@ class Builder:
                 )
             )
         self._warmth(daemon).pinned.update(infos)
-        roots = await self._roots.hold([output.path for output in outputs], daemon)
-        return Made(tuple(outputs), roots)
+        return Made(tuple(outputs))
 
 
 async def _run(

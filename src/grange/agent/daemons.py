@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,8 +47,10 @@ class Store:
         """Where the store's paths are."""
         return self.root / self.store_dir.root.lstrip("/")
 
-    def physical(self, path: StorePath) -> str:
-        return f"{self.folder}/{path}"
+    def physical(self) -> Callable[[StorePath], str]:
+        """Tells where a store path lies in the file system of this machine."""
+        prefix = f"{self.folder}/"
+        return lambda path: prefix + path
 
     @property
     def environment(self) -> Mapping[str, str]:

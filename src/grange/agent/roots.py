@@ -1,6 +1,7 @@
 """Roots that keep undelivered outputs from garbage collection, even after this process has died.
 
-A root is a symlink in the state directory that the daemon was told of. Telling costs a round trip
+An output is safe at first, for the connection that built it pins it. A root is for one that waits
+longer: a symlink in the state directory that the daemon was told of. Telling costs a round trip
 and leaves a link in the daemon's own directory, so the same symlinks are used over and over: a free
 one points nowhere, which the daemon's collector leaves alone.
 """

@@ -90,7 +90,8 @@ class Agent:
         self._store = store
         self._attempts = Attempts(
             pool=self._pool,
-            builder=Builder(config.store_dir, store.physical, self._roots, config.cores),
+            fetch_pool=self._fetch_pool,
+            builder=Builder(config.store_dir, store.physical(), config.cores),
             fetcher=self._fetcher,
             roots=self._roots,
             outbox=self._session.outbox,
@@ -169,7 +170,7 @@ class Agent:
             attempts = self._attempts
             self._uploader = Uploader(
                 await self._open_http(0),
-                self._store.physical,
+                self._store.physical(),
                 self._fetch_pool,
                 attempts.ask_again,
                 attempts.upload_failed,
@@ -197,6 +198,7 @@ class Agent:
         return Heartbeat(attempts.orders_seen, phases, measurements, attempts.is_draining)
 
     async def _collect(self, freed_bytes_max: int) -> int:
+        await self._attempts.keep_undelivered()  # whose connections are about to be closed
         try:
             return await collect_garbage(
                 self._pool, self._fetch_pool, self._fetcher, freed_bytes_max

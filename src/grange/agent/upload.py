@@ -1,7 +1,8 @@
 """Delivering outputs to the cache.
 
-Small ones are packed at once and share requests: whatever is ready goes while the request before is
-under way. Others are packed, compressed and sent as a stream, some at a time.
+Small ones are packed at once and share requests: the first goes as it comes, others gather while
+the request before is under way and for a few milliseconds after it began. Larger ones are packed,
+compressed and sent as a stream, some at a time.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from struct import Struct
+from time import monotonic
 from typing import Final
 
 import aiohttp
@@ -29,6 +31,7 @@ MEMORY_NAR_BYTES: Final = 512 << 10  # packed whole, in case it compresses to a 
 SMALL_BYTES: Final = 64 << 10  # compressed: goes together with others
 BATCH_BYTES: Final = 8 << 20  # the most the cache takes in one request
 BATCH_ITEMS: Final = 1000
+GATHER_S: Final = 0.01  # between requests in a row: each costs both sides as much as three uploads
 STREAMS_MAX: Final = 4  # at once; two fill a network, more hide each other's latency
 COMPRESSION_THREADS: Final = 2
 BACKOFF_S: Final = 0.2
@@ -129,6 +132,7 @@ class Uploader:
         try:
             while self._ready:
                 batch = self._take_batch()
+                next_at = monotonic() + GATHER_S
                 try:
                     answers = await self._post(batch)
                 except (aiohttp.ClientError, TimeoutError, _PassingError) as error:
@@ -146,6 +150,8 @@ class Uploader:
                 if failure:
                     _log.warning("uploads to %s fail, trying again: %s", self._batch_url, failure)
                     await _back_off(tries)
+                else:
+                    await asyncio.sleep(next_at - monotonic())
         finally:
             self._batching = None
 
