@@ -6,9 +6,9 @@ FROM builds b JOIN derivations d ON d.id = b.drv WHERE b.id = ?1;
 -- name: builds_of
 SELECT b.id, d.path, d.step, b.project, b.priority, b.tags, b.submitted_by, b.created, b.finished,
   b.outcome, b.cause_outcome, b.cause_message, b.cause_step, b.cause_attempt
-FROM json_each(?1) AS wanted JOIN builds b ON b.id = wanted.value
+FROM json_each(?1) JOIN builds b ON b.id = json_each.value
   JOIN derivations d ON d.id = b.drv
-ORDER BY wanted.key;
+ORDER BY json_each.key;
 
 -- name: builds
 -- Newest first.
