@@ -136,10 +136,7 @@ class Outbox:
                 case do.AcceptAgent():
                     self._accept(effect)
                 case do.RefuseAgent():
-                    tunnel = self._knocking.pop((effect.agent, effect.session), None)
-                    if tunnel is not None:
-                        log.warning("refused agent %s: %s", tunnel.spec.name, effect.reason)
-                        tunnel.close(effect.reason)
+                    self._refuse(effect)
                 case _:
                     pass  # what is only to be saved
 
@@ -170,6 +167,15 @@ class Outbox:
         self._lines[effect.agent] = _Line(tunnel)
         log.info("agent %s joined", tunnel.spec.name)
         tunnel.send(self._answer(effect.agent))
+
+    def _refuse(self, effect: do.RefuseAgent) -> None:
+        tunnel = self._knocking.pop((effect.agent, effect.session), None)
+        line = self._lines.get(effect.agent)
+        if tunnel is None and line is not None and line.tunnel.spec.session == effect.session:
+            tunnel = self._lines.pop(effect.agent).tunnel
+        if tunnel is not None:
+            log.warning("refused agent %s: %s", tunnel.spec.name, effect.reason)
+            tunnel.close(effect.reason)
 
     # --- orders ---------------------------------------------------------------------------
 
