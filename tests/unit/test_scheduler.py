@@ -402,3 +402,122 @@ def test_one_doomed_build_of_a_submission_does_not_harm_the_others() -> None:
     assert outcomes(out) == {"b3": Outcome.DEPENDENCY_FAILED}
     assert set(farm.core.steps) == {2, 4}
     assert farm.core.steps[StepId(2)].wanted == 1
+
+
+def joined_twice(farm: Farm, agent: AgentSpec) -> None:
+    farm.tell(on.AgentCut(agent.id, agent.session))
+    farm.tell(on.AgentJoined(agent))
+
+
+def test_order_numbers_ascend_over_all_tunnels_of_a_session() -> None:
+    farm, a = Farm(), spec("a", jobs=2)
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    joined_twice(farm, a)
+    farm.tell(farm.heartbeat(a, (1, Phase.BUILDING), seen=1))
+    farm.submit("y", {2: ()})
+    out = farm.tell(farm.heartbeat(a, (1, Phase.BUILDING), seen=1))
+    assert not [e for e in out if isinstance(e, do.SaveAttemptEnded)], "its order is on its way"
+
+
+def test_order_numbers_go_on_where_an_earlier_core_of_the_farm_ended() -> None:
+    farm, a = Farm(), spec("a")
+    farm.tell(on.AgentJoined(a), farm.heartbeat(a, seen=7))
+    farm.submit("x", {1: ()})
+    out = farm.tell(farm.heartbeat(a, seen=7))
+    assert not [e for e in out if isinstance(e, do.SaveAttemptEnded)]
+
+
+def test_a_cut_told_after_the_next_tunnels_join_does_no_lasting_harm() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.tell(on.AgentJoined(a), on.AgentCut(a.id, a.session))
+    farm.tell(farm.heartbeat(a))
+    assert len(starts(farm.submit("x", {1: ()}))) == 1
+
+
+def test_an_agent_that_speaks_after_its_lease_ended_is_told_to_join_again() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.now += 31
+    farm.tell(on.Tick())
+    out = farm.tell(farm.heartbeat(a))
+    assert [(e.agent, e.session) for e in out if isinstance(e, do.RefuseAgent)] == [("a", "s1")]
+
+
+def test_a_farm_that_was_held_up_gives_every_lease_a_fresh_term() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.now += 300
+    assert not starts(farm.tell(on.Tick()))
+    assert set(farm.core.agents) == {"a"}
+    farm.now += 31
+    farm.tell(on.Tick())
+    assert not farm.core.agents
+
+
+def test_an_order_that_was_decided_long_before_it_left_is_not_overdue() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.now += 50
+    out = farm.tell(farm.heartbeat(a, seen=0))
+    assert not [e for e in out if isinstance(e, do.SaveAttemptEnded)]
+
+
+def test_a_submission_said_again_after_its_build_ended_changes_nothing() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.tell(on.AttemptFailed(a.id, AttemptId(1), Outcome.BUILD_FAILED, "exit 1"))
+    assert not outcomes(farm.submit("x", {1: ()}))
+    farm.submit("y", {2: ()})
+    farm.build(a, 2)
+    farm.deliver(2, 2)
+    steps = (StepSpec(StepId(2), X86, (), 1.0),)
+    assert not farm.tell(submission("y", StepId(2), steps, is_retry=True))
+
+
+def test_a_cancellation_that_overtakes_its_submission_holds() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    out = farm.tell(on.BuildCancelled(BuildId("x"), "me"))
+    assert outcomes(out) == {"x": Outcome.CANCELLED}
+    out = farm.submit("x", {1: ()})
+    assert not starts(out)
+    assert not outcomes(out)
+    assert not farm.core.steps
+
+
+def test_a_step_done_during_the_walk_is_not_failed_by_what_was_remembered() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.build(a, 1)
+    farm.deliver(1, 1)
+    cause = Cause(Outcome.BUILD_FAILED, "exit 1", StepId(1))
+    steps = (StepSpec(StepId(1), X86, (), 1.0),)
+    out = farm.tell(submission("y", StepId(1), steps, remembered=((StepId(1), cause),)))
+    assert outcomes(out) == {"y": Outcome.CACHED}
+
+
+def test_an_order_that_crosses_a_goodbye_costs_its_step_nothing() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    farm.join(b)
+    out = farm.tell(on.AgentLeft(a.id, a.session))
+    assert starts(out) == [("b", 1, 2)]
+    assert not [e for e in out if isinstance(e, do.SaveStepTroubled)]
+
+
+def test_a_raised_priority_holds_for_what_waits_at_one_agent() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (1,), 3: (1,), 4: (2, 3)})
+    farm.core.agents[a.id].is_draining = True
+    farm.build(a, 1)
+    farm.submit("y", {1: (), 3: (1,)}, priority=9)
+    out = farm.tell(farm.heartbeat(a, (1, Phase.BUILT), seen=1))
+    assert [step for _, step, _ in starts(out)] == [3]

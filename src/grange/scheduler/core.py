@@ -30,9 +30,10 @@ from grange.scheduler.facts import (
 )
 from grange.scheduler.matching import choose, misfit, refusal
 from grange.scheduler.ready import Rank, ReadyQueue, entry, is_ready_at, local_head
-from grange.scheduler.settled import Settled
+from grange.scheduler.settled import EndedBuilds, Settled
 from grange.scheduler.state import Agent, Attempt, Build, State, Step
 
+LATE_S: Final = 2.0  # woken later than this after its deadline, the farm itself was held up
 LEASE_S: Final = 30.0  # three missed heartbeats
 RECONNECT_S: Final = 2.0  # an agent cut off for longer may have its steps tried elsewhere as well
 FAILURES_MAX: Final = 5  # tries of a step that agents, networks or disks may spoil
@@ -63,14 +64,19 @@ class Scheduler:
         self._timer_seq = 0
         self._used: dict[str, int] = {}  # running attempts by project
         self.settled = Settled()
+        self._ended_builds = EndedBuilds()
         self._now = 0.0
+        self._held_up = 0.0  # when the farm itself was last held up
         self._out: list[do.Effect] = []
 
     # --- the door -------------------------------------------------------------------------
 
     def handle(self, now: float, events: Iterable[on.Event]) -> list[do.Effect]:
         """Take in what happened, in order; `now` (s) never runs backwards."""
+        deadline = self.next_deadline()
         self._now = max(self._now, now)
+        if deadline is not None and self._now - deadline > LATE_S:
+            self._renew_all()
         for event in events:
             self._take(event)
         self._wake()
@@ -146,7 +152,7 @@ class Scheduler:
         remembered = dict(event.remembered)
         doomed: dict[StepId, Cause] = {}
         for spec in event.steps:
-            if spec.id in self.steps:
+            if spec.id in self.steps or self.settled.is_done(spec.id):
                 continue
             cause = self.settled.failure(spec.id) or remembered.get(spec.id)
             if cause is not None and event.is_retry:
@@ -161,9 +167,11 @@ class Scheduler:
         return doomed
 
     def _grant_wish(self, wish: on.Wish, doomed: Mapping[StepId, Cause], *, is_retry: bool) -> None:
-        if wish.build in self.builds:
-            return  # said twice
+        ended = self._ended_builds.outcome(wish.build)
+        if wish.build in self.builds or (ended is not None and (ended.is_success or not is_retry)):
+            return  # said twice, or ended while this was on its way
         if is_retry:
+            self._ended_builds.forget(wish.build)
             self._out.append(do.SaveBuildReopened(wish.build))
         cause = doomed.get(wish.root) if wish.root is not None else None
         root = self.steps.get(wish.root) if wish.root is not None else None
@@ -211,21 +219,26 @@ class Scheduler:
             step.path_s = max(step.path_s, path_s)
             if step.state is State.READY:
                 self.queues[step.queue].push(step)
+            else:
+                self._offer_locally(step)  # where it waits for a place, with its new rank
             for needed in step.inputs:
                 if needed.state < State.PUBLISHING:
                     todo.append((needed, needed.expected_s + step.path_s))
 
     def _cancel(self, event: on.BuildCancelled) -> None:
         build = self.builds.get(event.build)
-        if build is None:
-            return
         cause = Cause(Outcome.CANCELLED, f"cancelled by {event.by}")
+        if build is None:
+            if self._ended_builds.outcome(event.build) is None:  # its submission is on its way
+                self._finish_build(event.build, Outcome.CANCELLED, cause)
+            return
         self._finish_build(build.id, Outcome.CANCELLED, cause)
         build.root.builds = tuple([other for other in build.root.builds if other is not build])
         self._unwant(build.root, is_abort=True)
 
     def _finish_build(self, build: BuildId, outcome: Outcome, cause: Cause | None) -> None:
         self.builds.pop(build, None)
+        self._ended_builds.finish(build, outcome)
         self._out.append(do.SaveBuildFinished(build, outcome, cause, self._now))
         self._out.append(do.ShowBuild(build, outcome, cause))
 
@@ -574,7 +587,6 @@ class Scheduler:
             agent.spec = spec
             self._enlist(agent)
         agent.is_connected = True
-        agent.orders = 0
         for attempt in agent.attempts.values():
             attempt.order = 0  # of a tunnel that is no more: the first heartbeat tells its fate
         self._renew(agent)
@@ -616,15 +628,28 @@ class Scheduler:
             agent.is_timed = True
             self._set_timer(agent.lease_until, Timer.LEASE, agent)
 
+    def _renew_all(self) -> None:
+        """The farm was held up, by its journal or its machine: nobody could have renewed."""
+        self._held_up = self._now
+        for agent in self.agents.values():
+            self._renew(agent)
+
     def _agent(self, id_: AgentId, session: str) -> Agent | None:
         agent = self.agents.get(id_)
         return agent if agent is not None and agent.spec.session == session else None
 
     def _heard(self, event: on.AgentHeard) -> None:
         agent = self._agent(event.agent, event.session)
-        if agent is None or not agent.is_connected:
+        if agent is None:
+            reason = "nothing was heard of it for a whole lease; it may join again at once"
+            self._out.append(do.RefuseAgent(event.agent, event.session, reason))
             return
+        if not agent.is_connected:
+            # The end of its older tunnel was told only after the join on this one.
+            agent.is_connected = True
+            self._unsuspect(agent)
         agent.heard = self._now
+        agent.orders = max(agent.orders, event.orders_seen)  # it may have seen an earlier core's
         self._renew(agent)
         agent.is_draining = event.is_draining
         agent.measurements = event.measurements
@@ -639,7 +664,7 @@ class Scheduler:
                 continue
             if attempt.id not in self.attempts:
                 continue  # ended by the loss of one before it
-            is_overdue = self._now - attempt.sent > self.lease_s
+            is_overdue = self._now - max(attempt.sent, self._held_up) > 2 * self.lease_s
             if attempt.order <= event.orders_seen or is_overdue:
                 self._unlisted(attempt)
 
@@ -662,9 +687,10 @@ class Scheduler:
     def _left(self, event: on.AgentLeft) -> None:
         agent = self._agent(event.agent, event.session)
         if agent is not None:
-            self._forget_agent(agent)
+            self._forget_agent(agent, is_goodbye=True)
 
-    def _forget_agent(self, agent: Agent) -> None:
+    def _forget_agent(self, agent: Agent, *, is_goodbye: bool = False) -> None:
+        """It holds no attempt any more; after a goodbye those it never received cost nothing."""
         agent.is_connected = False
         agent.is_suspect = True
         del self.agents[agent.spec.id]
@@ -672,7 +698,11 @@ class Scheduler:
             if agent in queue.agents:
                 queue.agents.remove(agent)
         for attempt in list(agent.attempts.values()):
-            if attempt.id in self.attempts and attempt.phase is not Phase.STORED:
+            if attempt.id not in self.attempts or attempt.phase is Phase.STORED:
+                continue
+            if is_goodbye:
+                self._unlisted(attempt)
+            else:
                 self._lose(attempt)
         agent.local = []
 

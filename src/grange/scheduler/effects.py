@@ -120,6 +120,8 @@ class AcceptAgent:
 
 @dataclass(frozen=True, slots=True)
 class RefuseAgent:
+    """Close this session's tunnel, whether it waits to be let in or was let in long ago."""
+
     agent: AgentId
     session: str
     reason: str

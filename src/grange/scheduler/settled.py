@@ -1,13 +1,13 @@
-"""Steps that ended lately: a bounded memory.
+"""Steps and builds that ended lately: a bounded memory.
 
-A submission's walk reads the journal while steps go on ending; what ended between the walk and its
-event is recognised here. Forgetting too early costs one needless attempt, nothing else.
+A submission's walk reads the journal while steps and builds go on ending; what ended between the
+walk and its event is recognised here. Forgetting a step too early costs one needless attempt.
 """
 
 from collections import OrderedDict
 from typing import Final
 
-from grange.scheduler.facts import Cause, StepId
+from grange.scheduler.facts import BuildId, Cause, Outcome, StepId
 
 SETTLED_MAX: Final = 65_536  # far more than can end during one walk
 
@@ -36,3 +36,20 @@ class Settled:
         self._causes.move_to_end(step)
         if len(self._causes) > SETTLED_MAX:
             self._causes.popitem(last=False)
+
+
+class EndedBuilds:
+    def __init__(self) -> None:
+        self._outcomes: OrderedDict[BuildId, Outcome] = OrderedDict()
+
+    def finish(self, build: BuildId, outcome: Outcome) -> None:
+        self._outcomes[build] = outcome
+        self._outcomes.move_to_end(build)
+        if len(self._outcomes) > SETTLED_MAX:
+            self._outcomes.popitem(last=False)
+
+    def outcome(self, build: BuildId) -> Outcome | None:
+        return self._outcomes.get(build)
+
+    def forget(self, build: BuildId) -> None:
+        self._outcomes.pop(build, None)

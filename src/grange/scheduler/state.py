@@ -112,7 +112,7 @@ class Attempt:
         self.id = id_
         self.step = step
         self.agent = agent
-        self.order = order  # number of the order that sent it on the agent's present tunnel
+        self.order = order  # number of the order that sent it; 0 if that was on an earlier tunnel
         self.sent = now
         self.phase = Phase.SENT
         self.build_since = 0.0
@@ -154,7 +154,7 @@ class Agent:
         self.attempts: dict[AttemptId, Attempt] = {}
         self.occupied = 0  # attempts that hold or await a place
         self.delivering = 0  # attempts built and not settled
-        self.orders = 0
+        self.orders = 0  # number of the latest order to this session, over all its tunnels
         self.build_s: float | None = None  # moving average of how long a build holds its place
         self.local: list[tuple[int, float, int, Step]] = []  # ready here alone: a heap
         self.free = 0  # room in this dispatch pass
