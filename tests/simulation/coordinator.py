@@ -1,0 +1,90 @@
+"""The coordinator's process: the real writer loop and submissions on the simulated disk and wire.
+
+It dies and starts again; only the disk outlives it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from grange.coordinator.loop import WriterLoop
+from grange.coordinator.submit import Submissions
+from grange.errors import OutsideError
+from tests.simulation.disk import Disk
+from tests.simulation.network import Network
+from tests.simulation.virtual import VirtualClock
+from tests.simulation.world import World
+
+LEASE_S = 30.0
+WALL_S = 1_800_000_000.0  # what the wall clock shows when a run begins
+ASK_AGAIN_S = 5.0  # at most, until a person whose question was not answered asks again
+
+Question = Callable[[Submissions], Awaitable[object]]
+
+
+class Coordinator:
+    def __init__(self, world: World, disk: Disk, network: Network) -> None:
+        self._world = world
+        self._disk = disk
+        self._network = network
+        self._tasks: list[asyncio.Task[object]] = []
+        self._submissions: Submissions | None = None
+        self.loop: WriterLoop | None = None
+        disk.crash = self.crash
+
+    def start(self) -> None:
+        if self.loop is not None:
+            return
+        world = self._world
+        wall_s = WALL_S + world.loop.time()
+        if world.chance(world.rates.skew_p):
+            wall_s += world.random.uniform(-3600.0, 3600.0)
+        world.note("the coordinator starts")
+        clock = VirtualClock(world.loop, wall_s)
+        self.loop = WriterLoop(self._disk, clock, lease_s=LEASE_S, batch_max=50)
+        self._submissions = Submissions(self.loop, self._disk, ())
+        self._network.loop = self.loop
+        self._tasks = [world.loop.create_task(self._run(self.loop))]
+
+    async def _run(self, loop: WriterLoop) -> None:
+        try:
+            await loop.run(self._network)
+        except Exception as error:
+            self._world.ledger.blame(f"safety: the writer loop ended with {error!r}")
+            raise
+
+    def crash(self) -> None:
+        if self.loop is None:
+            return
+        self._world.note("the coordinator dies")
+        self.loop = None
+        self._submissions = None
+        for task in self._tasks:
+            task.cancel()
+        self._network.crash()
+        self._world.after(self._world.soon(20.0), self.start)
+
+    async def ask(self, question: Question) -> None:
+        """Put a person's question until it is answered."""
+        while not await self._is_answered(question):  # noqa: ASYNC110 - nobody tells a person
+            await asyncio.sleep(self._world.soon(ASK_AGAIN_S))
+
+    async def _is_answered(self, question: Question) -> bool:
+        if self._submissions is None:
+            return False
+        submissions = self._submissions
+
+        async def put() -> bool:
+            try:
+                await question(submissions)
+            except OutsideError:
+                return False  # what holds now is unknown
+            return True
+
+        task = self._world.loop.create_task(put())
+        self._tasks.append(task)
+        await asyncio.wait([task])
+        return not task.cancelled() and task.result()
+
+    def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()

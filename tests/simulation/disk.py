@@ -1,0 +1,57 @@
+"""The real journal in memory, whose disk fails in every way the port's contract allows."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from grange.db.connect import MEMORY
+from grange.db.engine import Inline
+from grange.db.journal import SqliteJournal
+from grange.errors import JournalRefusedError, OutsideError
+from grange.ports import Recovered, StepNode
+from grange.scheduler.effects import JournalEffect
+from grange.store.path import StorePath
+from tests.simulation.world import World
+
+
+class Disk(SqliteJournal):
+    def __init__(self, world: World) -> None:
+        super().__init__(Inline(MEMORY))
+        self._world = world
+        self.crash: Callable[[], None] = lambda: None  # ends the coordinator's process at once
+
+    async def commit(self, effects: Sequence[JournalEffect]) -> None:
+        world, rates = self._world, self._world.rates
+        if world.chance(rates.refused_p):
+            world.note("commit refused")
+            raise JournalRefusedError("the simulated disk is full")
+        is_doubtful, is_crash = world.chance(rates.doubt_p), world.chance(rates.crash_p)
+        is_applied = world.chance(0.5) or not (is_doubtful or is_crash)
+        await asyncio.sleep(self._slowness())
+        if is_applied:
+            await super().commit(effects)
+            world.ledger.committed(effects)
+            await asyncio.sleep(self._slowness())
+        if is_crash:
+            world.note(f"crash in a commit, applied: {is_applied}")
+            self.crash()
+            await asyncio.get_running_loop().create_future()  # it never gets any further
+        if is_doubtful:
+            world.note(f"commit in doubt, applied: {is_applied}")
+            raise ConnectionError("the simulated disk went away")
+
+    def _slowness(self) -> float:
+        world = self._world
+        if world.chance(world.rates.stuck_p):
+            world.note("a commit is stuck")
+            return 20.0 + world.soon(80.0)
+        return world.soon(5.0) if world.chance(world.rates.slow_p) else 0.002
+
+    async def recover(self) -> Recovered:
+        if self._world.chance(self._world.rates.unread_p):
+            raise OutsideError("the simulated disk cannot be read")
+        return await super().recover()
+
+    async def unfinished_graph(self, roots: Sequence[StorePath]) -> list[StepNode]:
+        nodes = await super().unfinished_graph(roots)
+        await asyncio.sleep(self._world.soon(0.5))  # a long walk: what it saw may be over
+        return nodes

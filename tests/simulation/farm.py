@@ -1,0 +1,209 @@
+"""A whole simulated farm, and what fate has in store for it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Final
+
+from grange.scheduler.facts import BuildId
+from tests.simulation.agent import SimAgent
+from tests.simulation.coordinator import LEASE_S, Coordinator
+from tests.simulation.disk import Disk
+from tests.simulation.faults import Rates
+from tests.simulation.graph import SYSTEMS, Graph
+from tests.simulation.network import Network
+from tests.simulation.people import People, Plan
+from tests.simulation.world import World
+
+HEALED_S: Final = 7200.0  # within which everything must end once nothing fails any more
+QUIET_S: Final = 120.0  # within which nobody may remember anything of it
+CALM_QUIET_S: Final = 2.0  # the same where nothing ever failed: less than a heartbeat
+
+
+class Farm:
+    def __init__(self, random: Random, rates: Rates, graph: Graph) -> None:
+        self.world = World(random, rates, graph)
+        self.is_calm = rates.is_calm
+        self.world.ledger.may_trouble = not self.is_calm
+        self.disk = Disk(self.world)
+        self.network = Network(self.world)
+        self.coordinator = Coordinator(self.world, self.disk, self.network)
+        self.people = People(self.world, self.disk, self.coordinator)
+        self.agents: list[SimAgent] = []
+        self._fates: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        await self.disk.add_derivations(self.world.graph.derivations())
+        self.coordinator.start()
+
+    def add_agent(self, name: str, systems: tuple[str, ...] = SYSTEMS, jobs: int = 1) -> SimAgent:
+        agent = SimAgent(self.world, self.network, name, systems, jobs)
+        self.agents.append(agent)
+        agent.boot()
+        return agent
+
+    def close(self) -> None:
+        for task in [*self._fates, *self.people.tasks]:
+            task.cancel()
+        self.coordinator.end()
+        self.network.crash()
+
+    # --- fate -----------------------------------------------------------------------------
+
+    def tempt_fate(self) -> None:
+        """Let faults happen at the rates that were drawn."""
+        rates = self.world.rates
+        for rate_h, strike in (
+            (rates.cut_h, self._cut),
+            (rates.stall_h, self._stall),
+            (rates.kill_h, lambda: self._kill(self.world.soon(90.0))),
+            (rates.vanish_h, lambda: self._kill(None)),
+            (rates.drain_h, self._drain),
+            (rates.refuse_h, self._refuse),
+            (rates.crash_h, self.coordinator.crash),
+        ):
+            if rate_h:
+                self._fates.append(self.world.loop.create_task(self._strike(rate_h, strike)))
+
+    async def _strike(self, rate_h: float, strike: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(self.world.random.expovariate(rate_h / 3600.0))
+            strike()
+
+    def heal(self) -> None:
+        """From now on nothing fails, and whoever is gone comes back."""
+        self.world.note("healed")
+        for task in self._fates:
+            task.cancel()
+        self.world.rates.heal()
+        for agent in self.agents:
+            agent.refuses = ""
+            agent.boot()
+
+    def _pick(self) -> SimAgent | None:
+        alive = [agent for agent in self.agents if agent.is_alive]
+        return self.world.random.choice(alive) if alive else None
+
+    def _cut(self) -> None:
+        agent = self._pick()
+        if agent is not None and agent.tunnel is not None:
+            self.world.note(f"cut {agent.id}")
+            agent.tunnel.break_off()
+
+    def _stall(self) -> None:
+        agent = self._pick()
+        if agent is not None and agent.tunnel is not None:
+            for_s = self.world.soon(2 * LEASE_S)
+            self.world.note(f"stall {agent.id} for {for_s:.0f} s")
+            agent.tunnel.stall(for_s)
+            self.world.ledger.trouble(agent.id, for_s + LEASE_S)
+
+    def _kill(self, back_s: float | None) -> None:
+        agent = self._pick()
+        if agent is not None:
+            agent.kill()
+            if back_s is not None:
+                self.world.after(back_s, agent.boot)
+
+    def _drain(self) -> None:
+        agent = self._pick()
+        if agent is not None:
+            self.world.note(f"drain {agent.id}")
+            agent.drain()
+
+    def _refuse(self) -> None:
+        agent = self._pick()
+        if agent is not None:
+
+            def relent() -> None:
+                agent.refuses = ""
+
+            agent.refuses = "its disk is full"
+            self.world.after(self.world.soon(300.0), relent)
+
+    # --- the end --------------------------------------------------------------------------
+
+    async def finish(self, limit_s: float = HEALED_S) -> str:
+        """Wait until everything has ended; returns what was wrong, or ""."""
+        deadline = self.world.loop.time() + limit_s
+        if not await self._until(self._is_over, deadline):
+            return self.world.ledger.violation or f"liveness: unfinished: {self._unfinished()}"
+        self.heal()
+        quiet_s = CALM_QUIET_S if self.is_calm else QUIET_S
+        if not await self._until(self._is_quiet, self.world.loop.time() + quiet_s):
+            return self.world.ledger.violation or f"liveness: not forgotten: {self._left_over()}"
+        return self.world.ledger.violation or await self._reckon()
+
+    async def _until(self, holds: Callable[[], bool], deadline: float) -> bool:
+        while not holds():
+            if self.world.ledger.violation or self.world.loop.time() > deadline:
+                return False
+            await asyncio.sleep(0.5)
+        return True
+
+    def _is_over(self) -> bool:
+        return not self._unfinished() and all(task.done() for task in self.people.tasks)
+
+    def _unfinished(self) -> Sequence[BuildId]:
+        ledger = self.world.ledger
+        return [build for build in ledger.roots if build not in ledger.outcomes]
+
+    def _is_quiet(self) -> bool:
+        return not self._left_over()
+
+    def _left_over(self) -> str:
+        loop = self.coordinator.loop
+        if loop is None or loop.core is None:
+            return "there is no coordinator"
+        if loop.core.steps or loop.core.attempts or loop.core.builds:
+            return f"steps {[*loop.core.steps]}, attempts {[*loop.core.attempts]}"
+        busy = [agent.id for agent in self.agents if agent.tries]
+        absent = [agent.id for agent in self.agents if agent.id not in self.network.lines]
+        deaf = [agent.id for agent in self.agents if agent.id not in loop.core.agents]
+        unheard = [a.spec.id for a in loop.core.agents.values() if not a.is_connected]
+        found = [("busy", busy), ("absent", absent), ("unknown", deaf), ("cut", unheard)]
+        return "; ".join(f"{what}: {who}" for what, who in found if who)
+
+    async def _reckon(self) -> str:
+        """Once all is over: does the journal agree, and was the work done without waste?"""
+        ledger = self.world.ledger
+        if ledger.open:
+            return f"safety: attempts {[*ledger.open]} never ended in the journal"
+        for build, outcome in ledger.outcomes.items():
+            record = await self.disk.build(build)
+            if record is None or record.outcome is not outcome:
+                return f"safety: the journal forgot that {build} ended as {outcome}: {record}"
+        if not self.is_calm:
+            return ""
+        wanted = {n.step for root in ledger.roots.values() for n in self.world.graph.closure(root)}
+        tried = [step for step, _ in ledger.attempts.values()]
+        if sorted(tried) != sorted(wanted):
+            return f"economy: a calm farm tried {sorted(tried)} for {sorted(wanted)}"
+        if any(count > 1 for count in ledger.uploads.values()):
+            return "economy: a calm farm uploads twice"
+        if ledger.aborts or len(ledger.ended) > 1:
+            ends = ", ".join(f"{count} {outcome}" for outcome, count in ledger.ended.items())
+            return f"economy: a calm farm has {ledger.aborts} aborts and attempts that end: {ends}"
+        return ""
+
+
+def draw_plans(random: Random, rates: Rates, graph: Graph, span_s: float) -> list[Plan]:
+    plans = []
+    for number in range(random.randint(1, 8)):
+        is_again = random.random() < rates.twice_p
+        is_cancelled = random.random() < rates.cancel_p
+        plans.append(
+            Plan(
+                BuildId(f"build-{number}"),
+                random.choice([*graph.nodes][-max(1, len(graph.nodes) // 3) :]),
+                random.choice(("p", "q", "r")),
+                random.randint(0, 3),
+                random.uniform(0.0, span_s),
+                random.choice((random.uniform(0, 1), random.uniform(0, 300))) if is_again else None,
+                random.choice((random.uniform(0, 1), random.uniform(0, 120)))
+                if is_cancelled
+                else None,
+                2 if random.random() < rates.retry_p else 0,
+            )
+        )
+    return plans

@@ -1,0 +1,83 @@
+"""What may go wrong in a run, and how often: drawn anew for every seed."""
+
+from dataclasses import dataclass, fields
+from random import Random
+
+
+@dataclass(slots=True)
+class Rates:
+    """Faults an hour (`_h`) in the whole farm, or the probability (`_p`) of each chance to fail."""
+
+    cut_h: float = 0.0  # a tunnel breaks; both ends notice in their own time
+    stall_h: float = 0.0  # a tunnel holds back everything for up to two leases
+    kill_h: float = 0.0  # an agent's process dies and is started again
+    vanish_h: float = 0.0  # an agent dies and stays away until faults end
+    drain_h: float = 0.0  # an agent hands in what it has and leaves for a while
+    refuse_h: float = 0.0  # an agent takes no work for a while, for reasons of its own
+    crash_h: float = 0.0  # the coordinator's process dies
+    attempt_p: float = 0.0  # an attempt fails for reasons of its agent
+    upload_p: float = 0.0  # an upload fails and is given up
+    put_p: float = 0.0  # a narinfo cannot be put
+    refused_p: float = 0.0  # a commit certainly does not apply
+    doubt_p: float = 0.0  # a commit fails, and has applied or not
+    crash_p: float = 0.0  # the coordinator dies in a commit, before or after it applies
+    slow_p: float = 0.0  # a commit takes seconds
+    stuck_p: float = 0.0  # a commit takes longer than a lease
+    unread_p: float = 0.0  # the journal cannot be read back
+    doomed_p: float = 0.0  # of a derivation: its builds fail
+    cancel_p: float = 0.0  # of a build
+    retry_p: float = 0.0  # of a build that did not succeed
+    twice_p: float = 0.0  # of a submission: it is sent a second time
+    skew_p: float = 0.0  # of a start of the coordinator: its wall clock is wrong by up to an hour
+
+    @classmethod
+    def draw(cls, random: Random) -> "Rates":
+        """A swarm: each kind is absent from half of the runs, so that the others show alone."""
+        rates = cls()
+        for field in fields(cls):
+            most = _MOST[field.name]
+            setattr(rates, field.name, round(random.uniform(0, most), 4) * random.choice((0, 1)))
+        return rates
+
+    def heal(self) -> None:
+        """No more faults. What derivations are and people want stays as it was drawn."""
+        for field in fields(self):
+            if field.name not in _LASTING:
+                setattr(self, field.name, 0.0)
+
+    @property
+    def is_calm(self) -> bool:
+        """Nothing at all may go wrong, and nobody changes their mind."""
+        return all(getattr(self, field.name) == 0 for field in fields(self))
+
+    def __str__(self) -> str:
+        shown = [
+            f"{f.name}={getattr(self, f.name):g}" for f in fields(self) if getattr(self, f.name)
+        ]
+        return " ".join(shown) or "calm"
+
+
+_LASTING = frozenset({"doomed_p", "cancel_p", "retry_p", "twice_p"})
+_MOST = {
+    "cut_h": 200.0,
+    "stall_h": 60.0,
+    "kill_h": 60.0,
+    "vanish_h": 12.0,
+    "drain_h": 20.0,
+    "refuse_h": 20.0,
+    "crash_h": 30.0,
+    "attempt_p": 0.15,
+    "upload_p": 0.1,
+    "put_p": 0.3,
+    "refused_p": 0.1,
+    "doubt_p": 0.03,
+    "crash_p": 0.02,
+    "slow_p": 0.05,
+    "stuck_p": 0.003,
+    "unread_p": 0.3,
+    "doomed_p": 0.08,
+    "cancel_p": 0.3,
+    "retry_p": 0.7,
+    "twice_p": 0.4,
+    "skew_p": 0.5,
+}

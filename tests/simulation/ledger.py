@@ -1,0 +1,183 @@
+"""The safety oracle: an independent account of what was made durable, said and published.
+
+It hears of every commit that applied, every order that left, and every narinfo that was put. What
+it finds wrong first ends the run. It keeps the accounts for the economy oracle as well.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from grange.ports import PublishedOutput
+from grange.scheduler import effects as do
+from grange.scheduler.facts import AgentId, AttemptId, BuildId, Outcome, StepId
+from grange.store.hash import Hash
+from grange.store.path import StorePath
+from tests.simulation.graph import Graph
+
+AFTERMATH_S: Final = 45.0  # a lease, and what was late on its way
+
+
+class Ledger:
+    def __init__(self, graph: Graph, now: Callable[[], float]) -> None:
+        self.graph = graph
+        self._now = now
+        self.violation = ""  # the first
+        self.attempts: dict[AttemptId, tuple[StepId, AgentId]] = {}
+        self.open: dict[AttemptId, tuple[StepId, AgentId]] = {}  # attempts that have not ended
+        self.ended: Counter[Outcome] = Counter()
+        self.succeeded: set[AttemptId] = set()
+        self.roots: dict[BuildId, StepId] = {}
+        self.outcomes: dict[BuildId, Outcome] = {}  # of finished builds
+        self.may_cancel: set[BuildId] = set()  # somebody has asked for it
+        self.may_retry: set[BuildId] = set()
+        self.may_trouble = False  # agents, networks or disks may fail: builds may for that reason
+        self.uploads: Counter[StorePath] = Counter()
+        self.aborts = 0
+        self.injected: set[AttemptId] = set()  # attempts that their agent gave up by itself
+        self._trouble_until: dict[AgentId, float] = {}
+        self._content: dict[StorePath, Hash] = {}
+        self._narinfos: set[StorePath] = set()
+        self._failed: set[StepId] = set()  # remembered failures
+        self._owner = {path: node for node in graph.nodes.values() for path in node.outputs}
+
+    def blame(self, message: str) -> None:
+        self.violation = self.violation or f"{self._now():.3f} s: {message}"
+
+    def _demand(self, holds: bool, message: str, oracle: str = "safety") -> None:
+        if not holds:
+            self.blame(f"{oracle}: {message}")
+
+    def is_published(self, step: StepId) -> bool:
+        return self._narinfos.issuperset(self.graph.nodes[step].outputs)
+
+    # --- what became durable --------------------------------------------------------------
+
+    def committed(self, effects: Sequence[do.JournalEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case do.SaveAttempt(attempt, step, agent, _):
+                    self._demand(attempt not in self.attempts, f"attempt {attempt} twice")
+                    self._demand(
+                        not self.is_published(step), f"published step {step} is tried again"
+                    )
+                    self._excuse_second(step, attempt)
+                    self.attempts[attempt] = self.open[attempt] = (step, agent)
+                case do.SaveAttemptEnded(attempt, step, outcome, message, _, _):
+                    self._ended(attempt, outcome, message)
+                case do.SavePaths(step, attempt, infos):
+                    self._saved(step, infos)
+                case do.SaveStepDone(step, _):
+                    self._demand(self.is_published(step), f"step {step} is done, unpublished")
+                case do.SaveStepFailed(step, cause, _):
+                    self._failed.add(step)
+                    self._demand(
+                        self.graph.nodes[step].is_doomed, f"good step {step} failed: {cause}"
+                    )
+                case do.SaveFailureForgotten(step):
+                    self._failed.discard(step)
+                case do.SaveBuildFinished(build, outcome, cause, _):
+                    self._demand(
+                        build not in self.outcomes,
+                        f"build {build} ended twice: {self.outcomes.get(build)}, {outcome}",
+                    )
+                    self.outcomes[build] = outcome
+                    blamed = cause.step if cause is not None else None
+                    self._judge(build, outcome, blamed)
+                case do.SaveBuildReopened(build):
+                    self._demand(build in self.may_retry, f"nobody asked for {build} again")
+                    self.outcomes.pop(build, None)
+                case _:
+                    pass
+
+    def _ended(self, attempt: AttemptId, outcome: Outcome, message: str) -> None:
+        _, agent = self.open.pop(attempt, (None, ""))
+        self._demand(bool(agent), f"{attempt} ended twice or before it began")
+        self.ended[outcome] += 1
+        if outcome.is_success:
+            self.succeeded.add(attempt)
+        self._demand(
+            outcome is not Outcome.INPUTS_MISSING,
+            f"attempt {attempt} was sent where its inputs were not: {message}",
+        )
+        if outcome in (Outcome.AGENT_LOST, Outcome.RETURNED):
+            self._demand(
+                attempt in self.injected or self._is_troubled(AgentId(agent)),
+                f"attempt {attempt} on the healthy agent {agent} ended as {outcome}: {message}",
+                "economy",
+            )
+
+    def _saved(self, step: StepId, infos: Sequence[PublishedOutput]) -> None:
+        outputs = {info.narinfo.info.path for info in infos}
+        self._demand(
+            outputs == {*self.graph.nodes[step].outputs}, f"only some outputs of {step} saved"
+        )
+        for info in infos:
+            path, content = info.narinfo.info.path, info.narinfo.info.nar_hash
+            first = self._content.setdefault(path, content)
+            self._demand(first == content, f"the content of {path} changed")
+
+    def _judge(self, build: BuildId, outcome: Outcome, blamed: StepId | None) -> None:
+        """Whether a build may end like this."""
+        root = self.roots[build]
+        if outcome.is_success:
+            right = self.is_published(root)
+        elif outcome is Outcome.CANCELLED:
+            right = build in self.may_cancel
+        elif outcome.is_remembered or blamed in self._failed:
+            needed = self.graph.closure(root)
+            right = any(node.is_doomed and node.step == blamed for node in needed)
+            right = right and (outcome is Outcome.DEPENDENCY_FAILED) == (blamed != root)
+        else:
+            right = self.may_trouble
+        self._demand(right, f"build {build} of {root} ended as {outcome}, blamed on {blamed}")
+
+    # --- what was said and published ------------------------------------------------------
+
+    def sent(self, order: do.StartBuild) -> None:
+        self._demand(
+            self.open.get(order.attempt) == (order.step, order.agent),
+            f"order for attempt {order.attempt} left for {order.agent} without a lasting record",
+        )
+
+    def taken(self, agent: AgentId, attempt: AttemptId) -> None:
+        """An agent begins this attempt."""
+        self._demand(
+            self.attempts.get(attempt, (0, ""))[1] == agent, f"{attempt} is not {agent}'s attempt"
+        )
+
+    def put(self, output: PublishedOutput) -> None:
+        """A narinfo is put, or is there already."""
+        path, content = output.narinfo.info.path, output.narinfo.info.nar_hash
+        self._demand(self._content.get(path) == content, f"{path} published without its record")
+        for needed in self._owner[path].inputs:
+            self._demand(self.is_published(needed), f"{path} published before its input {needed}")
+        self._narinfos.add(path)
+
+    # --- what excuses waste ---------------------------------------------------------------
+
+    def trouble(self, agent: AgentId, for_s: float) -> None:
+        """Something happened to this agent that may cost it attempts for a while."""
+        until = self._now() + for_s
+        self._trouble_until[agent] = max(until, self._trouble_until.get(agent, 0.0))
+
+    def recovered(self, agent: AgentId) -> None:
+        """It is back; what it missed meanwhile shows within a lease and some heartbeats."""
+        self._trouble_until[agent] = self._now() + AFTERMATH_S
+
+    def _is_troubled(self, agent: AgentId) -> bool:
+        return self._trouble_until.get(agent, 0.0) >= self._now()
+
+    def _excuse_second(self, step: StepId, attempt: AttemptId) -> None:
+        """A step may be tried twice at once only while an agent may have lost it."""
+        for other, (same, agent) in self.open.items():
+            if same == step and not self._is_troubled(agent):
+                self._demand(
+                    False,
+                    f"attempt {attempt} of {step} begins, and {other} runs on healthy {agent}",
+                    "economy",
+                )
+
+    def wasted(self) -> int:
+        """Attempts beyond the first of each step."""
+        return len(self.attempts) - len({step for step, _ in self.attempts.values()})

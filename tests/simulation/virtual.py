@@ -1,0 +1,66 @@
+"""Virtual time: an event loop on which nothing ever waits for the world.
+
+When nothing is ready, time jumps to the next timer. There are no sockets, threads or signals, so
+that a run depends on nothing but its seed.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class StuckError(AssertionError):
+    """Nothing is ready and no timer is set: nothing would ever happen again."""
+
+
+class _Jump:
+    """Stands where a selector would: instead of waiting, it moves time on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def select(self, timeout: float | None) -> list[Any]:
+        if timeout is None:
+            raise StuckError("nothing is left that could happen")
+        self.now += max(0.0, timeout)
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    def __init__(self) -> None:
+        super().__init__()
+        self._selector = _Jump()
+        self._clock_resolution = 1e-6  # s; a timer is never missed by a rounding error
+
+    def time(self) -> float:
+        return self._selector.now
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        assert not event_list
+
+    def _write_to_self(self) -> None:
+        pass  # nobody else could be waiting
+
+
+class VirtualClock:
+    """Implements `grange.ports.Clock` for one process; its wall clock may be set wrongly."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wall_s: float) -> None:
+        self._loop = loop
+        self._epoch = wall_s - loop.time()
+
+    def monotonic_s(self) -> float:
+        return self._loop.time()
+
+    def wall_s(self) -> float:
+        return self._epoch + self._loop.time()
+
+
+def run_virtually(main: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(main)

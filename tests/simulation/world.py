@@ -1,0 +1,45 @@
+"""What all parts of a run share: chance, time, the faults, the accounts and the trace."""
+
+import asyncio
+import hashlib
+from asyncio import TimerHandle
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from tests.simulation.faults import Rates
+from tests.simulation.graph import Graph
+from tests.simulation.ledger import Ledger
+
+
+class World:
+    def __init__(self, random: Random, rates: Rates, graph: Graph) -> None:
+        self.random = random
+        self.rates = rates
+        self.graph = graph
+        self.loop = asyncio.get_running_loop()
+        self.ledger = Ledger(graph, self.loop.time)
+        self._trace = hashlib.sha256()
+        self.on_note: Callable[[str], None] = lambda _: None  # for a person who looks at one run
+
+    def note(self, what: object) -> None:
+        """A line of the trace: the same seed must write the same ones."""
+        line = f"{self.loop.time():.6f} {what}"
+        self._trace.update(line.encode())
+        self.on_note(line)
+
+    def trace(self) -> str:
+        return self._trace.hexdigest()
+
+    def chance(self, probability: float) -> bool:
+        return probability > 0 and self.random.random() < probability
+
+    def soon(self, at_most_s: float) -> float:
+        return self.random.uniform(0.0, at_most_s)
+
+    def after(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> TimerHandle:
+        return self.loop.call_later(delay_s, call, *arguments)
+
+    async def until(self, holds: Callable[[], bool], every_s: float = 0.1) -> None:
+        while not holds():  # noqa: ASYNC110 - on virtual time looking costs nothing
+            await asyncio.sleep(every_s)
