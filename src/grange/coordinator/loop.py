@@ -54,7 +54,7 @@ class WriterLoop:
         self.trouble = ""  # what keeps the journal from being written; "" where nothing does
 
     def now(self) -> float:
-        """Seconds since 1970 as of this process's start, never running backwards."""
+        """Seconds since 1970 as of this process's start, never behind what the journal tells."""
         return self._epoch + self._clock.monotonic_s()
 
     def tell(self, *events: Event) -> None:
@@ -151,12 +151,17 @@ class WriterLoop:
                 )
                 await self._commit(effects)
                 break
-            except GrangeError as error:
+            except Exception as error:  # by the journal's contract it may be any
                 self.trouble = str(error)
-                log.error("the journal cannot be read back, trying again: %s", error)
+                if isinstance(error, GrangeError):
+                    log.error("the journal cannot be read back, trying again: %s", error)
+                else:
+                    log.exception("the journal cannot be read back, trying again")
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RETRY_MAX_S)
         self.trouble = ""
+        # Where the wall clock was set back: leases must not wait for it to catch up.
+        self._epoch += max(0.0, core.now - self.now())
         self.core = core
         actor.act(effects)
         self.ready.set()
