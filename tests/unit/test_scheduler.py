@@ -521,3 +521,41 @@ def test_a_raised_priority_holds_for_what_waits_at_one_agent() -> None:
     farm.submit("y", {1: (), 3: (1,)}, priority=9)
     out = farm.tell(farm.heartbeat(a, (1, Phase.BUILT), seen=1))
     assert [step for _, step, _ in starts(out)] == [3]
+
+
+def test_a_step_given_up_for_infrastructure_has_fresh_tries_in_a_later_build() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    for attempt in range(1, 6):
+        out = farm.tell(on.AttemptFailed(a.id, AttemptId(attempt), Outcome.UPLOAD_FAILED, "full"))
+        farm.now += 301
+        if attempt < 5:
+            farm.join(a)
+    assert outcomes(out) == {"x": Outcome.UPLOAD_FAILED}
+    saves = [e for e in out if isinstance(e, do.SaveStepTroubled | do.SaveFailureForgotten)]
+    assert isinstance(saves[-1], do.SaveFailureForgotten)
+
+
+def test_a_step_does_not_wait_for_an_agent_that_takes_no_work() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: ()})
+    refusing = Measurements(refuses="its disk is full")
+    farm.tell(on.AgentJoined(b), on.AgentHeard(b.id, b.session, 0, (), refusing))
+    farm.tell(on.AttemptFailed(a.id, AttemptId(1), Outcome.FETCH_FAILED, "no route"))
+    farm.now += 6
+    farm.tell(on.Tick(), farm.heartbeat(a), on.AgentHeard(b.id, b.session, 0, (), refusing))
+    assert starts(farm.done)[-1] == ("a", 1, 2)
+
+
+def test_an_unwanted_step_that_loses_its_inputs_is_dropped() -> None:
+    farm, a = Farm(), spec("a", jobs=2)
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (1,), 3: (), 4: (2, 3)})
+    farm.build(a, 1)
+    assert starts(farm.done)[-1] == ("a", 2, 3)
+    farm.tell(on.AttemptFailed(a.id, AttemptId(2), Outcome.BUILD_FAILED, "exit 1"))
+    assert set(farm.core.steps) == {1, 2}, "what runs already may be of use"
+    farm.tell(on.AttemptFailed(a.id, AttemptId(1), Outcome.UPLOAD_FAILED, "full"))
+    assert not farm.core.steps

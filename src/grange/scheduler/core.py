@@ -84,6 +84,11 @@ class Scheduler:
         out, self._out = self._out, []
         return out
 
+    @property
+    def now(self) -> float:
+        """The latest time it was told, seconds."""
+        return self._now
+
     def next_deadline(self) -> float | None:
         """When to send a `Tick` at the latest; None for never."""
         return self._timers[0][0] if self._timers else None
@@ -310,6 +315,7 @@ class Scheduler:
     def _lose_home(self, step: Step) -> None:
         """Its unpublished outputs are gone from its agent, and what was built on them with them."""
         todo = [step]
+        unwanted: list[Step] = []
         while todo:
             step = todo.pop()
             if step.home is None or step.state >= State.PUBLISHING:
@@ -327,12 +333,21 @@ class Scheduler:
                 if dependant.state is State.ACTIVE:
                     dependant.state = State.WAITING
                     self._show(dependant, None)
+                if dependant.wanted <= 0:
+                    unwanted.append(dependant)  # only because it ran already was it kept
+        for step in unwanted:
+            if step.state < State.PUBLISHING:
+                self._drop(step)
 
     def _fail(self, step: Step, cause: Cause) -> None:
         """It cannot succeed: so cannot whatever needs it. `cause.step` is the step itself."""
         if cause.outcome.is_remembered:
             self.settled.fail(step.id, cause)
             self._out.append(do.SaveStepFailed(step.id, cause, self._now))
+        elif step.failures or step.losses:
+            self._out.append(
+                do.SaveFailureForgotten(step.id)
+            )  # the next build has tries of its own
         todo = [step]
         while todo:
             failed = todo.pop()
@@ -515,10 +530,18 @@ class Scheduler:
         if step.failures >= FAILURES_MAX:
             message = f"given up after {step.failures} failures; the last: {cause.message}"
             self._fail(step, Cause(cause.outcome, message, step.id, attempt.id))
-        elif all(other.spec.id in step.avoid for other in self.queues[step.queue].agents):
+        elif self._is_avoiding_all(step):
             step.avoid = ()
             wait_s = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (step.failures - 1))
             step.not_before = self._now + wait_s
+
+    def _is_avoiding_all(self, step: Step) -> bool:
+        """No agent that takes work is left to try; one that refuses may do so for ever."""
+        return all(
+            agent.spec.id in step.avoid
+            for agent in self.queues[step.queue].agents
+            if agent.is_connected and not agent.is_draining and not agent.refusal
+        )
 
     def _abort(self, attempt: Attempt, outcome: Outcome, message: str) -> None:
         self._out.append(do.AbortAttempt(attempt.agent.spec.id, attempt.id))
@@ -776,7 +799,7 @@ class Scheduler:
             if chosen is not None:
                 self._start(step, chosen)
             else:
-                if all(agent.spec.id in step.avoid for agent in source.agents):
+                if self._is_avoiding_all(step):
                     step.avoid = ()
                 held_back.append(step)
                 if not any(agent.free > 0 for agent in source.agents):
