@@ -14,7 +14,7 @@ from rich.text import Text
 from grange.cli import options
 from grange.cli.ids import find_build
 from grange.cli.progress import ENDED
-from grange.cli.text import STYLES, console, count, duration, moment, print_json, step_name
+from grange.cli.text import STYLES, console, count, duration, moment, print_json, size, step_name
 from grange.client.api import GrangeClient
 from grange.client.models import BuildView, StepState, StepView
 from grange.scheduler.facts import Outcome
@@ -117,6 +117,15 @@ def _print_build(screen: Console, build: BuildView) -> None:
     grid.add_row("outcome", _outcome(build))
     if build.cause and build.cause.message:
         grid.add_row("because", build.cause.message)
+    for support in build.nix_support.values():
+        if support.release_name:
+            grid.add_row("release", support.release_name)
+        for product in support.products:
+            size_text = f", {size(product.file_bytes)}" if product.is_regular else ""
+            kind = f"{product.type} {product.subtype}".strip()
+            grid.add_row("product", f"{product.name or product.output} ({kind}{size_text})")
+        for name, metric in support.metrics.items():
+            grid.add_row("metric", f"{name} = {metric.value:g} {metric.unit or ''}".rstrip())
     screen.print(grid)
 
 

@@ -37,6 +37,34 @@ class CauseView(BaseModel):
     attempt: int | None = None
 
 
+class ProductView(BaseModel):
+    """A line of nix-support/hydra-build-products."""
+
+    output: str  # the base name of its store path
+    sub_path: str
+    type: str
+    subtype: str
+    name: str
+    default_path: str
+    is_regular: bool
+    sha256: str | None
+    file_bytes: int | None
+
+
+class MetricView(BaseModel):
+    value: float
+    unit: str | None
+
+
+class SupportView(BaseModel):
+    """What a build told of one output in nix-support."""
+
+    is_failed: bool
+    release_name: str | None
+    products: list[ProductView]
+    metrics: dict[str, MetricView]
+
+
 class BuildView(BaseModel):
     id: str
     drv_path: str
@@ -49,6 +77,7 @@ class BuildView(BaseModel):
     finished: float | None
     outcome: str | None  # None while unfinished
     cause: CauseView | None
+    nix_support: dict[str, SupportView] = {}  # by output; only where one build is asked for
 
 
 class UsageView(BaseModel):

@@ -26,6 +26,7 @@ from grange.client.models import (
     StepView,
     SubmitAnswer,
     SubmitRequest,
+    SupportView,
     WatchRequest,
     Why,
 )
@@ -181,7 +182,12 @@ def _build_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         return record
 
     async def view(record: BuildRecord) -> BuildView:
-        return (await views.builds([record]))[0]
+        [found] = await views.builds([record])
+        supports = await journal.supports(record.root)
+        found.nix_support = {
+            name: SupportView.model_validate_json(text) for name, text in supports.items() if text
+        }
+        return found
 
     @api.get("/builds")
     async def builds(
