@@ -49,6 +49,7 @@ class SimAgent:
         self._life = 0  # counts starts of the process; what an earlier one had planned is void
         self._ended: list[str] = []  # sessions that no join has taken the place of yet
         self.is_alive = False
+        self.is_gone = False  # for good
         self.tunnel: Tunnel | None = None
         self.tries: dict[AttemptId, Try] = {}
         self.refuses = ""
@@ -56,7 +57,7 @@ class SimAgent:
     # --- the process ----------------------------------------------------------------------
 
     def boot(self) -> None:
-        if self.is_alive:
+        if self.is_alive or self.is_gone:
             return
         if self._life:
             self._ended.append(f"{self.id}-{self._life}")

@@ -50,7 +50,6 @@ class Coordinator:
             await loop.run(self._network)
         except Exception as error:
             self._world.ledger.blame(f"safety: the writer loop ended with {error!r}")
-            raise
 
     def crash(self) -> None:
         if self.loop is None:

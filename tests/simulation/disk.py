@@ -18,6 +18,7 @@ class Disk(SqliteJournal):
         super().__init__(Inline(MEMORY))
         self._world = world
         self.crash: Callable[[], None] = lambda: None  # ends the coordinator's process at once
+        self.crash_after: Callable[[Sequence[JournalEffect]], bool] = lambda _: False
 
     async def commit(self, effects: Sequence[JournalEffect]) -> None:
         world, rates = self._world, self._world.rates
@@ -30,6 +31,7 @@ class Disk(SqliteJournal):
         if is_applied:
             await super().commit(effects)
             world.ledger.committed(effects)
+            is_crash = is_crash or self.crash_after(effects)
             await asyncio.sleep(self._slowness())
         if is_crash:
             world.note(f"crash in a commit, applied: {is_applied}")

@@ -56,8 +56,8 @@ class Farm:
         for rate_h, strike in (
             (rates.cut_h, self._cut),
             (rates.stall_h, self._stall),
-            (rates.kill_h, lambda: self._kill(self.world.soon(90.0))),
-            (rates.vanish_h, lambda: self._kill(None)),
+            (rates.kill_h, self._kill),
+            (rates.vanish_h, self._vanish),
             (rates.drain_h, self._drain),
             (rates.refuse_h, self._refuse),
             (rates.crash_h, self.coordinator.crash),
@@ -98,12 +98,17 @@ class Farm:
             agent.tunnel.stall(for_s)
             self.world.ledger.trouble(agent.id, for_s + LEASE_S)
 
-    def _kill(self, back_s: float | None) -> None:
+    def _kill(self) -> None:
         agent = self._pick()
         if agent is not None:
             agent.kill()
-            if back_s is not None:
-                self.world.after(back_s, agent.boot)
+            self.world.after(self.world.soon(90.0), agent.boot)
+
+    def _vanish(self) -> None:
+        agent = self._pick()
+        if agent is not None:
+            agent.kill()
+            agent.is_gone = agent is not self.agents[0]  # which can build everything
 
     def _drain(self) -> None:
         agent = self._pick()
@@ -158,8 +163,9 @@ class Farm:
         if loop.core.steps or loop.core.attempts or loop.core.builds:
             return f"steps {[*loop.core.steps]}, attempts {[*loop.core.attempts]}"
         busy = [agent.id for agent in self.agents if agent.tries]
-        absent = [agent.id for agent in self.agents if agent.id not in self.network.lines]
-        deaf = [agent.id for agent in self.agents if agent.id not in loop.core.agents]
+        there = [agent.id for agent in self.agents if not agent.is_gone]
+        absent = [id_ for id_ in there if id_ not in self.network.lines]
+        deaf = [id_ for id_ in there if id_ not in loop.core.agents]
         unheard = [a.spec.id for a in loop.core.agents.values() if not a.is_connected]
         found = [("busy", busy), ("absent", absent), ("unknown", deaf), ("cut", unheard)]
         return "; ".join(f"{what}: {who}" for what, who in found if who)

@@ -11,7 +11,7 @@ class Rates:
     cut_h: float = 0.0  # a tunnel breaks; both ends notice in their own time
     stall_h: float = 0.0  # a tunnel holds back everything for up to two leases
     kill_h: float = 0.0  # an agent's process dies and is started again
-    vanish_h: float = 0.0  # an agent dies and stays away until faults end
+    vanish_h: float = 0.0  # an agent dies; the first one comes back when faults end, others never
     drain_h: float = 0.0  # an agent hands in what it has and leaves for a while
     refuse_h: float = 0.0  # an agent takes no work for a while, for reasons of its own
     crash_h: float = 0.0  # the coordinator's process dies
@@ -66,8 +66,8 @@ _MOST = {
     "drain_h": 20.0,
     "refuse_h": 20.0,
     "crash_h": 30.0,
-    "attempt_p": 0.15,
-    "upload_p": 0.1,
+    "attempt_p": 0.5,
+    "upload_p": 0.2,
     "put_p": 0.3,
     "refused_p": 0.1,
     "doubt_p": 0.03,

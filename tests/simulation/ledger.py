@@ -10,6 +10,7 @@ from typing import Final
 
 from grange.ports import PublishedOutput
 from grange.scheduler import effects as do
+from grange.scheduler.core import FAILURES_MAX
 from grange.scheduler.facts import AgentId, AttemptId, BuildId, Outcome, StepId
 from grange.store.hash import Hash
 from grange.store.path import StorePath
@@ -39,6 +40,7 @@ class Ledger:
         self._content: dict[StorePath, Hash] = {}
         self._narinfos: set[StorePath] = set()
         self._failed: set[StepId] = set()  # remembered failures
+        self._spoilt: Counter[StepId] = Counter()  # tries that infrastructure spoilt
         self._owner = {path: node for node in graph.nodes.values() for path in node.outputs}
 
     def blame(self, message: str) -> None:
@@ -76,6 +78,7 @@ class Ledger:
                     )
                 case do.SaveFailureForgotten(step):
                     self._failed.discard(step)
+                    self._spoilt.pop(step, None)
                 case do.SaveBuildFinished(build, outcome, cause, _):
                     self._demand(
                         build not in self.outcomes,
@@ -87,15 +90,19 @@ class Ledger:
                 case do.SaveBuildReopened(build):
                     self._demand(build in self.may_retry, f"nobody asked for {build} again")
                     self.outcomes.pop(build, None)
+                    self._spoilt.clear()
                 case _:
                     pass
 
     def _ended(self, attempt: AttemptId, outcome: Outcome, message: str) -> None:
-        _, agent = self.open.pop(attempt, (None, ""))
+        step, agent = self.open.pop(attempt, (StepId(0), ""))
         self._demand(bool(agent), f"{attempt} ended twice or before it began")
         self.ended[outcome] += 1
         if outcome.is_success:
             self.succeeded.add(attempt)
+        if outcome.is_infrastructure:
+            self._spoilt[step] += 1
+            self._demand(self._spoilt[step] <= FAILURES_MAX, f"{step} is tried for ever", "economy")
         self._demand(
             outcome is not Outcome.INPUTS_MISSING,
             f"attempt {attempt} was sent where its inputs were not: {message}",

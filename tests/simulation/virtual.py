@@ -6,13 +6,15 @@ that a run depends on nothing but its seed.
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
+TURNS_MAX: Final = 10_000  # of the event loop at one instant; a busy run takes some dozens
+
 
 class StuckError(AssertionError):
-    """Nothing is ready and no timer is set: nothing would ever happen again."""
+    """Time cannot go on: nothing is left to happen, or too much happens at one instant."""
 
 
 class _Jump:
@@ -20,10 +22,14 @@ class _Jump:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self._idle_turns = 0  # of the event loop, since time last moved
 
     def select(self, timeout: float | None) -> list[Any]:
         if timeout is None:
             raise StuckError("nothing is left that could happen")
+        self._idle_turns = 0 if timeout > 0 else self._idle_turns + 1
+        if self._idle_turns > TURNS_MAX:
+            raise StuckError("events follow one another and time stands still")
         self.now += max(0.0, timeout)
         return []
 

@@ -19,8 +19,12 @@ class World:
         self.graph = graph
         self.loop = asyncio.get_running_loop()
         self.ledger = Ledger(graph, self.loop.time)
+        self.loop.set_exception_handler(self._blame)
         self._trace = hashlib.sha256()
         self.on_note: Callable[[str], None] = lambda _: None  # for a person who looks at one run
+
+    def _blame(self, _: object, context: dict[str, Any]) -> None:
+        self.ledger.blame(f"safety: {context.get('exception') or context['message']!r}")
 
     def note(self, what: object) -> None:
         """A line of the trace: the same seed must write the same ones."""

@@ -1,0 +1,131 @@
+"""Bugs planted on purpose: each must be caught by some oracle, or the oracles are too weak."""
+
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from grange.coordinator import loop, recovery
+from grange.coordinator.loop import WriterLoop
+from grange.scheduler.core import Scheduler
+from grange.scheduler.state import Agent
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One function whose source has `old` replaced by `new`."""
+
+    name: str
+    owner: type[Any] | ModuleType
+    function: str
+    old: str
+    new: str = "pass"
+
+
+MUTANTS = (
+    Mutant("leases never renewed", Scheduler, "_heard", "self._renew(agent)"),
+    Mutant("leases never end", Scheduler, "_watch_agent", "self._forget_agent(agent)"),
+    Mutant("suspicion never ends", Scheduler, "_join", "self._unsuspect(agent)"),
+    Mutant("published before inputs", Scheduler, "_stored", "if step.missing == 0:", "if True:"),
+    Mutant("failures not counted", Scheduler, "_trouble", "step.failures += 1"),
+    Mutant("outputs outlive their agent", Scheduler, "_end", "self._lose_home(attempt.step)"),
+    Mutant("wishes never withdrawn", Scheduler, "_unwant", "step.wanted -= 1"),
+    Mutant("shared steps die with one build", Scheduler, "_unwant", "step.wanted > 0", "False"),
+    Mutant(
+        "deliveries never settled",
+        Scheduler,
+        "_published",
+        "self._out.append(do.SettleAttempt(attempt.agent.spec.id, attempt.id, True))",
+    ),
+    Mutant(
+        "orders under way thought lost",
+        Scheduler,
+        "_heard",
+        "attempt.order <= event.orders_seen or is_overdue",
+        "True",
+    ),
+    Mutant(
+        "lost orders thought under way",
+        Scheduler,
+        "_heard",
+        "attempt.order <= event.orders_seen or is_overdue",
+        "False",
+    ),
+    Mutant(
+        "order numbers start over",
+        Scheduler,
+        "_heard",
+        "agent.orders = max(agent.orders, event.orders_seen)",
+        "agent.orders = 0",
+    ),
+    Mutant("heirs inherit nothing", Scheduler, "_join", "self._forget_agent(agent)"),
+    Mutant("back-off never ends", Scheduler, "_wake", "self._make_ready(subject)"),
+    Mutant(
+        "losers of a race work on",
+        Scheduler,
+        "_publish",
+        'self._abort(other, Outcome.CANCELLED, "another agent was first")',
+    ),
+    Mutant("dependants outlive a failure", Scheduler, "_fail", "todo += failed.dependants"),
+    Mutant("places not counted", Agent, "room", "- self.occupied", ""),
+    Mutant("stalls cost leases", Scheduler, "_renew_all", "self._renew(agent)"),
+    Mutant("deaf agents not told", Scheduler, "_heard", "self._out.append(do.Ref", "id(do.Ref"),
+    Mutant("late cuts believed", Scheduler, "_heard", "agent.is_connected = True", "return"),
+    Mutant(
+        "early cancellations lost",
+        Scheduler,
+        "_cancel",
+        "self._finish_build(event.build, Outcome.CANCELLED, cause)",
+    ),
+    Mutant(
+        "ended builds revived",
+        Scheduler,
+        "_finish_build",
+        "self._ended_builds.finish(build, outcome)",
+    ),
+    Mutant(
+        "action before the commit",
+        WriterLoop,
+        "run",
+        "await self._commit(effects)",
+        "actor.act(effects); await self._commit(effects)",
+    ),
+    Mutant("answer before the commit", WriterLoop, "settle", "await done"),
+    Mutant(
+        "a refused commit forgotten", WriterLoop, "_commit", "await asyncio.sleep(wait_s)", "return"
+    ),
+    Mutant(
+        "a doubtful commit believed", WriterLoop, "run", "self._doubt(batch, error)", "continue"
+    ),
+    Mutant("recovered narinfos not put", recovery, "recover", "await publish(entry.outputs)"),
+    Mutant(
+        "attempts forgotten in a crash",
+        recovery,
+        "recover",
+        "AgentAwaited(agent.spec, agent.attempts) for agent in past.agents",
+        "",
+    ),
+)
+
+
+@contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    """The mutant lives in this process until the context ends."""
+    original = getattr(mutant.owner, mutant.function)
+    source = textwrap.dedent(inspect.getsource(original))
+    assert mutant.old in source, f"{mutant.name}: {mutant.old!r} is not in {mutant.function}"
+    names: dict[str, Any] = {}
+    exec(source.replace(mutant.old, mutant.new), original.__globals__, names)
+    places = [mutant.owner]
+    if isinstance(mutant.owner, ModuleType):
+        places.append(loop)  # where its functions are used
+    for place in places:
+        setattr(place, mutant.function, names[mutant.function])
+    try:
+        yield
+    finally:
+        for place in places:
+            setattr(place, mutant.function, original)
