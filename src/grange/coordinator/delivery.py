@@ -16,7 +16,7 @@ from grange.cache.uploads import Stored, Uploads
 from grange.cache.verify import Candidates, candidates_of
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.support import support_json
-from grange.errors import GrangeError, PeerError
+from grange.errors import GrangeError, OutsideError, PeerError
 from grange.ports import Journal, Objects, PublishedOutput, StepRecord
 from grange.scheduler.events import AttemptFailed, OutputsBuilt, OutputsStored
 from grange.scheduler.facts import AgentId, AttemptId, Outcome
@@ -68,6 +68,7 @@ class Deliveries:
         self._under_way: dict[AttemptId, Delivery] = {}
         self._unpublished: dict[tuple[AgentId, StorePath], tuple[StorePath, ...]] = {}
         self._wanted: asyncio.Queue[tuple[AttemptId, Delivery]] = asyncio.Queue()
+        self._adopted: asyncio.Queue[tuple[AgentId, Built]] = asyncio.Queue()
         self._closures: OrderedDict[tuple[StorePath, ...], tuple[StorePath, ...]] = OrderedDict()
 
     @property
@@ -99,6 +100,9 @@ class Deliveries:
         delivery = self._under_way.get(built.attempt)
         size = sum(output.nar_bytes for output in built.outputs)
         event = OutputsBuilt(agent, built.attempt, size, built.usage)
+        if delivery is None and self._is_live(agent, built.attempt):
+            self._adopted.put_nowait((agent, built))
+            return
         if delivery is None or delivery.agent != agent:
             self._loop.tell(event)  # the scheduler tells the agent to let go of it
             return
@@ -114,6 +118,31 @@ class Deliveries:
             self._unpublished[agent, output.path] = output.references
         self._loop.tell(event)
         self._wanted.put_nowait((built.attempt, delivery))
+
+    def _is_live(self, agent: AgentId, id_: AttemptId) -> bool:
+        attempt = self._loop.core.attempts.get(id_) if self._loop.core else None
+        return attempt is not None and attempt.agent.spec.id == agent
+
+    async def adopt(self) -> None:
+        """Until cancelled: read back the steps of attempts that an earlier life of this process
+        sent out, in the order in which agents say that they are built."""
+        while True:
+            agent, built = await self._adopted.get()
+            if built.attempt not in self._under_way and self._is_live(agent, built.attempt):
+                assert self._loop.core is not None
+                step = self._loop.core.attempts[built.attempt].step.id
+                try:
+                    record = (await self._journal.steps([step])).get(step)
+                except OutsideError as error:
+                    message = f"its step could not be read back from the journal: {error}"
+                    self._loop.tell(
+                        AttemptFailed(agent, built.attempt, Outcome.UPLOAD_FAILED, message)
+                    )
+                    continue
+                assert record is not None, "an attempt's step is in the journal"
+                if self._is_live(agent, built.attempt):
+                    self._under_way.setdefault(built.attempt, Delivery(agent, record))
+            self.built(agent, built)
 
     async def run(self, send: SendGrants) -> None:
         """Answer with upload grants until cancelled, all that is waiting at a time."""

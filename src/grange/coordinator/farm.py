@@ -111,6 +111,7 @@ class Farm:
             group.create_task(self.outbox.send_orders())
             group.create_task(self.outbox.publish_outputs())
             group.create_task(self.deliveries.run(self.outbox.grant))
+            group.create_task(self.deliveries.adopt())
 
     @property
     def public_keys(self) -> list[str]:

@@ -7,7 +7,7 @@ when it was decided: on a later one the agent's first heartbeat tells what it mi
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -33,6 +33,7 @@ from grange.wire.messages import (
 
 log = logging.getLogger(__name__)
 
+ORDERS_BYTES_MAX: Final = 16 << 20  # with the largest derivation on top still below gRPC's limit
 PUBLISH_RETRY_S: Final = 2.0
 PUBLISHERS: Final = 16  # steps whose narinfos are put at once
 
@@ -221,18 +222,21 @@ class Outbox:
                 except OutsideError as error:
                     log.error("steps could not be read back to send them out: %s", error)
             for line, starts, aborts, grants, settled in rounds:
-                builds = self._builds(line, starts, records)
-                line.tunnel.send(
-                    Orders(line.number, builds, tuple(aborts), tuple(grants), tuple(settled))
-                )
+                for builds in self._builds(line, starts, records):
+                    line.tunnel.send(Orders(line.number, builds))
+                if aborts or grants or settled:
+                    line.tunnel.send(
+                        Orders(line.number, (), tuple(aborts), tuple(grants), tuple(settled))
+                    )
 
     def _builds(
         self, line: _Line, starts: Sequence[do.StartBuild], records: dict[StepId, StepRecord]
-    ) -> tuple[SerializedBuildOrder, ...]:
+    ) -> Iterator[tuple[SerializedBuildOrder, ...]]:
+        """What to send, in messages of a size that agents take; counts `line.number` up."""
         core = self._loop.core
-        builds = []
+        builds: list[SerializedBuildOrder] = []
+        size = 0
         for start in starts:
-            line.number = max(line.number, start.order)
             record = records.get(start.step)
             if core is None or start.attempt not in core.attempts:
                 continue  # it ended before it was sent
@@ -242,11 +246,17 @@ class Outbox:
                     AttemptFailed(start.agent, start.attempt, Outcome.AGENT_FAILED, message)
                 )
                 continue
+            if builds and size + len(record.basic) > ORDERS_BYTES_MAX:
+                yield tuple(builds)
+                builds, size = [], 0
+            size += len(record.basic)
+            line.number = max(line.number, start.order)
             self._deliveries.begin(start.attempt, start.agent, record)
             builds.append(
                 SerializedBuildOrder(start.attempt, record.drv_path, record.basic, self._limits)
             )
-        return tuple(builds)
+        if builds:
+            yield tuple(builds)
 
     # --- narinfos -------------------------------------------------------------------------
 

@@ -32,7 +32,15 @@ from grange.client.models import (
 )
 from grange.coordinator.farm import Farm
 from grange.coordinator.ingest import BATCH_BYTES_MAX, add_derivations
-from grange.errors import ConflictError, GrangeError, NotFoundError, OperatorError, PeerError
+from grange.coordinator.watch import WATCHES_MAX
+from grange.errors import (
+    ConflictError,
+    GrangeError,
+    NotFoundError,
+    OperatorError,
+    OutsideError,
+    PeerError,
+)
 from grange.ports import BuildRecord, NewBuild, StepRecord
 from grange.scheduler.facts import AttemptId, BuildId, StepId
 from grange.store.content import ContentAddress
@@ -261,6 +269,8 @@ def _build_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         records = await journal.builds_of([BuildId(build) for build in request.builds])
         if missing := set(request.builds) - {record.id for record in records}:
             raise NotFoundError(f"there is no build {min(missing)}")
+        if farm.watches.count >= WATCHES_MAX:
+            raise OutsideError(f"{WATCHES_MAX} watches are open already; try again in a while")
         lines = watch(farm, views, records, logs=request.logs)
         return StreamingResponse(lines, media_type="application/x-ndjson")
 

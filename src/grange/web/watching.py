@@ -8,8 +8,7 @@ from pydantic import BaseModel
 
 from grange.client.models import WatchBeat, WatchBuild, WatchLog, WatchStart, WatchStep
 from grange.coordinator.farm import Farm
-from grange.coordinator.watch import WATCHES_MAX, Watch
-from grange.errors import OutsideError
+from grange.coordinator.watch import Watch
 from grange.ports import BuildRecord
 from grange.scheduler.facts import StepId
 from grange.web.views import Views
@@ -26,8 +25,6 @@ async def watch(
     farm: Farm, views: Views, records: Sequence[BuildRecord], *, logs: bool
 ) -> AsyncIterator[bytes]:
     """Lines of WatchEvents about these builds."""
-    if farm.watches.count >= WATCHES_MAX:
-        raise OutsideError(f"{WATCHES_MAX} watches are open already; try again in a while")
     roots = list(dict.fromkeys(r.drv_path for r in records if not _has_succeeded(r)))
     nodes = {node.spec.id: node for node in await farm.journal.unfinished_graph(roots)}
     opened = Watch(nodes, [record.id for record in records], logs=logs)
