@@ -559,3 +559,14 @@ def test_an_unwanted_step_that_loses_its_inputs_is_dropped() -> None:
     assert set(farm.core.steps) == {1, 2}, "what runs already may be of use"
     farm.tell(on.AttemptFailed(a.id, AttemptId(1), Outcome.UPLOAD_FAILED, "full"))
     assert not farm.core.steps
+
+
+def test_after_a_restart_a_dependant_is_still_lost_with_its_unpublished_input() -> None:
+    farm, a, b = Farm(), spec("a", jobs=2), spec("b")
+    farm.submit("x", {1: (), 2: (1,)})
+    farm.tell(on.AgentAwaited(a, ((AttemptId(7), StepId(1)), (AttemptId(8), StepId(2)))))
+    farm.tell(on.AgentJoined(a), farm.heartbeat(a, (7, Phase.BUILT), (8, Phase.QUEUED)))
+    farm.join(b)
+    out = farm.tell(on.AttemptFailed(a.id, AttemptId(7), Outcome.UPLOAD_FAILED, "full"))
+    assert [e.attempt for e in out if isinstance(e, do.AbortAttempt)] == [8]
+    assert [(agent, step) for agent, step, _ in starts(out)] == [("b", 1)]

@@ -472,13 +472,8 @@ class Scheduler:
         self._show(step, attempt)
         if step.state is not State.ACTIVE or step.home is not None:
             return
-        step.home = agent
         step.nar_bytes = event.nar_bytes
-        step.held_by(agent)
-        for dependant in step.dependants:
-            if dependant.state < State.PUBLISHING:
-                dependant.unbuilt -= 1
-                self._offer_locally(dependant)
+        self._settle_home(step, agent)
 
     def _stored(self, event: on.OutputsStored) -> None:
         attempt = self.attempts.get(event.attempt)
@@ -637,6 +632,29 @@ class Scheduler:
             step.attempts = (*step.attempts, attempt)
             step.state = State.ACTIVE
             self._used[step.project] = self._used.get(step.project, 0) + 1
+        for attempt in list(agent.attempts.values()):
+            for needed in attempt.step.inputs:
+                self._infer_built(needed, agent)
+
+    def _infer_built(self, step: Step, agent: Agent) -> None:
+        """A dependant of it was sent to the agent before it was done: so it was built there."""
+        if step.state is not State.ACTIVE or step.home is not None:
+            return
+        for attempt in step.attempts:
+            if attempt.agent is agent and attempt.phase < Phase.BUILT:
+                attempt.phase = Phase.BUILT
+                agent.occupied -= 1
+                agent.delivering += 1
+                self._settle_home(step, agent)
+
+    def _settle_home(self, step: Step, agent: Agent) -> None:
+        """The step's outputs are on this agent: what needs them may start there."""
+        step.home = agent
+        step.held_by(agent)
+        for dependant in step.dependants:
+            if dependant.state < State.PUBLISHING:
+                dependant.unbuilt -= 1
+                self._offer_locally(dependant)
 
     def _enlist(self, agent: Agent) -> None:
         for queue in self.queues.values():
