@@ -29,13 +29,14 @@ class Coordinator:
         self._tasks: list[asyncio.Task[object]] = []
         self._submissions: Submissions | None = None
         self.loop: WriterLoop | None = None
+        self.wall_s = WALL_S  # what a start finds, less the time since the run began
         disk.crash = self.crash
 
     def start(self) -> None:
         if self.loop is not None:
             return
         world = self._world
-        wall_s = WALL_S + world.loop.time()
+        wall_s = self.wall_s + world.loop.time()
         if world.chance(world.rates.skew_p):
             wall_s += world.random.uniform(-3600.0, 3600.0)
         world.note("the coordinator starts")

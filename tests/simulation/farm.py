@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
+from grange.scheduler.core import Scheduler
 from grange.scheduler.facts import BuildId
 from tests.simulation.agent import SimAgent
 from tests.simulation.coordinator import LEASE_S, Coordinator
@@ -42,6 +43,13 @@ class Farm:
         agent.boot()
         return agent
 
+    @property
+    def core(self) -> Scheduler:
+        loop = self.coordinator.loop
+        assert loop is not None
+        assert loop.core is not None
+        return loop.core
+
     def close(self) -> None:
         for task in [*self._fates, *self.people.tasks]:
             task.cancel()
@@ -61,6 +69,7 @@ class Farm:
             (rates.drain_h, self._drain),
             (rates.refuse_h, self._refuse),
             (rates.crash_h, self.coordinator.crash),
+            (rates.freeze_h, self._freeze),
         ):
             if rate_h:
                 self._fates.append(self.world.loop.create_task(self._strike(rate_h, strike)))
@@ -125,6 +134,11 @@ class Farm:
 
             agent.refuses = "its disk is full"
             self.world.after(self.world.soon(300.0), relent)
+
+    def _freeze(self) -> None:
+        for_s = self.world.soon(3 * LEASE_S)
+        self.world.note(f"frozen for {for_s:.0f} s")
+        self.world.loop.freeze(for_s)
 
     # --- the end --------------------------------------------------------------------------
 

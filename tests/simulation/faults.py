@@ -15,6 +15,7 @@ class Rates:
     drain_h: float = 0.0  # an agent hands in what it has and leaves for a while
     refuse_h: float = 0.0  # an agent takes no work for a while, for reasons of its own
     crash_h: float = 0.0  # the coordinator's process dies
+    freeze_h: float = 0.0  # the coordinator's machine, and the world with it, sleeps for a while
     attempt_p: float = 0.0  # an attempt fails for reasons of its agent
     upload_p: float = 0.0  # an upload fails and is given up
     put_p: float = 0.0  # a narinfo cannot be put
@@ -66,6 +67,7 @@ _MOST = {
     "drain_h": 20.0,
     "refuse_h": 20.0,
     "crash_h": 30.0,
+    "freeze_h": 10.0,
     "attempt_p": 0.5,
     "upload_p": 0.2,
     "put_p": 0.3,

@@ -36,6 +36,7 @@ class Ledger:
         self.uploads: Counter[StorePath] = Counter()
         self.aborts = 0
         self.injected: set[AttemptId] = set()  # attempts that their agent gave up by itself
+        self.away: set[AgentId] = set()  # cut off, as far as the coordinator was told
         self._trouble_until: dict[AgentId, float] = {}
         self._content: dict[StorePath, Hash] = {}
         self._narinfos: set[StorePath] = set()
@@ -67,6 +68,8 @@ class Ledger:
                     self.attempts[attempt] = self.open[attempt] = (step, agent)
                 case do.SaveAttemptEnded(attempt, step, outcome, message, _, _):
                     self._ended(attempt, outcome, message)
+                case do.SaveAgent(spec, _):
+                    self.away.discard(spec.id)
                 case do.SavePaths(step, attempt, infos):
                     self._saved(step, infos)
                 case do.SaveStepDone(step, _):
@@ -132,6 +135,7 @@ class Ledger:
         elif outcome is Outcome.CANCELLED:
             right = build in self.may_cancel
         elif outcome.is_remembered or blamed in self._failed:
+            self._demand(blamed in self._failed, f"the failure of {blamed} is not remembered")
             needed = self.graph.closure(root)
             right = any(node.is_doomed and node.step == blamed for node in needed)
             right = right and (outcome is Outcome.DEPENDENCY_FAILED) == (blamed != root)
@@ -176,9 +180,9 @@ class Ledger:
         return self._trouble_until.get(agent, 0.0) >= self._now()
 
     def _excuse_second(self, step: StepId, attempt: AttemptId) -> None:
-        """A step may be tried twice at once only while an agent may have lost it."""
+        """A step may be tried twice at once only while the agent that has it is cut off."""
         for other, (same, agent) in self.open.items():
-            if same == step and not self._is_troubled(agent):
+            if same == step and agent not in self.away:
                 self._demand(
                     False,
                     f"attempt {attempt} of {step} begins, and {other} runs on healthy {agent}",

@@ -64,10 +64,7 @@ MUTANTS = (
     Mutant("heirs inherit nothing", Scheduler, "_join", "self._forget_agent(agent)"),
     Mutant("back-off never ends", Scheduler, "_wake", "self._make_ready(subject)"),
     Mutant(
-        "losers of a race work on",
-        Scheduler,
-        "_publish",
-        'self._abort(other, Outcome.CANCELLED, "another agent was first")',
+        "failures forgotten", Scheduler, "_fail", "self._out.append(do.SaveStepF", "id(do.SaveStepF"
     ),
     Mutant("dependants outlive a failure", Scheduler, "_fail", "todo += failed.dependants"),
     Mutant("places not counted", Agent, "room", "- self.occupied", ""),

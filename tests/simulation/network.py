@@ -110,7 +110,7 @@ class Network:
         self.lines: dict[AgentId, Tunnel] = {}
         self._orders: dict[AgentId, Orders] = {}
         self._granted: dict[AttemptId, set[int]] = {}  # and which outputs have come
-        self._built: set[AttemptId] = set()  # no longer in a place, as this life was told
+        self._built: set[AttemptId] = set()  # no longer in a place, as some life was told
         self._publishers: list[asyncio.Task[None]] = []
 
     # --- tunnels --------------------------------------------------------------------------
@@ -125,6 +125,9 @@ class Network:
             older.close("a newer one came")
         self._knocking[spec.id, spec.session] = tunnel
         self.loop.tell(on.AgentJoined(spec))
+        broken = self.lines.get(spec.id)
+        if broken is not None and not broken.is_open and self.world.chance(0.5):
+            self.depart(broken)  # both news come with the network's return, in this order
         return tunnel
 
     def depart(self, tunnel: Tunnel) -> None:
@@ -134,7 +137,12 @@ class Network:
         if self.lines.get(tunnel.spec.id) is tunnel and self.loop is not None:
             del self.lines[tunnel.spec.id]
             self._orders.pop(tunnel.spec.id, None)
-            self.loop.tell(on.AgentCut(*key))
+            self._tell_cut(*key)
+
+    def _tell_cut(self, agent: AgentId, session: str) -> None:
+        assert self.loop is not None
+        self.world.ledger.away.add(agent)
+        self.loop.tell(on.AgentCut(agent, session))
 
     def hear(self, tunnel: Tunnel, events: Sequence[on.Event]) -> None:
         if self.lines.get(tunnel.spec.id) is not tunnel or self.loop is None:
@@ -161,7 +169,6 @@ class Network:
         self.lines.clear()
         self._orders.clear()
         self._granted.clear()
-        self._built.clear()
 
     # --- deliveries -----------------------------------------------------------------------
 
@@ -235,11 +242,12 @@ class Network:
 
     def _accept(self, effect: do.AcceptAgent) -> None:
         assert self.loop is not None
-        self.world.ledger.recovered(effect.agent)
         tunnel = self._knocking.pop((effect.agent, effect.session), None)
         if tunnel is None:
-            self.loop.tell(on.AgentCut(effect.agent, effect.session))
+            self._tell_cut(effect.agent, effect.session)
             return
+        if tunnel.is_open:
+            self.world.ledger.recovered(effect.agent)
         older = self.lines.pop(effect.agent, None)
         self.lines[effect.agent] = tunnel
         self._orders.pop(effect.agent, None)

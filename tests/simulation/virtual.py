@@ -33,6 +33,10 @@ class _Jump:
         self.now += max(0.0, timeout)
         return []
 
+    def freeze(self, for_s: float) -> None:
+        """The whole machine sleeps: whatever was due meanwhile is late."""
+        self.now += for_s
+
     def close(self) -> None:
         pass
 
@@ -45,6 +49,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self._selector.now
+
+    def freeze(self, for_s: float) -> None:
+        self._selector.freeze(for_s)
 
     def _process_events(self, event_list: list[Any]) -> None:
         assert not event_list

@@ -10,6 +10,7 @@ from typing import Any
 from tests.simulation.faults import Rates
 from tests.simulation.graph import Graph
 from tests.simulation.ledger import Ledger
+from tests.simulation.virtual import VirtualLoop
 
 
 class World:
@@ -17,7 +18,9 @@ class World:
         self.random = random
         self.rates = rates
         self.graph = graph
-        self.loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self.loop = loop
         self.ledger = Ledger(graph, self.loop.time)
         self.loop.set_exception_handler(self._blame)
         self._trace = hashlib.sha256()

@@ -1,0 +1,239 @@
+"""Directed runs: one thing goes wrong at the worst moment, everything else is calm."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from random import Random
+
+import pytest
+
+from grange.scheduler.effects import JournalEffect, SaveAttempt, SavePaths
+from grange.scheduler.facts import BuildId, Outcome, Phase, StepId
+from tests.simulation.agent import SimAgent
+from tests.simulation.farm import Farm
+from tests.simulation.faults import Rates
+from tests.simulation.graph import Graph, Node, node
+from tests.simulation.people import Plan
+from tests.simulation.virtual import run_virtually
+
+X, Y = BuildId("x"), BuildId("y")
+
+
+@pytest.fixture(autouse=True)
+def _faults_are_meant() -> Iterator[None]:
+    logger = logging.getLogger("grange")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    yield
+    logger.setLevel(level)
+
+
+def play(nodes: Sequence[Node], scene: Callable[[Farm], Awaitable[None]]) -> None:
+    """Run `scene` on a farm that is not asked to be calm; every oracle but calm economy watches."""
+
+    async def main() -> None:
+        farm = Farm(Random(1), Rates(), Graph(list(nodes)))
+        farm.is_calm = False
+        farm.world.ledger.may_trouble = True
+        await farm.open()
+        try:
+            await scene(farm)
+            assert await farm.finish() == ""
+        finally:
+            farm.close()
+
+    run_virtually(main())
+
+
+def want(farm: Farm, root: int, build: BuildId = X, *, priority: int = 0) -> None:
+    farm.people.follow(Plan(build, StepId(root), priority=priority))
+
+
+async def phase(farm: Farm, agent: SimAgent, step: int, wanted: Phase) -> None:
+    """Wait until `agent` has an attempt of `step` in this phase."""
+    await farm.world.until(
+        lambda: any(t.node.step == step and t.phase is wanted for t in agent.tries.values()), 0.01
+    )
+
+
+def tried(farm: Farm, step: int) -> int:
+    return sum(each == step for each, _ in farm.world.ledger.attempts.values())
+
+
+@pytest.mark.parametrize("lost_in", [Phase.FETCHING, Phase.BUILDING, Phase.UPLOADING])
+@pytest.mark.parametrize("is_back", [True, False])
+def test_an_agent_is_lost_in_any_phase(lost_in: Phase, is_back: bool) -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a", jobs=2)
+        want(farm, 2)
+        await phase(farm, a, 1, lost_in)
+        if lost_in is Phase.UPLOADING:
+            await phase(farm, a, 2, Phase.BUILDING)
+        farm.add_agent("b")
+        a.kill()
+        a.is_gone = not is_back
+        if is_back:
+            a.boot()
+        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        assert farm.world.ledger.outcomes[X] is Outcome.SUCCEEDED
+        assert tried(farm, 1) == 2
+
+    play([node(1, upload_s=60.0), node(2, 1, build_s=30.0)], scene)
+
+
+def test_two_agents_finish_one_step_and_the_first_content_stays() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 2)
+        await phase(farm, a, 1, Phase.BUILDING)
+        b = farm.add_agent("b")
+        assert a.tunnel is not None
+        a.tunnel.break_off(noticed_s=0.01)
+        farm.network.world.rates.cut_h = 1.0  # not calm
+        a.is_gone = True  # it does not come back before b has begun
+        await phase(farm, b, 1, Phase.BUILDING)
+        a.is_gone = False
+        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        assert farm.world.ledger.outcomes[X] is Outcome.SUCCEEDED
+
+    play([node(1, build_s=20.0), node(2, 1)], scene)
+
+
+def test_a_crash_between_path_infos_and_narinfos_publishes_what_was_committed() -> None:
+    async def scene(farm: Farm) -> None:
+        def is_first(effects: Sequence[JournalEffect]) -> bool:
+            found = any(isinstance(effect, SavePaths) for effect in effects)
+            if found:
+                farm.disk.crash_after = lambda _: False
+            return found
+
+        farm.disk.crash_after = is_first
+        farm.add_agent("a")
+        want(farm, 2)
+        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        assert tried(farm, 1) == 1
+        assert tried(farm, 2) == 1
+
+    play([node(1), node(2, 1)], scene)
+
+
+def test_a_crash_right_after_an_attempt_was_saved_costs_nothing_but_the_attempt() -> None:
+    async def scene(farm: Farm) -> None:
+        def is_first(effects: Sequence[JournalEffect]) -> bool:
+            found = any(isinstance(effect, SaveAttempt) for effect in effects)
+            if found:
+                farm.disk.crash_after = lambda _: False
+            return found
+
+        farm.disk.crash_after = is_first
+        farm.add_agent("a")
+        want(farm, 1)
+        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        assert farm.world.ledger.ended == {Outcome.RETURNED: 1, Outcome.SUCCEEDED: 1}
+
+    play([node(1)], scene)
+
+
+@pytest.mark.parametrize("stage", [Phase.FETCHING, Phase.BUILDING, Phase.UPLOADING])
+def test_a_cut_shorter_than_the_lease_costs_nothing(stage: Phase) -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a", jobs=2)
+        want(farm, 2)
+        await phase(farm, a, 1, stage)
+        assert a.tunnel is not None
+        a.tunnel.break_off(noticed_s=1.0)
+        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        assert farm.world.ledger.ended == {Outcome.SUCCEEDED: 2}
+
+    play([node(1, upload_s=30.0), node(2, 1)], scene)
+
+
+def test_a_silent_agent_that_outlives_its_lease_works_again() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await phase(farm, a, 1, Phase.BUILDING)
+        assert a.tunnel is not None
+        a.tunnel.stall(50.0)
+        farm.world.ledger.trouble(a.id, 100.0)
+        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        assert tried(farm, 1) == 2
+
+    play([node(1, build_s=60.0)], scene)
+
+
+def test_an_heir_takes_over_at_once() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await phase(farm, a, 1, Phase.BUILDING)
+        died = farm.world.loop.time()
+        assert a.tunnel is not None
+        a.tunnel.break_off(noticed_s=0.1)
+        a.kill()
+        a.boot()
+        await phase(farm, a, 1, Phase.BUILDING)
+        assert farm.world.loop.time() - died < 20.0, "it need not wait for the old lease"
+
+    play([node(1)], scene)
+
+
+def test_a_build_is_cancelled_while_its_outputs_are_uploaded() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a", jobs=2)
+        want(farm, 2)
+        await phase(farm, a, 1, Phase.UPLOADING)
+        await phase(farm, a, 2, Phase.BUILDING)
+        farm.world.ledger.may_cancel.add(X)
+        await farm.coordinator.ask(lambda people: people.cancel(X, "ada"))
+        assert farm.world.ledger.outcomes[X] is Outcome.CANCELLED
+        assert not farm.world.ledger.open
+        await asyncio.sleep(1.0)
+        assert not a.tries
+
+    play([node(1, upload_s=60.0), node(2, 1)], scene)
+
+
+def test_a_shared_step_outlives_one_of_its_builds() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 2, X)
+        want(farm, 3, Y)
+        await phase(farm, a, 1, Phase.BUILDING)
+        await farm.world.until(lambda: len(farm.core.builds) == 2)
+        farm.world.ledger.may_cancel.add(X)
+        await farm.coordinator.ask(lambda people: people.cancel(X, "ada"))
+        await farm.world.until(lambda: Y in farm.world.ledger.outcomes)
+        assert farm.world.ledger.outcomes == {X: Outcome.CANCELLED, Y: Outcome.SUCCEEDED}
+        assert tried(farm, 1) == 1
+        assert tried(farm, 2) == 0
+
+    play([node(1), node(2, 1), node(3, 1)], scene)
+
+
+def test_a_raised_priority_reaches_what_a_build_shares_with_others() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 5, X)
+        await phase(farm, a, 1, Phase.BUILDING)
+        want(farm, 4, Y, priority=9)
+        await farm.world.until(lambda: Y in farm.world.ledger.outcomes)
+        assert [step for step, _ in farm.world.ledger.attempts.values()][:3] == [1, 3, 4]
+
+    play([node(1), node(2), node(3), node(4, 3, upload_s=0.1), node(5, 1, 2, 3)], scene)
+
+
+def test_a_wall_clock_set_back_does_not_keep_leases_alive() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await phase(farm, a, 1, Phase.BUILDING)
+        farm.coordinator.wall_s -= 3600.0
+        a.kill()
+        a.is_gone = True
+        farm.coordinator.crash()
+        b = farm.add_agent("b")
+        await phase(farm, b, 1, Phase.BUILDING)
+        assert farm.world.loop.time() < 120.0
+
+    play([node(1, build_s=40.0)], scene)
