@@ -177,6 +177,8 @@ class Farm:
         if loop.core.steps or loop.core.attempts or loop.core.builds:
             return f"steps {[*loop.core.steps]}, attempts {[*loop.core.attempts]}"
         busy = [agent.id for agent in self.agents if agent.tries]
+        if self.world.ledger.open:
+            return f"attempts {[*self.world.ledger.open]} in the journal"
         there = [agent.id for agent in self.agents if not agent.is_gone]
         absent = [id_ for id_ in there if id_ not in self.network.lines]
         deaf = [id_ for id_ in there if id_ not in loop.core.agents]
@@ -187,8 +189,6 @@ class Farm:
     async def _reckon(self) -> str:
         """Once all is over: does the journal agree, and was the work done without waste?"""
         ledger = self.world.ledger
-        if ledger.open:
-            return f"safety: attempts {[*ledger.open]} never ended in the journal"
         for build, outcome in ledger.outcomes.items():
             record = await self.disk.build(build)
             if record is None or record.outcome is not outcome:
