@@ -1,15 +1,19 @@
 """A farm that does as a test says: a coordinator without a network, a binary cache over HTTP."""
 
 import asyncio
+import os
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
+from unittest.mock import patch
 
 import zstandard
 from aiohttp import web
 
+from grange.agent.cgroups import MemoryGroups
 from grange.agent.room import Marks
 from grange.agent.service import Agent, AgentConfig, describe
 from grange.agent.state import StateDir
@@ -389,12 +393,12 @@ def derivation(
     )
 
 
-def agent_config(store: NixStore, state_dir: Path) -> AgentConfig:
+def agent_config(store: NixStore, uri: str, state_dir: Path) -> AgentConfig:
     return AgentConfig(
         coordinator="http://127.0.0.1:1",
         state_dir=state_dir,
         name="bench",
-        store=str(store.root),
+        store=uri,
         nix_config=NIX_CONFIG,
         systems=(SYSTEM,),
         features=(),
@@ -405,6 +409,18 @@ def agent_config(store: NixStore, state_dir: Path) -> AgentConfig:
     )
 
 
+def builders_of(mark: str) -> list[str]:
+    """Processes with `mark` in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and mark.encode() in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
 def _root(store: NixStore, path: StorePath) -> Path:
     """A link that keeps `path` from collection."""
     link = store.root / "busybox"
@@ -413,21 +429,56 @@ def _root(store: NixStore, path: StorePath) -> Path:
 
 
 @asynccontextmanager
+async def _served(store: NixStore) -> AsyncIterator[str]:
+    """The URI of a store for an agent that uses the one daemon of all."""
+    async with store.served() as path:
+        yield f"unix:{path}"
+
+
+@asynccontextmanager
+async def _started(store: NixStore, folder: Path) -> AsyncIterator[str]:
+    """The URI of a store for an agent that starts its own daemons, which are of the store's Nix."""
+    if store.nix == "2.8":
+        yield str(store.root)
+        return
+    programs = folder / "bin"
+    programs.mkdir()
+    for name in ("nix", "nix-daemon"):
+        command = " ".join(map(quote, store.command(name)))
+        # The namespace has the store in the usual place: what names another is dropped.
+        script = f'#!/bin/sh\n[ $1 = --stdio ] && set -- --stdio\nexec {command} "$@"\n'
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    with patch.dict(os.environ, PATH=f"{programs}:{os.environ['PATH']}"):
+        yield str(store.root)
+
+
+@asynccontextmanager
 async def bench(
     tmp_path: Path,
     config: Callable[[AgentConfig], AgentConfig] = lambda config: config,
     before_join: Callable[[ScriptedFarm], None] = lambda _: None,
+    *,
+    nix: str = "2.8",
+    is_served: bool = False,
+    groups: MemoryGroups | None = None,
 ) -> AsyncIterator[Bench]:
-    """An agent that has joined a scripted farm; aborted at the end unless it has left."""
-    store = NixStore.make("2.8", tmp_path / "store")
+    """An agent that has joined a scripted farm; aborted at the end unless it has left.
+
+    It starts daemons of `nix`, or uses one that is served to many.
+    """
+    store = NixStore.make(nix, tmp_path / "store")
     async with await store.connect() as daemon:
         busybox = await import_busybox(daemon)
         await daemon.add_indirect_root(str(_root(store, busybox)))
-    settings = config(agent_config(store, tmp_path / "state"))
-    async with scripted_farm() as farm:
+    async with (
+        scripted_farm() as farm,
+        _served(store) if is_served else _started(store, tmp_path) as uri,
+    ):
+        settings = config(agent_config(store, uri, tmp_path / "state"))
         before_join(farm)
         with StateDir(settings.state_dir) as state:
-            agent = Agent(settings, state, await describe(settings, state), farm.dial)
+            agent = Agent(settings, state, await describe(settings, state), farm.dial, groups)
             running = asyncio.create_task(agent.run())
             try:
                 await farm.until(lambda: bool(farm.beats))

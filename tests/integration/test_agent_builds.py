@@ -13,23 +13,11 @@ from grange.store.basic import BasicOutput
 from grange.store.nar import nar_of_text
 from grange.store.path import NIX_STORE
 from grange.wire.messages import Limits, Orders
-from tests.integration.scripted_farm import Bench, bench, path_named
+from tests.integration.scripted_farm import Bench, bench, builders_of, path_named
 
 pytestmark = pytest.mark.peer
 
 FOREVER = "echo started; while true; do sleep 1000; done"
-
-
-def builders_of(mark: str) -> list[str]:
-    """Processes with `mark` in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdecimal() and mark.encode() in (entry / "cmdline").read_bytes():
-                found.append(entry.name)
-        except OSError:
-            continue  # it ended meanwhile
-    return found
 
 
 async def test_builds_and_delivers(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ builds: inputs are fetched before, outputs are uploaded while the next one build
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -342,9 +342,7 @@ class Attempts:
             )
         usage = built.usage
         if attempt.fetch_s is not None:
-            usage = Usage(
-                attempt.fetch_s, usage.build_s, None, usage.cpu_user_s, usage.cpu_system_s
-            )
+            usage = replace(usage, fetch_s=attempt.fetch_s)
         if isinstance(built.end, Verdict):
             self._fail(attempt, built.end.outcome, built.end.message, usage)
         else:

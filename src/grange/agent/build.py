@@ -3,12 +3,13 @@
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Final
 from weakref import WeakKeyDictionary
 
 from grange.agent.log import AttemptLog
+from grange.agent.meter import Meters
 from grange.agent.support import Physical, has_support, parse_support
 from grange.daemon import BuildResult, BuildStatus, Daemon, DaemonError, Options
 from grange.scheduler.facts import Outcome, Usage
@@ -64,10 +65,11 @@ class _Warm:
 class Builder:
     """Builds on connections that the caller leases, and remembers what each knows already."""
 
-    def __init__(self, store_dir: StoreDir, physical: Physical, cores: int) -> None:
+    def __init__(self, store_dir: StoreDir, physical: Physical, cores: int, meters: Meters) -> None:
         self._store_dir = store_dir
         self._physical = physical
         self._cores = cores
+        self._meters = meters
         self._warm: WeakKeyDictionary[Daemon, _Warm] = WeakKeyDictionary()
 
     async def pin(self, daemon: Daemon, inputs: Sequence[StorePath]) -> set[StorePath]:
@@ -93,6 +95,9 @@ class Builder:
     ) -> Built:
         """Build with all inputs pinned. Cancelling kills the builder. Raises OutsideError."""
         await self._set_options(daemon, order.limits)
+        meter = self._meters.of(daemon)
+        if meter is not None:
+            meter.start()
         started = monotonic()
         try:
             result = await _run(daemon, order, log, log_grew)
@@ -102,11 +107,11 @@ class Builder:
         if result is None:
             message = f"the log exceeds {order.limits.log_bytes or log.bytes} bytes"
             return Built(Verdict(Outcome.LOG_LIMIT, message), Usage(build_s=monotonic() - started))
-        usage = Usage(
-            build_s=monotonic() - started,
-            cpu_user_s=_seconds(result.cpu_user_us),
-            cpu_system_s=_seconds(result.cpu_system_us),
-        )
+        build_s = monotonic() - started
+        usage = replace(Usage() if meter is None else meter.stop(), build_s=build_s)
+        if result.cpu_user_us is not None and result.cpu_system_us is not None:
+            cpu_user_s, cpu_system_s = result.cpu_user_us / 1e6, result.cpu_system_us / 1e6
+            usage = replace(usage, cpu_user_s=cpu_user_s, cpu_system_s=cpu_system_s)
         log_bytes = log.bytes
         if not result.status.is_success:
             return Built(judge(result, order.limits), usage)
@@ -206,7 +211,3 @@ def judge(result: BuildResult, limits: Limits) -> Verdict:
     if result.is_non_deterministic:
         outcome = Outcome.NOT_DETERMINISTIC
     return Verdict(outcome, message)
-
-
-def _seconds(microseconds: int | None) -> float | None:
-    return None if microseconds is None else microseconds / 1e6

@@ -36,6 +36,11 @@ class Store:
             )
 
     @property
+    def is_others(self) -> bool:
+        """Whether the daemon runs already, so that we neither start it nor set it up."""
+        return self.uri.startswith("unix:")
+
+    @property
     def root(self) -> Path:
         """What store paths are below: "/" unless the store is out of its usual place."""
         if self.uri.startswith(("/", _LOCAL)):
@@ -60,7 +65,7 @@ class Store:
 
     async def connect(self) -> Daemon:
         """A new connection; raises OperatorError, DaemonGone."""
-        if self.uri.startswith("unix:"):
+        if self.is_others:
             path = self.uri.removeprefix("unix:").removeprefix("//")
             return await Daemon.connect_unix(path, self.store_dir)
         command = ["nix-daemon", "--stdio"]

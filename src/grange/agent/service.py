@@ -15,17 +15,19 @@ import aiohttp
 from grange import __version__
 from grange.agent.attempts import Attempts
 from grange.agent.build import Builder
+from grange.agent.cgroups import MemoryGroups
 from grange.agent.daemons import Store
 from grange.agent.download import BinaryCache
 from grange.agent.fetch import Fetcher
 from grange.agent.measure import Machine, hardware
+from grange.agent.meter import Meters
 from grange.agent.room import Marks, Room, collect_garbage
 from grange.agent.roots import Roots
 from grange.agent.session import Channel, Session
 from grange.agent.state import StateDir
 from grange.agent.upload import Uploader
-from grange.daemon import DaemonPool
-from grange.errors import OperatorError, PeerError
+from grange.daemon import Daemon, DaemonPool
+from grange.errors import OperatorError, OutsideError, PeerError
 from grange.scheduler.facts import AgentSpec, Thresholds
 from grange.store.keys import PublicKey, TrustedKeys
 from grange.store.path import NIX_STORE, StoreDir
@@ -66,12 +68,18 @@ class Agent:
     """All parts of one agent, wired. `drain` and `abort` end its `run`."""
 
     def __init__(
-        self, config: AgentConfig, state: StateDir, spec: AgentSpec, dial: Callable[[], Channel]
+        self,
+        config: AgentConfig,
+        state: StateDir,
+        spec: AgentSpec,
+        dial: Callable[[], Channel],
+        groups: MemoryGroups | None = None,
     ) -> None:
         store = _store(config)
         self._config = config
         self._state = state
-        self._pool = DaemonPool(store.connect, spec.max_jobs)
+        self._meters = Meters(groups)
+        self._pool = DaemonPool(self._connect_builder, spec.max_jobs)
         self._fetch_pool = DaemonPool(store.connect, FETCH_CONNECTIONS)
         self._http = AsyncExitStack()
         self._answer: JoinAnswer | None = None
@@ -91,7 +99,7 @@ class Agent:
         self._attempts = Attempts(
             pool=self._pool,
             fetch_pool=self._fetch_pool,
-            builder=Builder(config.store_dir, store.physical(), config.cores),
+            builder=Builder(config.store_dir, store.physical(), config.cores, self._meters),
             fetcher=self._fetcher,
             roots=self._roots,
             outbox=self._session.outbox,
@@ -106,6 +114,11 @@ class Agent:
             config.marks,
             self._collect,
         )
+
+    async def _connect_builder(self) -> Daemon:
+        daemon = await self._store.connect()
+        self._meters.attach(daemon)
+        return daemon
 
     async def run(self) -> None:
         """Work until drained or aborted; raises OperatorError where that is hopeless."""
@@ -243,6 +256,20 @@ async def describe(config: AgentConfig, state: StateDir) -> AgentSpec:
     )
 
 
+def _memory_groups(store: Store) -> MemoryGroups | None:
+    """Groups to measure builds by; says what will be measured."""
+    if store.is_others:
+        _log.info("%s is not ours: no CPU, memory and I/O of builds but what it tells", store.uri)
+        return None
+    try:
+        groups = MemoryGroups.open()
+    except OutsideError as error:
+        _log.info("CPU and I/O of each build are measured, its peak memory is not: %s", error)
+        return None
+    _log.info("CPU, I/O and peak memory of each build are measured")
+    return groups
+
+
 async def run_agent(config: AgentConfig) -> None:
     """Be an agent until told to stop.
 
@@ -251,11 +278,13 @@ async def run_agent(config: AgentConfig) -> None:
     """
     with StateDir(config.state_dir) as state:
         spec = await describe(config, state)
+        groups = _memory_groups(_store(config))
         agent = Agent(
             config,
             state,
             spec,
             lambda: RunnerChannel(config.coordinator, config.store_dir, token=config.token),
+            groups,
         )
         running = asyncio.create_task(agent.run())
 
@@ -276,5 +305,7 @@ async def run_agent(config: AgentConfig) -> None:
         finally:
             running.cancel()
             await asyncio.wait((running,))
+            if groups is not None:
+                groups.close()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)

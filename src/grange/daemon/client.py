@@ -80,6 +80,11 @@ class Daemon:
         return self._connection.nix_version
 
     @property
+    def pid(self) -> int | None:
+        """Of the process that `connect_stdio` started; None for a daemon of others."""
+        return self._connection.link.pid
+
+    @property
     def protocol(self) -> tuple[int, int]:
         """Major and minor of what both sides speak."""
         return self._connection.protocol

@@ -29,6 +29,7 @@ class Link:
         self.name = name  # for people: what was started or dialled
         self.reader = reader
         self.writer = writer
+        self.pid = None if process is None else process.pid
         self.is_closed = False
         self._stderr = b""
         self._closing = asyncio.Event()
