@@ -25,9 +25,9 @@ from grange.client.closure import StorePlace
 from grange.client.models import AttemptView, BuildView, StepState, StepView, SubmitRequest
 from grange.client.submit import submit
 from grange.daemon.local import LocalStore
-from grange.errors import GrangeError, OutsideError
+from grange.errors import OutsideError
 from grange.store.path import NIX_STORE
-from tests.peers import NixStore, instantiate
+from tests.peers import NixStore, instantiate, processes_with
 
 GRANGE: Final = Path(sys.executable).parent / "grange"
 NIX_CONFIG: Final = "substituters =\nbuild-users-group =\nexperimental-features = nix-command\n"
@@ -343,6 +343,10 @@ class Farm:
                 return
         pytest.fail(f"the log of attempt {attempt} ends without {text!r}: {seen!r}")
 
+    def no_process(self, argument: str) -> None:
+        """Wait until no builder with this argument is left."""
+        until(lambda: not processes_with(argument), f"builder {argument} should be gone")
+
     def log(self, attempt: int) -> bytes:
         return b"".join(self.client.log(attempt))
 
@@ -386,10 +390,3 @@ def make_farm(root: Path, *serve_options: str | Path) -> Farm:
         pytest.skip(reason)
     root.mkdir(parents=True, exist_ok=True)
     return Farm(root, free_port(), free_port(), serve_options)
-
-
-def refusal(call: Callable[[], object]) -> GrangeError:
-    """The error that `call` ends in."""
-    with pytest.raises(GrangeError) as caught:
-        call()
-    return caught.value

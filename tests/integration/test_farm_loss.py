@@ -190,7 +190,7 @@ def test_two_agents_that_finish_one_step_publish_it_once(farm: Farm, proxy: Prox
         lambda: all(not agent.attempts for agent in farm.client.agents()),
         "both agents should let go",
     )
-    until(lambda: not processes_with("both"), "the other builder should be gone")
+    farm.no_process("both")
     assert farm.narinfo(build.outputs["out"]).text == published
     files = list((farm.state_dir / "cache").glob("*.narinfo"))
     hash_part = build.outputs["out"].split("/")[3][:32]
@@ -229,6 +229,13 @@ def test_a_copy_of_a_joined_agents_state_is_refused(farm: Farm) -> None:
     assert farm.agent_states()["j1"] == "connected"
 
 
+def test_a_goodbye_is_heard(farm: Farm) -> None:
+    agent = farm.add_agent("g1")
+    agent.signal(signal.SIGTERM)
+    assert agent.popen.wait(60) == 0
+    assert "g1" not in farm.agent_states(), "its lease holds its place"
+
+
 def test_sigterm_lets_builds_end_and_takes_no_more(farm: Farm) -> None:
     agent = farm.add_agent("s1", "--max-jobs", "1")
     farm.shut("drained")
@@ -259,7 +266,7 @@ def test_a_second_sigterm_aborts(farm: Farm) -> None:
     farm.await_agent("s3", "draining")
     agent.signal(signal.SIGTERM)
     agent.popen.wait(60)
-    until(lambda: not processes_with("aborted"), "the builder should be gone")
+    farm.no_process("aborted")
     assert farm.client.build(build.id).outcome is None, "an agent's end is no build failure"
     [attempt] = farm.attempts(build)
     assert attempt.outcome in ("agent lost", "returned"), attempt

@@ -157,6 +157,8 @@ class Session:
             await asyncio.wait((listening, speaking), return_when=asyncio.FIRST_COMPLETED)
             if speaking.done() and not speaking.cancelled():
                 speaking.result()
+                # First: cancelling the listener would end the connection, and our goodbye with it.
+                await tunnel.close()
             if listening.done():
                 listening.result()
         finally:
