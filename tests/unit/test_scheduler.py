@@ -570,3 +570,20 @@ def test_after_a_restart_a_dependant_is_still_lost_with_its_unpublished_input() 
     out = farm.tell(on.AttemptFailed(a.id, AttemptId(7), Outcome.UPLOAD_FAILED, "full"))
     assert [e.attempt for e in out if isinstance(e, do.AbortAttempt)] == [8]
     assert [(agent, step) for agent, step, _ in starts(out)] == [("b", 1)]
+
+
+def test_a_loser_keeps_its_copy_until_the_winners_can_be_fetched() -> None:
+    farm, a, b = Farm(), spec("a", jobs=2), spec("b")
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (1,)})
+    farm.tell(on.AgentCut(a.id, a.session))
+    farm.join(b)
+    farm.now += RECONNECT_S
+    assert starts(farm.tell(on.Tick())) == [("b", 1, 2)]
+    farm.tell(on.AgentJoined(a), farm.heartbeat(a, (1, Phase.BUILDING)))
+    farm.build(a, 1)
+    farm.build(b, 2)
+    out = farm.tell(on.OutputsStored(AttemptId(2), ("info",)))
+    assert not [e for e in out if isinstance(e, do.AbortAttempt)], "2 runs on it at a"
+    out = farm.tell(on.OutputsPublished(StepId(1)))
+    assert [e.attempt for e in out if isinstance(e, do.AbortAttempt)] == [1]

@@ -318,6 +318,9 @@ class Scheduler:
         unwanted: list[Step] = []
         while todo:
             step = todo.pop()
+            if step.state is State.PUBLISHING and step.stored is not None:
+                step.home = step.stored[0].agent
+                continue
             if step.home is None or step.state >= State.PUBLISHING:
                 continue
             step.home = None
@@ -372,9 +375,7 @@ class Scheduler:
         assert step.stored is not None
         attempt, infos = step.stored
         step.state = State.PUBLISHING
-        for other in step.attempts:
-            if other is not attempt:
-                self._abort(other, Outcome.CANCELLED, "another agent was first")
+        # Other agents keep their copies until this one can be fetched: dependants may run on them.
         self._out.append(do.SavePaths(step.id, attempt.id, infos))
         self._out.append(do.PublishOutputs(step.id, infos))
         self._show(step, attempt)
