@@ -45,7 +45,9 @@ class Disk(SqliteJournal):
         world = self._world
         if world.chance(world.rates.stuck_p):
             world.note("a commit is stuck")
-            return 20.0 + world.soon(80.0)
+            for_s = 20.0 + world.soon(80.0)
+            world.ledger.held_up(for_s)
+            return for_s
         return world.soon(5.0) if world.chance(world.rates.slow_p) else 0.002
 
     async def recover(self) -> Recovered:

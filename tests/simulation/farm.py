@@ -136,8 +136,11 @@ class Farm:
             self.world.after(self.world.soon(300.0), relent)
 
     def _freeze(self) -> None:
-        for_s = self.world.soon(3 * LEASE_S)
+        for_s = (
+            self.world.random.uniform(1.2, 3.0) * LEASE_S
+        )  # long enough to be told from lateness
         self.world.note(f"frozen for {for_s:.0f} s")
+        self.world.ledger.held_up(for_s)
         self.world.loop.freeze(for_s)
 
     # --- the end --------------------------------------------------------------------------

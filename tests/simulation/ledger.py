@@ -36,7 +36,7 @@ class Ledger:
         self.uploads: Counter[StorePath] = Counter()
         self.aborts = 0
         self.injected: set[AttemptId] = set()  # attempts that their agent gave up by itself
-        self.away: set[AgentId] = set()  # cut off, as far as the coordinator was told
+        self.away: set[AgentId] = set()  # cut off, or thought so by the coordinator
         self._trouble_until: dict[AgentId, float] = {}
         self._content: dict[StorePath, Hash] = {}
         self._narinfos: set[StorePath] = set()
@@ -68,8 +68,6 @@ class Ledger:
                     self.attempts[attempt] = self.open[attempt] = (step, agent)
                 case do.SaveAttemptEnded(attempt, step, outcome, message, _, _):
                     self._ended(attempt, outcome, message)
-                case do.SaveAgent(spec, _):
-                    self.away.discard(spec.id)
                 case do.SavePaths(step, attempt, infos):
                     self._saved(step, infos)
                 case do.SaveStepDone(step, _):
@@ -175,6 +173,12 @@ class Ledger:
     def recovered(self, agent: AgentId) -> None:
         """It is back; what it missed meanwhile shows within a lease and some heartbeats."""
         self._trouble_until[agent] = self._now() + AFTERMATH_S
+
+    def held_up(self, for_s: float) -> None:
+        """The farm itself stood still: what is late already will be that much later."""
+        for agent, until in self._trouble_until.items():
+            if until >= self._now():
+                self._trouble_until[agent] = until + for_s
 
     def _is_troubled(self, agent: AgentId) -> bool:
         return self._trouble_until.get(agent, 0.0) >= self._now()

@@ -87,6 +87,7 @@ class Tunnel:
         """What is under way is lost; each end finds out in its own time."""
         if self.is_open:
             self.is_open = False
+            self._world.ledger.away.add(self.spec.id)
             self._world.ledger.trouble(self.spec.id, math.inf)
             self._world.after(self._world.soon(noticed_s), self._network.depart, self)
             self._world.after(self._world.soon(noticed_s), self.agent.cut_off, self)
@@ -147,6 +148,7 @@ class Network:
     def hear(self, tunnel: Tunnel, events: Sequence[on.Event]) -> None:
         if self.lines.get(tunnel.spec.id) is not tunnel or self.loop is None:
             return
+        self.world.ledger.away.discard(tunnel.spec.id)
         for event in events:
             self.world.note(event)
             self.loop.tell(event)
