@@ -159,7 +159,9 @@ async def test_aborting_one_leaves_the_flight_to_the_other(tmp_path: Path) -> No
         first, second = (
             b.farm.order(b.drv(f"use{i}", "echo > $out", inputs=[path])) for i in range(2)
         )
-        await b.farm.until(lambda: b.farm.requisites_asked == 2 and bool(b.farm.nar_requests))
+        flights = b.agent._fetcher._flights
+        await b.farm.until(lambda: path in flights and flights[path].wanted == 2)
+        await b.farm.until(lambda: bool(b.farm.nar_requests))
         b.farm.say(Orders(0, aborts=(first,)))
         await b.farm.until(lambda: [id_ for id_, _ in b.farm.beats[-1].attempts] == [second])
         gate.set()

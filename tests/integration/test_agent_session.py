@@ -242,7 +242,7 @@ from grange.agent.service import run_agent
 from tests.integration.scripted_farm import agent_config
 from tests.peers import NixStore
 store, state, coordinator = sys.argv[1:]
-config = agent_config(NixStore("2.8", Path(store)), Path(state))
+config = agent_config(NixStore("2.8", Path(store)), store, Path(state))
 uvloop.run(run_agent(replace(config, coordinator=coordinator)))
 """
 
