@@ -1,0 +1,50 @@
+"""``python -m benchmarks all|NAME [--runs N] [--dir DIR]``."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import click
+
+from benchmarks import core, farm_builds, ingest
+from benchmarks.private import Place
+from benchmarks.report import Result, print_result
+from grange.errors import GrangeError
+
+Bench = Callable[[Place, int], Result]
+
+BENCHES: Final[dict[str, Bench]] = {
+    "farm-flat": farm_builds.farm_flat,
+    "farm-graph": farm_builds.farm_graph,
+    "ingest": ingest.ingest,
+    "core": core.core,
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(["all", *BENCHES]))
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1), help="Of each side.")
+@click.option(
+    "--dir",
+    "parent",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where stores and state are made, and removed [default: a temporary directory].",
+)
+def main(names: tuple[str, ...], runs: int, parent: Path | None) -> None:
+    """Run benchmarks; each prints a table and, last, a line of JSON."""
+    command = "python -m benchmarks " + " ".join(sys.argv[1:])
+    wanted = list(BENCHES) if not names or "all" in names else list(dict.fromkeys(names))
+    for name in wanted:
+        with Place.make(parent) as place:
+            try:
+                result = BENCHES[name](place, runs)
+            except GrangeError as error:
+                raise click.ClickException(f"{name}: {error}") from error
+        print_result(result, command)
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).parents[1])  # imports of `benchmarks` by child processes need it
+    main()
