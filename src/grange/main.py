@@ -80,6 +80,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     upstream_keys=[key for each in config.upstreams for key in each.public_keys],
                     limits=config.limits,
                     lease_s=config.lease_s,
+                    folders=tuple(dict.fromkeys((state, cache_dir))),
                 ),
                 clock=clock,
                 journal=journal,

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from grange.cache.app import Cache, DerivationText, Sources
 from grange.cache.tokens import TokenKey
 from grange.cache.uploads import Uploads
 from grange.cache.upstream import Upstream
 from grange.coordinator.delivery import Deliveries
+from grange.coordinator.disk import disk_trouble
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.metrics import Metrics
@@ -35,6 +37,7 @@ class FarmSettings:
     limits: Limits
     lease_s: float
     downloads_max: int = 16
+    folders: tuple[Path, ...] = ()  # where the farm keeps what it must not lose; watched for space
 
 
 class Farm:
@@ -112,6 +115,11 @@ class Farm:
             group.create_task(self.outbox.publish_outputs())
             group.create_task(self.deliveries.run(self.outbox.grant))
             group.create_task(self.deliveries.adopt())
+
+    def trouble(self) -> list[str]:
+        """What keeps the farm from its work, for an operator; empty where nothing does."""
+        told = [self.loop.trouble, *map(disk_trouble, self.settings.folders)]
+        return [text for text in told if text]
 
     @property
     def public_keys(self) -> list[str]:

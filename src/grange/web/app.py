@@ -87,8 +87,8 @@ def make_app(farm: Farm) -> FastAPI:
 
     @app.get("/healthz", include_in_schema=False)
     async def health() -> Response:
-        if farm.loop.trouble:
-            return PlainTextResponse(farm.loop.trouble + "\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        if trouble := farm.trouble():
+            return PlainTextResponse("\n".join(trouble) + "\n", HTTPStatus.SERVICE_UNAVAILABLE)
         return PlainTextResponse("ok\n")
 
     @app.exception_handler(GrangeError)
@@ -154,7 +154,7 @@ def _farm_calls(api: APIRouter, farm: Farm, views: Views) -> None:
                 counts[state] = counts.get(state, 0) + 1
             counted = time.monotonic(), counts
         connected = [agent for agent in core.agents.values() if agent.is_connected]
-        trouble = [farm.loop.trouble] if farm.loop.trouble else []
+        trouble = farm.trouble()
         trouble += [f"{a.spec.name}: {a.refusal}" for a in connected if a.refusal]
         if core.steps and not core.agents:
             trouble.append("steps wait, and no agent is connected")
