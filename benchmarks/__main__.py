@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from benchmarks import core, farm_builds, ingest
+from benchmarks import bulk, core, farm_builds, ingest, memory, wire
 from benchmarks.private import Place
 from benchmarks.report import Result, print_result
 from grange.errors import GrangeError
@@ -20,6 +20,9 @@ BENCHES: Final[dict[str, Bench]] = {
     "farm-graph": farm_builds.farm_graph,
     "ingest": ingest.ingest,
     "core": core.core,
+    "wire": wire.wire,
+    "memory": memory.memory,
+    "bulk": bulk.bulk,
 }
 
 

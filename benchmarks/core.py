@@ -89,7 +89,7 @@ async def _complete(path: Path) -> float:
     try:
         (build,) = await journal.builds(unfinished_only=True)
         nodes = await journal.unfinished_graph([build.drv_path])
-        outputs = {
+        outputs: dict[StepId, tuple[PublishedOutput, ...]] = {
             node.spec.id: (PublishedOutput("out", narinfo(node.outputs[0]), ""),) for node in nodes
         }
         del nodes

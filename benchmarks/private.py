@@ -123,8 +123,7 @@ def farm(place: Place, *, max_jobs: int | None, state: Path | None = None) -> It
         run += ["--state-dir", str(place.folder("agent")), "--store", str(store)]
         run += ["--max-jobs", str(max_jobs), "--name", "bench", "--load-per-cpu", "1000"]
         with process(place, run, "agent.log") as agent:
-            is_joined: Callable[[], bool] = lambda: client.status().agents_connected == 1
-            wait_until(is_joined, agent, "the agent to join")
+            wait_until(lambda: _has_agent(client), agent, "the agent to join")
             yield RunningFarm(url, state / "cache", coordinator.pid, agent.pid, store)
 
 
@@ -134,6 +133,10 @@ def _answers(client: GrangeClient) -> bool:
     except GrangeError:
         return False
     return True
+
+
+def _has_agent(client: GrangeClient) -> bool:
+    return client.status().agents_connected == 1
 
 
 @contextmanager

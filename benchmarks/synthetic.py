@@ -33,7 +33,7 @@ _FILLER: Final = "x" * 300  # makes a derivation of five inputs 1 KB long
 def edges(count: int, inputs: int) -> Iterator[list[int]]:
     """The inputs of each node, by number; the root's last."""
     drawn = random.Random(count)
-    unneeded = set()
+    unneeded: set[int] = set()
     for number in range(count - 1):
         first = max(0, number - NEAR)
         needed = sorted({drawn.randrange(first, number) for _ in range(inputs)} if number else ())
