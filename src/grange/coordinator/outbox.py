@@ -111,7 +111,8 @@ class Outbox:
         line = self._lines.get(tunnel.spec.id)
         if line is not None and line.tunnel is tunnel:
             del self._lines[tunnel.spec.id]
-            self._loop.tell(AgentCut(*key))
+            if key not in self._knocking:  # else it is back already
+                self._loop.tell(AgentCut(*key))
 
     def is_joined(self, tunnel: AgentTunnel) -> bool:
         line = self._lines.get(tunnel.spec.id)
