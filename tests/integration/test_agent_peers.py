@@ -1,6 +1,7 @@
 """An agent with each Nix, with daemons of its own and with the one that serves a whole machine."""
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Final
 import pytest
 
 from grange.agent.cgroups import MemoryGroups
-from grange.errors import OutsideError
+from grange.agent.service import AgentConfig, describe
+from grange.agent.state import StateDir
+from grange.errors import OperatorError, OutsideError
 from grange.scheduler.facts import Outcome, Phase
 from grange.store.nar import nar_of_text
 from grange.store.path import NIX_STORE
 from grange.wire.messages import Limits, Orders
 from tests.integration.scripted_farm import Bench, bench, builders_of, path_named
-from tests.peers import NIXES
+from tests.peers import NIX_CONFIG, NIXES
 
 pytestmark = pytest.mark.peer
 
@@ -138,3 +141,46 @@ async def test_what_another_daemon_builds_is_not_measured(tmp_path: Path) -> Non
         assert built.usage.build_s is not None
         assert built.usage.cpu_user_s is None
         assert built.usage.io_write_bytes is None
+
+
+# --- Machines that cannot build ------------------------------------------------------------------
+
+# Whatever runs in it is root there, and may not make a namespace.
+FORBID_SANDBOX: Final = """\
+#!/bin/sh
+exec unshare --user --map-root-user --mount sh -c '
+  echo 0 > /proc/sys/user/max_user_namespaces
+  echo 0 > /proc/sys/user/max_mnt_namespaces
+  exec "$@"' sh {program} "$@"
+"""
+
+
+async def test_where_sandboxes_are_forbidden_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself Nix builds without a sandbox then, and says nothing."""
+    daemon = tmp_path / "bin/nix-daemon"
+    daemon.parent.mkdir()
+    daemon.write_text(FORBID_SANDBOX.format(program=shutil.which("nix-daemon")))
+    daemon.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{daemon.parent}:{os.environ['PATH']}")
+    config = AgentConfig(
+        "http://127.0.0.1:1",
+        tmp_path / "state",
+        store=str(tmp_path / "store"),
+        nix_config=NIX_CONFIG.replace("sandbox-fallback = false", ""),
+    )
+    with StateDir(config.state_dir) as state, pytest.raises(OperatorError, match="--no-sandbox"):
+        await describe(config, state)
+
+
+async def test_without_nix_it_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = AgentConfig("http://127.0.0.1:1", tmp_path / "state")
+    with (
+        StateDir(config.state_dir) as state,
+        pytest.raises(OperatorError, match="apt-get install nix-bin"),
+    ):
+        await describe(config, state)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from grange.daemon import Daemon
+from grange.daemon import BuildStatus, Daemon, DaemonError, Options
 from grange.errors import OperatorError
+from grange.store.basic import BasicDerivation, BasicOutput
 from grange.store.path import StoreDir, StorePath
 
 _SETTINGS_S: Final = 30.0
@@ -59,8 +60,12 @@ class Store:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        # Without substituters: what to fetch, and whom to believe, the farm says.
-        lines = (os.environ.get("NIX_CONFIG", ""), "substituters =", self.nix_config)
+        lines = (
+            os.environ.get("NIX_CONFIG", ""),
+            "substituters =",  # what to fetch, and whom to believe, the farm says
+            "sandbox-fallback = false",  # never quietly without the sandbox that was asked for
+            self.nix_config,
+        )
         return {**os.environ, "NIX_CONFIG": "\n".join(filter(None, lines)) + "\n"}
 
     async def connect(self) -> Daemon:
@@ -72,6 +77,33 @@ class Store:
         if self.root != Path("/"):
             command += ["--store", str(self.root)]
         return await Daemon.connect_stdio(command, self.store_dir, environment=self.environment)
+
+    async def prove_builds(self, daemon: Daemon) -> None:
+        """Return if `daemon`, which trusts us, can start a builder; else OperatorError.
+
+        It is asked for a builtin that no Nix has. The builder is to say so, sandbox and all.
+        """
+        path = StorePath(f"{'0' * 32}-grange-trial")
+        outputs = {"out": BasicOutput(path)}
+        trial = BasicDerivation(outputs, (), "builtin", "builtin:grange-trial", (), {"out": ""})
+        await daemon.set_options(Options())
+        try:
+            result = await daemon.build_derivation(
+                StorePath(f"{path}.drv"), trial, on_log=lambda _: None
+            )
+        except DaemonError as error:
+            message = error.message
+        else:
+            if result.status is BuildStatus.PERMANENT_FAILURE:
+                return
+            message = result.error_msg.removeprefix("error: ")
+        # Nix moves a store to its usual place by a sandbox, whatever the setting.
+        and_store = "" if self.root == Path("/") else ", in the system's store (no --store)"
+        raise OperatorError(
+            f"this machine's Nix cannot start builders: {message}; if it may not make sandboxes,"
+            " as in many containers, allow it to make namespaces"
+            f" or start the agent with --no-sandbox{and_store}"
+        )
 
     async def settings(self) -> "Settings":
         """What this machine's Nix is set to; what the kernel says where Nix does not tell."""

@@ -230,10 +230,11 @@ def _ended(state: StateDir) -> tuple[str, ...]:
 
 
 async def describe(config: AgentConfig, state: StateDir) -> AgentSpec:
-    """What this machine offers; raises OperatorError unless its daemon trusts us."""
+    """What this machine offers; raises OperatorError unless its daemon builds for us."""
     store = _store(config)
     async with await store.connect() as daemon:
         await daemon.prove_trust()
+        await store.prove_builds(daemon)
         nix_version = daemon.nix_version
     settings = await store.settings()
     machine = hardware(Machine(store.folder, config.build_dir))
