@@ -22,6 +22,7 @@ from grange.db.journal import SqliteJournal
 from grange.ports import PublishedOutput
 from grange.scheduler import effects as do
 from grange.scheduler.events import (
+    AgentHeard,
     AgentJoined,
     Event,
     OutputsBuilt,
@@ -29,7 +30,7 @@ from grange.scheduler.events import (
     OutputsStored,
     PhaseReached,
 )
-from grange.scheduler.facts import AgentId, AgentSpec, Phase, StepId
+from grange.scheduler.facts import AgentId, AgentSpec, Measurements, Phase, StepId
 
 WAITING: Final = 200_000
 MEASURED: Final = 50_000
@@ -125,6 +126,9 @@ class _Agents:
         events: list[Event] = []
         for effect in effects:
             match effect:
+                case do.AcceptAgent(agent, session):
+                    # Nobody is given work before its first heartbeat.
+                    events.append(AgentHeard(agent, session, 0, (), Measurements()))
                 case do.StartBuild(agent, attempt, step):
                     events.append(PhaseReached(agent, attempt, Phase.BUILDING))
                     events.append(OutputsBuilt(agent, attempt, NAR_BYTES))
