@@ -10,7 +10,7 @@ from typing import Any
 
 from grange.coordinator import loop, recovery
 from grange.coordinator.loop import WriterLoop
-from grange.scheduler.core import Scheduler
+from grange.scheduler import attempts, core, roster, steps, submission
 from grange.scheduler.state import Agent
 
 
@@ -26,62 +26,62 @@ class Mutant:
 
 
 MUTANTS = (
-    Mutant("leases never renewed", Scheduler, "_heard", "self._renew(agent)"),
-    Mutant("leases never end", Scheduler, "_watch_agent", "self._forget_agent(agent)"),
-    Mutant("suspicion never ends", Scheduler, "_join", "self._unsuspect(agent)"),
-    Mutant("published before inputs", Scheduler, "_stored", "if step.missing == 0:", "if True:"),
-    Mutant("failures not counted", Scheduler, "_trouble", "step.failures += 1"),
-    Mutant("outputs outlive their agent", Scheduler, "_end", "self._lose_home(attempt.step)"),
-    Mutant("wishes never withdrawn", Scheduler, "_unwant", "step.wanted -= 1"),
-    Mutant("shared steps die with one build", Scheduler, "_unwant", "step.wanted > 0", "False"),
+    Mutant("leases never renewed", roster, "heard", "_renew(memory, agent)"),
+    Mutant("leases never end", roster, "watch", "_forget(memory, agent)"),
+    Mutant("suspicion never ends", roster, "join", "_unsuspect(memory, agent)"),
+    Mutant("published before inputs", attempts, "stored", "if step.missing == 0:", "if True:"),
+    Mutant("failures not counted", attempts, "_trouble", "step.failures += 1"),
+    Mutant("outputs outlive their agent", steps, "end_attempt", "_lose_home(memory, attempt.step)"),
+    Mutant("wishes never withdrawn", steps, "unwant", "step.wanted -= 1"),
+    Mutant("shared steps die with one build", steps, "unwant", "step.wanted > 0", "False"),
     Mutant(
         "deliveries never settled",
-        Scheduler,
-        "_published",
-        "self._out.append(do.SettleAttempt(attempt.agent.spec.id, attempt.id, True))",
+        steps,
+        "published",
+        "memory.out.append(do.SettleAttempt(attempt.agent.spec.id, attempt.id, True))",
     ),
     Mutant(
         "orders under way thought lost",
-        Scheduler,
-        "_heard",
+        roster,
+        "heard",
         "attempt.order <= event.orders_seen or is_overdue",
         "True",
     ),
     Mutant(
         "lost orders thought under way",
-        Scheduler,
-        "_heard",
+        roster,
+        "heard",
         "attempt.order <= event.orders_seen or is_overdue",
         "False",
     ),
     Mutant(
         "order numbers start over",
-        Scheduler,
-        "_heard",
+        roster,
+        "heard",
         "agent.orders = max(agent.orders, event.orders_seen)",
         "agent.orders = 0",
     ),
-    Mutant("heirs inherit nothing", Scheduler, "_join", "self._forget_agent(agent)"),
-    Mutant("back-off never ends", Scheduler, "_wake", "self._make_ready(subject)"),
+    Mutant("heirs inherit nothing", roster, "join", "_forget(memory, agent)"),
+    Mutant("back-off never ends", core, "_wake", "steps.make_ready(memory, subject)"),
     Mutant(
-        "failures forgotten", Scheduler, "_fail", "self._out.append(do.SaveStepF", "id(do.SaveStepF"
+        "failures forgotten", steps, "fail", "memory.out.append(do.SaveStepF", "id(do.SaveStepF"
     ),
-    Mutant("dependants outlive a failure", Scheduler, "_fail", "todo += failed.dependants"),
+    Mutant("dependants outlive a failure", steps, "fail", "todo += failed.dependants"),
     Mutant("places not counted", Agent, "room", "- self.occupied", ""),
-    Mutant("stalls cost leases", Scheduler, "_renew_all", "self._renew(agent)"),
-    Mutant("deaf agents not told", Scheduler, "_heard", "self._out.append(do.Ref", "id(do.Ref"),
-    Mutant("late cuts believed", Scheduler, "_heard", "agent.is_connected = True", "return"),
+    Mutant("stalls cost leases", roster, "renew_all", "_renew(memory, agent)"),
+    Mutant("deaf agents not told", roster, "heard", "memory.out.append(do.Ref", "id(do.Ref"),
+    Mutant("late cuts believed", roster, "heard", "agent.is_connected = True", "return"),
     Mutant(
         "early cancellations lost",
-        Scheduler,
-        "_cancel",
-        "self._finish_build(event.build, Outcome.CANCELLED, cause)",
+        submission,
+        "cancel",
+        "steps.finish_build(memory, event.build, Outcome.CANCELLED, cause)",
     ),
     Mutant(
         "ended builds revived",
-        Scheduler,
-        "_finish_build",
-        "self._ended_builds.finish(build, outcome)",
+        steps,
+        "finish_build",
+        "memory.ended_builds.finish(build, outcome)",
     ),
     Mutant(
         "action before the commit",
@@ -117,8 +117,8 @@ def planted(mutant: Mutant) -> Iterator[None]:
     names: dict[str, Any] = {}
     exec(source.replace(mutant.old, mutant.new), original.__globals__, names)
     places = [mutant.owner]
-    if isinstance(mutant.owner, ModuleType):
-        places.append(loop)  # where its functions are used
+    if mutant.owner is recovery:
+        places.append(loop)  # where its functions are used by their own names
     for place in places:
         setattr(place, mutant.function, names[mutant.function])
     try:

@@ -72,3 +72,12 @@ def choose(step: Step, agents: Iterable[Agent]) -> Agent | None:
         if best is None or score > best_score:
             best, best_score = agent, score
     return best
+
+
+def is_avoiding_all(step: Step, agents: Iterable[Agent]) -> bool:
+    """No agent that takes work is left to try; one that refuses may do so for ever."""
+    return all(
+        agent.spec.id in step.avoid
+        for agent in agents
+        if agent.is_connected and not agent.is_draining and not agent.refusal
+    )

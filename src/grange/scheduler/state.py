@@ -1,4 +1,4 @@
-"""The scheduler's mutable state. Only `core`, `ready` and `matching` touch it.
+"""The scheduler's mutable state. Only this package changes it.
 
 Steps refer to each other directly; a step that is done stays in memory only while an unfinished
 dependant refers to it.

@@ -1,0 +1,60 @@
+"""Which ready step goes to which agent, and in what order."""
+
+import heapq
+
+from grange.scheduler import attempts
+from grange.scheduler.matching import choose, is_avoiding_all
+from grange.scheduler.memory import Memory
+from grange.scheduler.ready import Rank, ReadyQueue, local_head
+from grange.scheduler.state import Agent, Step
+
+Lane = tuple[Rank, int, str, ReadyQueue | Agent]  # best step's rank, number, project, source
+
+
+def dispatch(memory: Memory) -> None:
+    """Give ready steps to agents with room, best step first."""
+    lanes = _lanes(memory)
+    held_back: list[tuple[Step, ReadyQueue]] = []
+    while lanes:
+        _, lane, project, source = heapq.heappop(lanes)
+        if isinstance(source, Agent):
+            if source.free <= 0:
+                continue
+            attempts.start(memory, heapq.heappop(source.local)[3], source)
+            rank = local_head(source, memory.used)
+            if rank is not None:
+                heapq.heappush(lanes, (rank, lane, "", source))
+            continue
+        step = source.pop(project)
+        chosen = choose(step, source.agents)
+        if chosen is not None:
+            attempts.start(memory, step, chosen)
+        else:
+            if is_avoiding_all(step, source.agents):
+                step.avoid = ()
+            held_back.append((step, source))
+            if not any(agent.free > 0 for agent in source.agents):
+                continue
+        head = source.head(memory.used)
+        if head is not None:
+            heapq.heappush(lanes, (head[0], lane, head[1], source))
+    for step, queue in held_back:
+        queue.push(step)
+
+
+def _lanes(memory: Memory) -> list[Lane]:
+    """Where ready steps wait that some agent has room for: a heap of queues and agents."""
+    lanes: list[Lane] = []
+    for agent in memory.agents.values():
+        agent.free = agent.room(memory.now)
+        if agent.local and agent.free > 0:
+            rank = local_head(agent, memory.used)
+            if rank is not None:
+                lanes.append((rank, len(lanes), "", agent))
+    for queue in memory.queues.values():
+        if queue.projects and any(agent.free > 0 for agent in queue.agents):
+            head = queue.head(memory.used)
+            if head is not None:
+                lanes.append((head[0], len(lanes), head[1], queue))
+    heapq.heapify(lanes)
+    return lanes
