@@ -78,8 +78,7 @@ class Builder:
         new = [path for path in inputs if path not in pinned]
         if not new:
             return set()
-        for path in new:
-            await daemon.add_temp_root(path)
+        await daemon.add_temp_roots(new)
         valid = await daemon.query_valid_paths(new)
         pinned |= valid
         return set(new) - valid

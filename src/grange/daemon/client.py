@@ -12,7 +12,7 @@ from grange.daemon import wire as w
 from grange.daemon.connection import Connection
 from grange.daemon.failure import DaemonError
 from grange.daemon.link import Link
-from grange.daemon.messages import DEAF, Listener, conclude
+from grange.daemon.messages import DEAF, Listener
 from grange.daemon.operations import BuildMode, GcAction, Op
 from grange.daemon.options import Options
 from grange.daemon.result import BuildResult, read_build_result
@@ -23,9 +23,6 @@ from grange.store.path import NIX_STORE, StoreDir, StorePath
 
 Nar = bytes | AsyncIterator[bytes]
 
-# Requests written before the first answer is read. All of them, at 300 bytes each, fit the
-# smallest socket buffer, so writing them never waits for a daemon that waits for us to read.
-QUESTIONS_AHEAD: Final = 64
 # Older daemons (2.8 and 2.17 for certain) lose their place in a stream of many paths where one is
 # valid already or becomes so meanwhile (NixOS/nix#8731); they are given one path at a time.
 IMPORTS_MANY_SINCE: Final = (1, 38)
@@ -118,6 +115,11 @@ class Daemon:
     async def _ask(self, op: Op, request: bytes, listener: Listener | None = None) -> None:
         await self._connection.ask(w.integer(op) + request, listener or self._listener)
 
+    def _ask_each(self, op: Op, paths: Sequence[StorePath]) -> AsyncIterator[StorePath]:
+        """Ask the same of each path, many ahead; yields each as its answer is to be read."""
+        requests = [(path, w.integer(op) + self._shown(path)) for path in paths]
+        return self._connection.ask_each(requests, self._listener)
+
     async def _ask_for_1(self, op: Op, request: bytes) -> None:
         """For operations whose answer is the number 1 and nothing else."""
         with self._connection.operation():
@@ -172,23 +174,10 @@ class Daemon:
         """The path infos of those of `paths` that are valid, with few round trips."""
         todo = list(dict.fromkeys(paths))
         infos: dict[StorePath, PathInfo] = {}
-        failure: DaemonError | None = None
         with self._connection.operation():
-            for start in range(0, len(todo), QUESTIONS_AHEAD):
-                batch = todo[start : start + QUESTIONS_AHEAD]
-                question = w.integer(Op.QUERY_PATH_INFO)
-                self._connection.send(b"".join(question + self._shown(path) for path in batch))
-                await self._connection.link.drain()
-                for path in batch:
-                    try:
-                        await conclude(self._wire, self._listener)
-                    except DaemonError as error:
-                        failure = error  # the answers behind it must be read all the same
-                        continue
-                    if await self._wire.boolean():
-                        infos[path] = await self._wire.path_info(path)
-                if failure is not None:
-                    raise failure
+            async for path in self._ask_each(Op.QUERY_PATH_INFO, todo):
+                if await self._wire.boolean():
+                    infos[path] = await self._wire.path_info(path)
         return infos
 
     async def query_closure(self, paths: Iterable[StorePath]) -> dict[StorePath, PathInfo]:
@@ -207,7 +196,13 @@ class Daemon:
 
     async def add_temp_root(self, path: StorePath) -> None:
         """Keep `path`, valid or yet to come, until this connection closes."""
-        await self._ask_for_1(Op.ADD_TEMP_ROOT, self._shown(path))
+        await self.add_temp_roots((path,))
+
+    async def add_temp_roots(self, paths: Sequence[StorePath]) -> None:
+        """`add_temp_root` for many, with few round trips."""
+        with self._connection.operation():
+            async for _ in self._ask_each(Op.ADD_TEMP_ROOT, paths):
+                await self._wire.integer()
 
     async def add_indirect_root(self, link: str) -> None:
         """Register a symlink into the store, absolute on the daemon's machine, as a root.

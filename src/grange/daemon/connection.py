@@ -6,9 +6,9 @@ Source: Nix, libstore/worker-protocol-connection.cc.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from grange.daemon import wire as w
 from grange.daemon.failure import DaemonError, DaemonGone
@@ -22,7 +22,12 @@ MAGIC_THEIRS: Final = 0x6478696F
 OLDEST: Final = (1, 34)
 NEWEST: Final = (1, 38)
 HANDSHAKE_S: Final = 30  # a daemon answers in milliseconds, even one behind ssh in seconds
+# Requests written before the first answer is read. All of them, at 300 bytes each, fit the
+# smallest socket buffer, so writing them never waits for a daemon that waits for us to read.
+QUESTIONS_AHEAD: Final = 64
 FRAME_BYTES: Final = 64 << 10  # pieces are gathered and cut to this; larger: seven times slower
+
+K = TypeVar("K")
 
 
 class Connection:
@@ -119,6 +124,28 @@ class Connection:
         self.send(request)
         await self.link.drain()
         await conclude(self.wire, listener)
+
+    async def ask_each(
+        self, requests: Sequence[tuple[K, bytes]], listener: Listener = DEAF
+    ) -> AsyncIterator[K]:
+        """Send many requests ahead; yields the name of each as its answer is to be read.
+
+        Where the daemon refuses some, DaemonError is raised after others were answered.
+        """
+        failure: DaemonError | None = None
+        for start in range(0, len(requests), QUESTIONS_AHEAD):
+            batch = requests[start : start + QUESTIONS_AHEAD]
+            self.send(b"".join(request for _, request in batch))
+            await self.link.drain()
+            for name, _ in batch:
+                try:
+                    await conclude(self.wire, listener)
+                except DaemonError as error:
+                    failure = error  # the answers behind it must be read all the same
+                else:
+                    yield name
+            if failure is not None:
+                raise failure
 
     async def ask_framed(
         self, request: bytes, body: AsyncGenerator[bytes, None], listener: Listener = DEAF

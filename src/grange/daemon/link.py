@@ -51,8 +51,8 @@ class Link:
         except OSError as error:
             ours.close()
             raise OperatorError(
-                f"cannot start {command[0]!r}: {error.strerror}; install Nix on this machine"
-                " (on Debian: apt-get install nix-bin) or correct the command that starts the daemon"
+                f"cannot start {command[0]!r}: {error.strerror}; install Nix on this machine (on"
+                " Debian: apt-get install nix-bin) or correct the command that starts the daemon"
             ) from error
         reader, writer = await asyncio.open_unix_connection(sock=ours, limit=STREAM_BYTES)
         return cls(" ".join(command), reader, writer, process)
