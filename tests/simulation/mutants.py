@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     Mutant("dependants outlive a failure", steps, "fail", "todo += failed.dependants"),
     Mutant("places not counted", Agent, "room", "- self.occupied", ""),
-    Mutant("stalls cost leases", roster, "renew_all", "_renew(memory, agent)"),
+    Mutant("stalls cost leases", roster, "excuse", "_renew(memory, agent)"),
     Mutant("deaf agents not told", roster, "heard", "memory.out.append(do.Ref", "id(do.Ref"),
     Mutant("late cuts believed", roster, "heard", "agent.is_connected = True", "return"),
     Mutant(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
-from grange.scheduler.core import RECONNECT_S, Scheduler
+from grange.scheduler.core import FAILURES_MAX, LEASE_S, RECONNECT_S, Scheduler
 from grange.scheduler.facts import (
     AgentId,
     AgentSpec,
@@ -196,7 +196,7 @@ def test_a_silent_agent_is_lost_when_its_lease_ends() -> None:
     farm.submit("x", {1: ()})
     farm.now += 20
     farm.join(b)
-    farm.now += 11
+    farm.now += 10
     deadline = farm.core.next_deadline()
     assert deadline is not None
     assert deadline <= farm.now
@@ -233,7 +233,7 @@ def test_a_second_agent_of_the_same_identity_is_refused_while_the_lease_lives() 
     farm.join(a)
     out = farm.tell(on.AgentJoined(spec("a", session="s2")))
     assert [type(e) for e in out] == [do.RefuseAgent]
-    farm.now += 31
+    farm.now += LEASE_S
     farm.tell(on.Tick())
     out = farm.tell(on.AgentJoined(spec("a", session="s2")))
     assert any(isinstance(e, do.AcceptAgent) for e in out)
@@ -301,6 +301,23 @@ def test_infrastructure_failures_end_in_a_failure_that_is_not_remembered() -> No
     assert not [e for e in farm.done if isinstance(e, do.SaveStepFailed)]
 
 
+def test_the_last_failure_waits_for_another_attempt_that_may_succeed() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    step = StepSpec(StepId(1), X86, (), 1.0, failures=FAILURES_MAX - 1)
+    farm.tell(submission("x", StepId(1), (step,)))
+    farm.join(b)
+    farm.tell(on.AgentCut(a.id, a.session))
+    farm.now += RECONNECT_S
+    assert starts(farm.tell(on.Tick())) == [("b", 1, 2)]
+    farm.tell(on.AgentJoined(a), farm.heartbeat(a, (1, Phase.BUILDING)))
+    out = farm.tell(on.AttemptFailed(b.id, AttemptId(2), Outcome.FETCH_FAILED, "no route"))
+    assert not outcomes(out)
+    assert not starts(out)
+    out = farm.tell(on.AttemptFailed(a.id, AttemptId(1), Outcome.UPLOAD_FAILED, "full"))
+    assert outcomes(out) == {"x": Outcome.UPLOAD_FAILED}
+
+
 def test_a_cancelled_build_stops_what_no_other_build_wants() -> None:
     farm, a = Farm(), spec("a", jobs=2)
     farm.join(a)
@@ -343,6 +360,22 @@ def test_a_later_build_raises_the_priority_of_what_it_needs() -> None:
     farm.submit("z", {1: (), 3: (1,)}, priority=9)
     farm.join(a)
     assert starts(farm.done) == [("a", 1, 1)]
+
+
+def test_priorities_below_zero_go_last_and_can_be_raised() -> None:
+    farm, a = Farm(), spec("a")
+    farm.submit("lowest", {1: (), 2: (1,)}, priority=-9)
+    farm.submit("low", {3: ()}, priority=-5)
+    farm.submit("usual", {4: ()})
+    farm.submit("lowest, wanted more", {1: (), 5: (1,)}, priority=-1)
+    order = []
+    farm.join(a)
+    for _ in range(5):
+        _, step, attempt = starts(farm.done)[-1]
+        order.append(step)
+        farm.build(a, attempt)
+        farm.deliver(attempt, step)
+    assert order == [4, 1, 5, 3, 2]
 
 
 def test_an_agent_may_not_speak_of_anothers_attempt() -> None:
@@ -439,7 +472,7 @@ def test_a_cut_told_after_the_next_tunnels_join_does_no_lasting_harm() -> None:
 def test_an_agent_that_speaks_after_its_lease_ended_is_told_to_join_again() -> None:
     farm, a = Farm(), spec("a")
     farm.join(a)
-    farm.now += 31
+    farm.now += LEASE_S
     farm.tell(on.Tick())
     out = farm.tell(farm.heartbeat(a))
     assert [(e.agent, e.session) for e in out if isinstance(e, do.RefuseAgent)] == [("a", "s1")]
@@ -452,7 +485,21 @@ def test_a_farm_that_was_held_up_gives_every_lease_a_fresh_term() -> None:
     farm.now += 300
     assert not starts(farm.tell(on.Tick()))
     assert set(farm.core.agents) == {"a"}
-    farm.now += 31
+    farm.now += LEASE_S
+    farm.tell(on.Tick())
+    assert not farm.core.agents
+
+
+def test_a_lease_that_ended_while_the_farm_was_held_up_shortly_gets_a_fresh_term() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    farm.join(a)
+    farm.now += 0.4
+    farm.join(b)
+    farm.submit("x", {1: ()})
+    farm.now += LEASE_S + 0.2
+    farm.tell(on.Tick())
+    assert set(farm.core.agents) == {"a"}, "the end of b's was noticed in time"
+    farm.now += LEASE_S
     farm.tell(on.Tick())
     assert not farm.core.agents
 

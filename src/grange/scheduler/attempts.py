@@ -132,13 +132,16 @@ def failed(memory: Memory, event: on.AttemptFailed) -> None:
 
 
 def _trouble(memory: Memory, step: Step, attempt: Attempt, cause: Cause) -> None:
-    """An infrastructure failure: try elsewhere, at once if there is an elsewhere."""
+    """An infrastructure failure: try elsewhere, at once if there is an elsewhere.
+
+    After the last try it is given up, unless another attempt is under way that may yet succeed.
+    """
     step.failures += 1
     agent = attempt.agent.spec.id
     if agent not in step.avoid:
         step.avoid = (*step.avoid, agent)
     memory.out.append(do.SaveStepTroubled(step.id, step.failures, step.losses))
-    if step.failures >= FAILURES_MAX:
+    if step.failures >= FAILURES_MAX and not step.is_covered:
         message = f"given up after {step.failures} failures; the last: {cause.message}"
         steps.fail(memory, step, Cause(cause.outcome, message, step.id, attempt.id))
     elif is_avoiding_all(step, memory.queues[step.queue].agents):

@@ -16,12 +16,11 @@ from grange.scheduler.dispatch import dispatch
 from grange.scheduler.effects import Effect
 from grange.scheduler.facts import AttemptId
 from grange.scheduler.memory import Memory
-from grange.scheduler.roster import RECONNECT_S
+from grange.scheduler.roster import LATE_S, RECONNECT_S
 from grange.scheduler.state import State, Step
 
-__all__ = ["FAILURES_MAX", "LATE_S", "LEASE_S", "RECONNECT_S", "Scheduler"]
+__all__ = ["FAILURES_MAX", "LEASE_S", "RECONNECT_S", "Scheduler"]
 
-LATE_S: Final = 2.0  # woken later than this after its deadline, the farm itself was held up
 LEASE_S: Final = 30.0  # three missed heartbeats
 
 
@@ -48,7 +47,7 @@ class Scheduler:
         deadline = self.next_deadline()
         memory.now = max(memory.now, now)
         if deadline is not None and memory.now - deadline > LATE_S:
-            roster.renew_all(memory)
+            roster.excuse(memory, memory.now - deadline)
         for event in events:
             _take(memory, event)
         _wake(memory)

@@ -10,6 +10,8 @@ from grange.scheduler.matching import misfit, refusal
 from grange.scheduler.memory import Memory, Timer
 from grange.scheduler.state import Agent, Attempt, State, Step
 
+LATE_S: Final = 0.5  # a lease whose end is noticed later than this ended while nobody listened
+HELD_UP_S: Final = 2.0  # woken later than this, the farm itself was held up: no lease is current
 RECONNECT_S: Final = 2.0  # an agent cut off for longer may have its steps tried elsewhere as well
 
 
@@ -153,11 +155,19 @@ def _renew(memory: Memory, agent: Agent) -> None:
         memory.set_timer(agent.lease_until, Timer.LEASE, agent)
 
 
-def renew_all(memory: Memory) -> None:
-    """The farm was held up, by its journal or its machine: nobody could have renewed."""
-    memory.held_up = memory.now
+def excuse(memory: Memory, late_s: float) -> None:
+    """The farm was woken late, held up by its journal or its machine.
+
+    What agents said meanwhile may wait to be read. After a long hold-up nobody could have renewed;
+    after a short one only leases that ended in it get a fresh term, each for its own lateness, so
+    that a farm which is often a little late still notices who is gone.
+    """
+    is_long = late_s > HELD_UP_S
+    if is_long:
+        memory.held_up = memory.now
     for agent in memory.agents.values():
-        _renew(memory, agent)
+        if is_long or memory.now - agent.lease_until > LATE_S:
+            _renew(memory, agent)
 
 
 def watch(memory: Memory, kind: Timer, agent: Agent) -> None:

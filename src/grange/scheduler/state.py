@@ -22,6 +22,7 @@ from grange.scheduler.facts import (
 HOLDERS_MAX: Final = 3  # agents remembered per output: enough to find one with room
 AHEAD_S: Final = 0.1  # work queued at an agent beyond its places: hides one commit and round trip
 AHEAD_MAX: Final = 64
+PRIORITY_NONE: Final = -(1 << 63)  # below that of any build
 DELIVERING_MAX: Final = 512  # attempts an agent may have built and not yet delivered
 
 
@@ -87,7 +88,7 @@ class Step:
         self.unbuilt = 0  # inputs that are neither done nor built on some agent
         self.wanted = 0  # unfinished builds of it, plus unfinished dependants that are wanted
         self.builds: tuple[Build, ...] = ()
-        self.priority = 0
+        self.priority = PRIORITY_NONE  # highest of all builds that want it
         self.expected_s = 0.0
         self.path_s = 0.0  # longest expected way from its start to the end of any build
         self.attempts: tuple[Attempt, ...] = ()
@@ -99,6 +100,11 @@ class Step:
         self.nar_bytes = 0
         self.stored: tuple[Attempt, tuple[Any, ...]] | None = None  # verified, waits for inputs
         self.not_before = 0.0
+
+    @property
+    def is_covered(self) -> bool:
+        """Some attempt of it is on an agent that is thought to be there."""
+        return any(not attempt.agent.is_suspect for attempt in self.attempts)
 
     def held_by(self, agent: "Agent") -> None:
         if agent not in self.holders:

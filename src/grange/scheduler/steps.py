@@ -31,7 +31,7 @@ def requeue(memory: Memory, step: Step) -> None:
     """It has no attempt to hope for: wait, queue or drop it."""
     if step.state >= State.PUBLISHING or step.stored is not None:
         return
-    if any(not attempt.agent.is_suspect for attempt in step.attempts):
+    if step.is_covered:
         return
     if step.wanted <= 0:
         if not step.attempts:

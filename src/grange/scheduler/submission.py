@@ -17,9 +17,13 @@ def submit(memory: Memory, event: on.BuildsSubmitted) -> None:
     """Create the steps that are new, let builds want their roots, and drop what nobody wants."""
     doomed = _doomed(memory, event)
     new = _create_steps(memory, event, doomed)
-    for wish in event.wishes:
-        _grant_wish(memory, wish, doomed, is_retry=event.is_retry)
     fresh = set(map(id, new))
+    for wish in event.wishes:
+        root = _grant_wish(memory, wish, doomed, is_retry=event.is_retry)
+        if root is not None and id(root) in fresh:
+            root.priority = max(root.priority, wish.priority)  # and what it needs: below
+        elif root is not None:
+            _lift(memory, root, wish.priority, root.path_s)
     for step in reversed(new):
         if step.wanted == 0:
             steps.drop(memory, step)
@@ -61,10 +65,11 @@ def _doomed(memory: Memory, event: on.BuildsSubmitted) -> dict[StepId, Cause]:
 
 def _grant_wish(
     memory: Memory, wish: on.Wish, doomed: Mapping[StepId, Cause], *, is_retry: bool
-) -> None:
+) -> Step | None:
+    """The step that the build now wants; None where it has ended or was known already."""
     ended = memory.ended_builds.outcome(wish.build)
     if wish.build in memory.builds or (ended is not None and (ended.is_success or not is_retry)):
-        return  # said twice, or ended while this was on its way
+        return None  # said twice, or ended while this was on its way
     if is_retry:
         memory.ended_builds.forget(wish.build)
         memory.out.append(do.SaveBuildReopened(wish.build))
@@ -80,7 +85,8 @@ def _grant_wish(
         root.builds = (*root.builds, build)
         root.wanted += 1
         root.project = root.project or wish.project
-        _lift(memory, root, wish.priority, root.path_s)
+        return root
+    return None
 
 
 def _create_steps(
