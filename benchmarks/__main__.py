@@ -1,6 +1,7 @@
 """``python -m benchmarks all|NAME [--runs N] [--dir DIR]``."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ BENCHES: Final[dict[str, Bench]] = {
 )
 def main(names: tuple[str, ...], runs: int, parent: Path | None) -> None:
     """Run benchmarks; each prints a table and, last, a line of JSON."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all is stopped and removed
     command = "python -m benchmarks " + " ".join(sys.argv[1:])
     wanted = list(BENCHES) if not names or "all" in names else list(dict.fromkeys(names))
     for name in wanted:
