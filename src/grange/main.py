@@ -105,7 +105,8 @@ def _keys(config: "ServeConfig") -> list["SecretKey"]:
 
     own = config.state_dir / "signing-key"
     if not config.key_files and not own.exists():
-        name = f"{socket.gethostname()}-grange-1"
+        # Clients look keys up by name, and one host may run several farms.
+        name = f"{socket.gethostname()}-grange-{os.urandom(4).hex()}"
         _write_secret(own, SecretKey.generate(name, os.urandom(SEED_BYTES)).show() + "\n")
     keys = []
     for path in config.key_files or (own,):

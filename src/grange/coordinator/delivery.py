@@ -7,7 +7,7 @@ not published.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -150,40 +150,51 @@ class Deliveries:
             waiting = [await self._wanted.get()]
             while not self._wanted.empty():
                 waiting.append(self._wanted.get_nowait())
+            live = [each for each in waiting if self._under_way.get(each[0]) is each[1]]
+            present = await self._journal.valid_paths(
+                {path for _, delivery in live for path in delivery.claims}
+            )
+            answers = await asyncio.gather(*[self._answer(*each, present) for each in live])
             grants: dict[AgentId, list[UploadGrant]] = {}
-            for attempt, delivery in waiting:
-                if self._under_way.get(attempt) is not delivery:
-                    continue  # it ended meanwhile
-                try:
-                    grants.setdefault(delivery.agent, []).extend(
-                        await self._grant(attempt, delivery)
-                    )
-                except GrangeError as error:
-                    outcome = (
-                        Outcome.AGENT_FAILED
-                        if isinstance(error, PeerError)
-                        else Outcome.UPLOAD_FAILED
-                    )
-                    self._loop.tell(AttemptFailed(delivery.agent, attempt, outcome, str(error)))
-            for agent, answers in grants.items():
-                send(agent, answers)
+            for (_, delivery), answer in zip(live, answers, strict=True):
+                grants.setdefault(delivery.agent, []).extend(answer)
+            for agent, wanted in grants.items():
+                if wanted:
+                    send(agent, wanted)
 
-    async def _grant(self, attempt: AttemptId, delivery: Delivery) -> list[UploadGrant]:
-        record = delivery.record
-        candidates = await self._candidates(delivery)
-        present = await self._journal.valid_paths(delivery.claims)
-        fixed = _fixed_output(record, self._store_dir)
-        grants = []
+    async def _answer(
+        self, attempt: AttemptId, delivery: Delivery, present: Collection[StorePath]
+    ) -> list[UploadGrant]:
+        try:
+            return await self._grant(attempt, delivery, present)
+        except GrangeError as error:
+            is_lie = isinstance(error, PeerError)
+            outcome = Outcome.AGENT_FAILED if is_lie else Outcome.UPLOAD_FAILED
+            self._loop.tell(AttemptFailed(delivery.agent, attempt, outcome, str(error)))
+            return []
+
+    async def _grant(
+        self, attempt: AttemptId, delivery: Delivery, present: Collection[StorePath]
+    ) -> list[UploadGrant]:
+        """`present`: those of its outputs, at least, that the cache has already."""
         for path, output in delivery.claims.items():
-            if path in present or path in delivery.stored:
-                url = ""
+            if path in present and path not in delivery.stored:
+                await self._adopt(delivery, output)
+        urls: dict[StorePath, str] = {}
+        if len(delivery.stored) < len(delivery.claims):
+            candidates = await self._candidates(delivery)
+            fixed = _fixed_output(delivery.record, self._store_dir)
+            for path, output in delivery.claims.items():
                 if path not in delivery.stored:
-                    await self._adopt(delivery, output)
-            else:
-                url = self._cache_url + self.uploads.grant(attempt, output, candidates, fixed)
-            grants.append(UploadGrant(attempt, path, url, COMPRESSION, COMPRESSION_LEVEL, not url))
+                    url = self.uploads.grant(attempt, output, candidates, fixed)
+                    urls[path] = self._cache_url + url
         self._tell_if_complete(attempt, delivery)
-        return grants
+        return [
+            UploadGrant(
+                attempt, path, urls.get(path, ""), COMPRESSION, COMPRESSION_LEVEL, path not in urls
+            )
+            for path in delivery.claims
+        ]
 
     async def _adopt(self, delivery: Delivery, output: BuiltOutput) -> None:
         """Another was first: what is published stays, and counts as this attempt's output."""

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 ORDERS_BYTES_MAX: Final = 16 << 20  # with the largest derivation on top still below gRPC's limit
 PUBLISH_RETRY_S: Final = 2.0
-PUBLISHERS: Final = 16  # steps whose narinfos are put at once
+PUBLISHERS: Final = 128  # steps whose narinfos are put at once: a directory syncs them together
 
 
 class AgentTunnel(Protocol):
