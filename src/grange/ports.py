@@ -230,6 +230,9 @@ class Journal(Protocol):
     async def narinfo(self, hash_part: str) -> NarInfo | None:
         """The committed path info with this hash part, published or about to be."""
 
+    async def narinfos(self, paths: Iterable[StorePath]) -> dict[StorePath, NarInfo]:
+        """As `narinfo`, of those of `paths` that have one."""
+
     async def valid_paths(self, paths: Iterable[StorePath]) -> set[StorePath]:
         """Those of `paths` that are in the cache (or a recorded upstream)."""
 

@@ -7,7 +7,7 @@ not published.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -151,9 +151,8 @@ class Deliveries:
             while not self._wanted.empty():
                 waiting.append(self._wanted.get_nowait())
             live = [each for each in waiting if self._under_way.get(each[0]) is each[1]]
-            present = await self._journal.valid_paths(
-                {path for _, delivery in live for path in delivery.claims}
-            )
+            claimed = {path for _, delivery in live for path in delivery.claims}
+            present = await self._journal.narinfos(await self._journal.valid_paths(claimed))
             answers = await asyncio.gather(*[self._answer(*each, present) for each in live])
             grants: dict[AgentId, list[UploadGrant]] = {}
             for (_, delivery), answer in zip(live, answers, strict=True):
@@ -163,7 +162,7 @@ class Deliveries:
                     send(agent, wanted)
 
     async def _answer(
-        self, attempt: AttemptId, delivery: Delivery, present: Collection[StorePath]
+        self, attempt: AttemptId, delivery: Delivery, present: Mapping[StorePath, NarInfo]
     ) -> list[UploadGrant]:
         try:
             return await self._grant(attempt, delivery, present)
@@ -174,12 +173,17 @@ class Deliveries:
             return []
 
     async def _grant(
-        self, attempt: AttemptId, delivery: Delivery, present: Collection[StorePath]
+        self, attempt: AttemptId, delivery: Delivery, present: Mapping[StorePath, NarInfo]
     ) -> list[UploadGrant]:
-        """`present`: those of its outputs, at least, that the cache has already."""
+        """`present`: what the cache has already, of its outputs and perhaps others.
+
+        Where another was first, what is published stays, and counts as this attempt's output.
+        """
         for path, output in delivery.claims.items():
             if path in present and path not in delivery.stored:
-                await self._adopt(delivery, output)
+                delivery.stored[path] = PublishedOutput(
+                    output.name, present[path], support_json(output.nix_support)
+                )
         urls: dict[StorePath, str] = {}
         if len(delivery.stored) < len(delivery.claims):
             candidates = await self._candidates(delivery)
@@ -195,14 +199,6 @@ class Deliveries:
             )
             for path in delivery.claims
         ]
-
-    async def _adopt(self, delivery: Delivery, output: BuiltOutput) -> None:
-        """Another was first: what is published stays, and counts as this attempt's output."""
-        narinfo = await self._journal.narinfo(output.path.hash_part)
-        if narinfo is not None:
-            delivery.stored[output.path] = PublishedOutput(
-                output.name, narinfo, support_json(output.nix_support)
-            )
 
     async def _candidates(self, delivery: Delivery) -> Candidates:
         """What the outputs may refer to: their inputs' runtime closure, and each other.

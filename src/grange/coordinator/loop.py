@@ -59,8 +59,9 @@ class WriterLoop:
 
     def tell(self, *events: Event) -> None:
         """Hand over events; they are decided in order, with all others."""
-        self._inbox += [(event, None) for event in events]
-        self._has_news.set()
+        if events:
+            self._inbox += [(event, None) for event in events]
+            self._has_news.set()
 
     async def settle(self, event: Event) -> None:
         """Hand over an event and wait until what follows from it is durable and acted upon.

@@ -223,11 +223,12 @@ class Outbox:
                 except OutsideError as error:
                     log.error("steps could not be read back to send them out: %s", error)
             for line, starts, aborts, grants, settled in rounds:
-                for builds in self._builds(line, starts, records):
+                *before, last = [*self._builds(line, starts, records)] or [()]
+                for builds in before:
                     line.tunnel.send(Orders(line.number, builds))
-                if aborts or grants or settled:
+                if last or aborts or grants or settled:
                     line.tunnel.send(
-                        Orders(line.number, (), tuple(aborts), tuple(grants), tuple(settled))
+                        Orders(line.number, last, tuple(aborts), tuple(grants), tuple(settled))
                     )
 
     def _builds(

@@ -126,6 +126,17 @@ class SqliteJournal:
                 self._narinfos.put(hash_part, narinfo)
         return narinfo
 
+    async def narinfos(self, paths: Iterable[StorePath]) -> dict[StorePath, NarInfo]:
+        known = {path: self._narinfos.get(path.hash_part) for path in paths}
+        found = {path: narinfo for path, narinfo in known.items() if narinfo is not None}
+        if len(found) < len(known):
+            parts = json.dumps([path.hash_part for path in known if path not in found])
+            for row in await self._rows("paths", parts):
+                narinfo = read_narinfo(row)
+                self._narinfos.put(narinfo.info.path.hash_part, narinfo)
+                found[narinfo.info.path] = narinfo
+        return {path: found[path] for path in known if path in found}
+
     async def valid_paths(self, paths: Iterable[StorePath]) -> set[StorePath]:
         wanted = set(paths)
         return await self._engine.read(lambda connection: read_valid(connection, wanted))

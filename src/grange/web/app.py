@@ -146,7 +146,7 @@ def _farm_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         """How the farm is doing. Steps are counted at most once a second."""
         nonlocal counted
         core = views.core
-        if time.monotonic() - counted[0] > 1 or len(core.steps) < 1_000:
+        if time.monotonic() - counted[0] > 1 or len(core.steps) < 10_000:
             counts: dict[str, int] = {}
             for step in core.steps.values():
                 phase = step.attempts[-1].phase if step.attempts else None

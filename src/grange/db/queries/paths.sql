@@ -6,6 +6,11 @@ INSERT INTO paths (hash_part, name, origin, step, nar_hash, nar_bytes, refs, der
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
 ON CONFLICT (hash_part) DO NOTHING;
 
+-- name: paths
+SELECT hash_part, name, nar_hash, nar_bytes, refs, deriver, content_address, signatures, url,
+  compression, file_hash, file_bytes
+FROM paths WHERE hash_part IN (SELECT value FROM json_each(?1));
+
 -- name: path
 SELECT hash_part, name, nar_hash, nar_bytes, refs, deriver, content_address, signatures, url,
   compression, file_hash, file_bytes
