@@ -9,7 +9,7 @@ from grange.errors import OperatorError
 
 MEMORY: Final = ":memory:"
 BUSY_S: Final = 10.0  # another process, such as a backup, may hold the file this long
-CACHE_KB: Final = 64_000  # holds the inner pages of indexes on millions of paths
+CACHE_KB: Final = 16_000  # of each connection: inner pages of indexes; the rest the system caches
 CHECKPOINT_PAGES: Final = 8_000  # 32 MB: copying back the log is rarer than commits by far
 
 
