@@ -14,6 +14,11 @@ Lane = tuple[Rank, int, str, ReadyQueue | Agent]  # best step's rank, number, pr
 def dispatch(memory: Memory) -> None:
     """Give ready steps to agents with room, best step first."""
     lanes = _lanes(memory)
+    roomy = {  # the agents each queue may choose from: few, on a busy farm of many
+        lane: [agent for agent in source.agents if agent.free > 0]
+        for _, lane, _, source in lanes
+        if isinstance(source, ReadyQueue)
+    }
     held_back: list[tuple[Step, ReadyQueue]] = []
     while lanes:
         _, lane, project, source = heapq.heappop(lanes)
@@ -26,15 +31,17 @@ def dispatch(memory: Memory) -> None:
                 heapq.heappush(lanes, (rank, lane, "", source))
             continue
         step = source.pop(project)
-        chosen = choose(step, source.agents)
+        chosen = choose(step, roomy[lane])
         if chosen is not None:
             attempts.start(memory, step, chosen)
+            if chosen.free <= 0:
+                roomy[lane].remove(chosen)
         else:
             if is_avoiding_all(step, source.agents):
                 step.avoid = ()
             held_back.append((step, source))
-            if not any(agent.free > 0 for agent in source.agents):
-                continue
+        if not any(agent.free > 0 for agent in roomy[lane]):
+            continue
         head = source.head(memory.used)
         if head is not None:
             heapq.heappush(lanes, (head[0], lane, head[1], source))
