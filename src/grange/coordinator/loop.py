@@ -60,6 +60,7 @@ class WriterLoop:
         self._inbox: list[tuple[Event, asyncio.Future[None] | None]] = []
         self._has_news = asyncio.Event()
         self.core: Scheduler | None = None
+        self.life = 0  # counts up whenever the scheduler is about to be made anew
         self.ready = asyncio.Event()  # set once the journal has been read back
         self.trouble = ""  # what keeps the journal from being written; "" where nothing does
 
@@ -156,6 +157,7 @@ class WriterLoop:
         """Memory is never patched: after any doubt it is made anew from the journal."""
         wait_s = RETRY_FIRST_S
         while True:
+            self.life += 1
             try:
                 core, effects = await recover(
                     self._journal, actor.publish, self.now(), self._lease_s
@@ -164,6 +166,8 @@ class WriterLoop:
                 break
             except Exception as error:  # by the journal's contract it may be any
                 self.trouble = str(error)
+                self._doubt((), error)
+                actor.reset()
                 if isinstance(error, GrangeError):
                     log.error("the journal cannot be read back, trying again: %s", error)
                 else:

@@ -59,16 +59,35 @@ class Submissions:
         return record
 
     async def _want(self, records: Sequence[BuildRecord], *, is_retry: bool) -> int:
-        by_tags: dict[tuple[str, ...], list[BuildRecord]] = {}
+        by_tags: dict[tuple[str, ...], list[BuildId]] = {}
         for record in records:
-            by_tags.setdefault(record.tags, []).append(record)
-        count = 0
-        for tags, alike in by_tags.items():
+            by_tags.setdefault(record.tags, []).append(record.id)
+        return sum(
+            [await self._settle(ids, tags, is_retry=is_retry) for tags, ids in by_tags.items()]
+        )
+
+    async def _settle(
+        self, ids: Sequence[BuildId], tags: tuple[str, ...], *, is_retry: bool
+    ) -> int:
+        """Tell the scheduler of builds alike in tags; returns how many steps they wait for.
+
+        The scheduler remembers what ended while a walk was on its way. One that was rebuilt
+        meanwhile does not: then what was read before is stale, and read again.
+        """
+        while True:
+            life = self._loop.life
+            builds = [
+                build
+                for build in await self._journal.builds_of(ids)
+                if is_retry or build.finished is None
+            ]
+            if not builds:
+                return 0
             async with self._one_walk:
-                nodes = await self._walk([record.drv_path for record in alike])
-            await self._loop.settle(submission(nodes, alike, tags, is_retry=is_retry))
-            count += len(nodes)
-        return count
+                nodes = await self._walk([build.drv_path for build in builds])
+            if self._loop.life == life:
+                await self._loop.settle(submission(nodes, builds, tags, is_retry=is_retry))
+                return len(nodes)
 
     async def _walk(self, roots: Sequence[StorePath]) -> list[StepNode]:
         """The steps to build, after taking from upstreams what they have."""
