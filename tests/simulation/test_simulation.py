@@ -8,7 +8,7 @@ import pytest
 
 from tests.simulation.run import CALM_EVERY, simulate
 
-SEEDS = (*range(100, 160), 2843, 3213)  # some twenty a second; the last two once found bugs
+SEEDS = (*range(100, 160), 2843, 3213)  # the last two: doubt upon doubt while a walk is on its way
 
 
 @pytest.mark.parametrize("seed", SEEDS)
