@@ -162,8 +162,8 @@ async def _coordinate(state: Path, port: int) -> None:
     from grange.coordinator.logs import Logs
     from grange.db.journal import SqliteJournal
     from grange.objects.directory import DirectoryObjects
+    from grange.scheduler.facts import Limits
     from grange.store.keys import SecretKey
-    from grange.wire.messages import Limits
     from grange.wire.server import add_runner_service, new_server
 
     journal = SqliteJournal.open(str(state / "journal.db"))

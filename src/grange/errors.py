@@ -29,5 +29,9 @@ class OutsideError(GrangeError):
     """The world failed: a disk, a network, a daemon. Trying again later may help."""
 
 
+class FencedError(OutsideError):
+    """Another coordinator leads now: what this one wanted to write did not apply."""
+
+
 class JournalRefusedError(OutsideError):
     """A write that certainly did not apply, such as on a full disk: it may be tried again."""

@@ -9,11 +9,13 @@ from typing import Protocol
 
 from grange.scheduler.effects import JournalEffect
 from grange.scheduler.facts import (
+    NO_LIMITS,
     AgentId,
     AgentSpec,
     AttemptId,
     BuildId,
     Cause,
+    Limits,
     Outcome,
     QueueKey,
     StepId,
@@ -48,6 +50,7 @@ class NewDerivation:
     modulo: str  # what `KnownDerivation` gives back; opaque to the journal
     queue: QueueKey
     name: str  # for expectations: durations are remembered by name
+    limits: Limits = NO_LIMITS  # that it sets itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class NewBuild:
     tags: tuple[str, ...]
     submitted_by: str
     now: float  # wall clock
+    limits: Limits = NO_LIMITS  # the strictest of its project's and its own
+    is_check: bool = False  # once its outputs are there, build again and compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,8 @@ class BuildRecord:
     finished: float | None
     outcome: Outcome | None  # None while unfinished
     cause: Cause | None
+    limits: Limits = NO_LIMITS
+    is_check: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,7 @@ class AttemptRecord:
     outcome: Outcome | None
     message: str
     usage: Usage
+    is_check: bool = False  # built again to compare; `step` is the step compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +179,39 @@ class Recovered:
     unpublished: tuple[Unpublished, ...]
     next_attempt: AttemptId
     clock_s: float  # the latest wall-clock time in the journal
+    # Attempts that ended with the loss of their agents, of steps that are not done; newest last.
+    given_up: tuple[tuple[AttemptId, StepId, AgentId], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Leader:
+    """Who leads the farm, as the others tell agents and clients."""
+
+    epoch: int  # counts up with every change
+    url: str  # its HTTP address, no trailing slash
+    agents: str  # host:port of its gRPC
+
+
+class Leadership(Protocol):
+    """The leader lease among the coordinators of one farm (design D7)."""
+
+    async def acquire(self) -> Leader:
+        """Wait until this process leads. From then on the journal takes its writes."""
+
+    async def wait_lost(self) -> None:
+        """Return once this process may not lead any more; the journal refuses its writes."""
+
+    def leader(self) -> Leader | None:
+        """Who led when this process last looked; None where nobody does. Never waits."""
+
+    async def release(self) -> None:
+        """Let another lead at once."""
 
 
 class Journal(Protocol):
     """The farm's durable memory.
+
+    A write by a process that no longer leads raises `FencedError` and certainly did not apply.
 
     Every method that writes has written durably when it returns. A write that certainly did not
     apply raises `JournalRefusedError`; one whose fate is unknown raises any other exception, and
@@ -200,6 +237,13 @@ class Journal(Protocol):
         """Remember paths that no step published: "source", or an upstream's URL.
 
         A path already there stays as it is. Steps whose outputs are now all there become done.
+        """
+
+    async def forget_paths(self, paths: Iterable[StorePath]) -> tuple[list[StepId], list[str]]:
+        """These cannot be had any more: drop their path infos.
+
+        Returns the steps that make them, which are not done any more, and the narinfo keys to
+        delete. A path whose step is unknown is forgotten all the same.
         """
 
     async def known_derivations(self, paths: Iterable[StorePath]) -> set[StorePath]: ...

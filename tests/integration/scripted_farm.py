@@ -18,7 +18,7 @@ from grange.agent.room import Marks
 from grange.agent.service import Agent, AgentConfig, describe
 from grange.agent.state import StateDir
 from grange.errors import OutsideError
-from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Outcome, Phase, Thresholds
+from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Limits, Outcome, Phase, Thresholds
 from grange.store.basic import BasicDerivation, BasicOutput
 from grange.store.hash import Hash, base32_encode
 from grange.store.keys import SecretKey
@@ -32,7 +32,6 @@ from grange.wire.messages import (
     Failed,
     Heartbeat,
     JoinAnswer,
-    Limits,
     Orders,
     Report,
     UploadGrant,

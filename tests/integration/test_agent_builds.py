@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from grange.agent.service import AgentConfig
-from grange.scheduler.facts import Outcome, Phase
+from grange.scheduler.facts import Limits, Outcome, Phase
 from grange.store.basic import BasicOutput
 from grange.store.nar import nar_of_text
 from grange.store.path import NIX_STORE
-from grange.wire.messages import Limits, Orders
+from grange.wire.messages import Orders
 from tests.integration.scripted_farm import Bench, bench, builders_of, path_named
 
 pytestmark = pytest.mark.peer

@@ -13,10 +13,10 @@ from grange.agent.cgroups import MemoryGroups
 from grange.agent.service import AgentConfig, describe
 from grange.agent.state import StateDir
 from grange.errors import OperatorError, OutsideError
-from grange.scheduler.facts import Outcome, Phase
+from grange.scheduler.facts import Limits, Outcome, Phase
 from grange.store.nar import nar_of_text
 from grange.store.path import NIX_STORE
-from grange.wire.messages import Limits, Orders
+from grange.wire.messages import Orders
 from tests.integration.scripted_farm import Bench, bench, builders_of, path_named
 from tests.peers import NIX_CONFIG, NIXES
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from grange.agent.state import StateDir
-from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Outcome, Phase
+from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Limits, Outcome, Phase
 from grange.store.nar import nar_of_text
 from grange.store.path import NIX_STORE, StorePath
 from grange.wire.channel import JoinRefused
@@ -20,7 +20,6 @@ from grange.wire.messages import (
     Failed,
     Heartbeat,
     JoinAnswer,
-    Limits,
     Orders,
     PresignedRequest,
     Report,

@@ -14,9 +14,8 @@ from grange.agent.room import Marks, Room, bytes_to_free, refusal
 from grange.agent.state import SESSIONS_MAX, StateDir
 from grange.daemon import BuildResult, BuildStatus
 from grange.errors import OperatorError, OutsideError
-from grange.scheduler.facts import Measurements, Outcome, Thresholds
+from grange.scheduler.facts import Limits, Measurements, Outcome, Thresholds
 from grange.store.path import NIX_STORE, StorePath
-from grange.wire.messages import Limits
 
 PRESSURE = "some avg10={} avg60=0.15 avg300=0.47 total=10578425\nfull avg10={} avg60=0 total=0\n"
 

@@ -12,9 +12,9 @@ from grange.agent.log import AttemptLog
 from grange.agent.meter import Meters
 from grange.agent.support import Physical, has_support, parse_support
 from grange.daemon import BuildResult, BuildStatus, Daemon, DaemonError, Options
-from grange.scheduler.facts import Outcome, Usage
+from grange.scheduler.facts import Limits, Outcome, Usage
 from grange.store.path import StoreDir, StorePath
-from grange.wire.messages import BuildOrder, BuiltOutput, Limits
+from grange.wire.messages import BuildOrder, BuiltOutput
 
 MESSAGE_CHARS_MAX: Final = 8000  # of an error for people: the log has it all
 _NO_SPACE: Final = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)

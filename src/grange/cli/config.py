@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from grange.errors import OperatorError
-from grange.scheduler.facts import Thresholds
+from grange.scheduler.facts import Limits, Thresholds
 from grange.store.path import NIX_STORE, StoreDir
-from grange.wire.messages import Limits
 
 HTTP_PORT: Final = 7380
 AGENTS_PORT: Final = 7381

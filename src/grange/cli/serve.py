@@ -16,7 +16,7 @@ from grange.cli.config import (
     parse_store_dir,
 )
 from grange.errors import OperatorError
-from grange.wire.messages import Limits
+from grange.scheduler.facts import Limits
 
 
 @click.command(short_help="Run a farm: coordinator, cache and web.")

@@ -19,11 +19,11 @@ from grange.coordinator.service import AgentService
 from grange.coordinator.submit import Submissions
 from grange.coordinator.watch import Watches
 from grange.ports import Clock, Journal, Objects
-from grange.scheduler.facts import AgentId, AttemptId
+from grange.scheduler.facts import AgentId, AttemptId, Limits
 from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import SecretKey
 from grange.store.path import StoreDir, StorePath
-from grange.wire.messages import JoinAnswer, Limits
+from grange.wire.messages import JoinAnswer
 
 HEARTBEATS_PER_LEASE = 3  # two may be lost before an agent is
 

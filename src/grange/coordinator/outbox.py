@@ -20,12 +20,11 @@ from grange.errors import OutsideError
 from grange.ports import Journal, Objects, PublishedOutput, StepRecord
 from grange.scheduler import effects as do
 from grange.scheduler.events import AgentCut, AgentJoined, AttemptFailed, OutputsPublished
-from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Outcome, StepId
+from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Limits, Outcome, StepId
 from grange.store.path import StoreDir
 from grange.wire.messages import (
     CoordinatorMessage,
     JoinAnswer,
-    Limits,
     Orders,
     SerializedBuildOrder,
     UploadGrant,

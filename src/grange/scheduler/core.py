@@ -92,6 +92,12 @@ def _take(memory: Memory, event: on.Event) -> None:
             roster.cut(memory, event)
         case on.AgentLeft():
             roster.left(memory, event)
+        case on.InputsLost():
+            raise NotImplementedError
+        case on.AttemptsGivenUp():
+            raise NotImplementedError
+        case on.OffersChanged():
+            raise NotImplementedError
         case on.Tick():
             pass
         case _:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from grange.scheduler.facts import (
+    NO_LIMITS,
     AgentId,
     AgentSpec,
     AttemptId,
     BuildId,
     Cause,
+    Limits,
     Outcome,
     Phase,
     StepId,
@@ -59,6 +61,13 @@ class SaveAttemptEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveAttemptRevived:
+    """Its agent was thought lost and is back with it: it has not ended."""
+
+    attempt: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
 class SavePaths:
     """The outputs' path infos and signatures. A path already there stays as it is (design D14)."""
 
@@ -89,6 +98,7 @@ class SaveStepTroubled:
     step: StepId
     failures: int
     losses: int
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,7 @@ JournalEffect = (
     | SaveAgent
     | SaveAttempt
     | SaveAttemptEnded
+    | SaveAttemptRevived
     | SavePaths
     | SaveStepDone
     | SaveStepFailed
@@ -133,6 +144,7 @@ class StartBuild:
     attempt: AttemptId
     step: StepId
     order: int  # the order number that a heartbeat repeats as `orders_seen`
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +183,7 @@ class ShowStep:
     phase: Phase | None
     build_s: float | None = None
     cause: Cause | None = None  # of a failure; its `step` tells whose
+    is_suspect: bool = False  # agents were lost while they built it: it may be what kills them
 
 
 @dataclass(frozen=True, slots=True)

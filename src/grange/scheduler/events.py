@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from grange.scheduler.facts import (
+    NO_LIMITS,
     AgentId,
     AgentSpec,
     AttemptId,
     BuildId,
     Cause,
+    Limits,
     Measurements,
+    Offer,
     Outcome,
     Phase,
     StepId,
@@ -30,6 +33,7 @@ class Wish:
     root: StepId | None  # None: its outputs are all in the cache
     project: str
     priority: int  # higher goes first
+    limits: Limits = NO_LIMITS  # the strictest of its project's and its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class AgentHeard:
     attempts: tuple[tuple[AttemptId, Phase], ...]
     measurements: Measurements
     is_draining: bool = False
+    progress: tuple[tuple[AttemptId, int], ...] = ()  # a number that grows while work goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,36 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class InputsLost:
+    """The attempt could not fetch inputs that the farm itself no longer has.
+
+    `lost` are the steps that make them; `steps` those and all unfinished steps below, inputs first.
+    """
+
+    agent: AgentId
+    attempt: AttemptId
+    message: str
+    lost: tuple[StepId, ...]
+    steps: tuple[StepSpec, ...]
+    remembered: tuple[tuple[StepId, Cause], ...] = ()
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptsGivenUp:
+    """After a restart: attempts whose agents were lost, and who may yet come to deliver."""
+
+    attempts: tuple[tuple[AttemptId, StepId, AgentId], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OffersChanged:
+    """All agents that could appear, from now on."""
+
+    offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has come to `next_deadline()`, or passed it."""
 
@@ -148,5 +183,8 @@ Event = (
     | OutputsStored
     | OutputsPublished
     | AttemptFailed
+    | InputsLost
+    | AttemptsGivenUp
+    | OffersChanged
     | Tick
 )

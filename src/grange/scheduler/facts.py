@@ -1,5 +1,6 @@
 """The nouns that the scheduler, its journal and its shells share. All frozen; all in SI units."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NewType
@@ -44,6 +45,9 @@ class Outcome(StrEnum):
     UPLOAD_FAILED = "upload failed"
     AGENT_FAILED = "agent failed"
     AGENT_LOST = "agent lost"
+    AGENT_OUT_OF_DISK = "agent out of disk"
+    OUTPUT_NOT_REMOVED = "output could not be removed"
+    UNSUPPORTED = "no agent can ever build this"
     RETURNED = "returned"  # the agent never started it and gives it back; costs nothing
 
     @property
@@ -59,6 +63,11 @@ class Outcome(StrEnum):
     def is_infrastructure(self) -> bool:
         """An agent, the network or a disk is to blame: worth another try elsewhere."""
         return self in _INFRASTRUCTURE
+
+    @property
+    def is_limit(self) -> bool:
+        """The build overran a limit: under a larger one it may yet succeed."""
+        return self in _LIMITS
 
 
 _REMEMBERED = frozenset(
@@ -79,8 +88,89 @@ _INFRASTRUCTURE = frozenset(
         Outcome.UPLOAD_FAILED,
         Outcome.AGENT_FAILED,
         Outcome.INPUTS_MISSING,
+        Outcome.AGENT_OUT_OF_DISK,
+        Outcome.OUTPUT_NOT_REMOVED,
     }
 )
+_LIMITS = frozenset(
+    {
+        Outcome.TIMED_OUT,
+        Outcome.SILENT_TOO_LONG,
+        Outcome.LOG_LIMIT,
+        Outcome.OUTPUT_TOO_LARGE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a build may use before it is stopped. Zero means no limit."""
+
+    silent_s: int = 0
+    build_s: int = 0
+    log_bytes: int = 0
+    output_bytes: int = 0
+
+    def strictest(self, other: "Limits") -> "Limits":
+        """What satisfies both: within one build every limit that is set holds."""
+        return self._with(other, _smaller)
+
+    def most_generous(self, other: "Limits") -> "Limits":
+        """What lets either have all it asked for: builds that share a step do not harm it."""
+        return self._with(other, _larger)
+
+    def _with(self, other: "Limits", pick: Callable[[int, int], int]) -> "Limits":
+        if self == other:
+            return self
+        return Limits(
+            pick(self.silent_s, other.silent_s),
+            pick(self.build_s, other.build_s),
+            pick(self.log_bytes, other.log_bytes),
+            pick(self.output_bytes, other.output_bytes),
+        )
+
+    def of(self, outcome: Outcome) -> int:
+        """The limit that `outcome` says was overrun: seconds or bytes, zero for none."""
+        match outcome:
+            case Outcome.TIMED_OUT:
+                return self.build_s
+            case Outcome.SILENT_TOO_LONG:
+                return self.silent_s
+            case Outcome.LOG_LIMIT:
+                return self.log_bytes
+            case Outcome.OUTPUT_TOO_LARGE:
+                return self.output_bytes
+            case _:
+                return 0
+
+
+def _smaller(a: int, b: int) -> int:
+    return min(a, b) if a and b else a or b
+
+
+def _larger(a: int, b: int) -> int:
+    return max(a, b) if a and b else 0
+
+
+NO_LIMITS = Limits()
+
+
+def check_of(step: StepId) -> StepId:
+    """The step that builds the outputs of `step` once more, to compare and not to publish.
+
+    It has the negative of its number, needs `step` itself as an input, and is not in the journal
+    but for its attempts.
+    """
+    return StepId(-abs(step))
+
+
+def is_check(step: StepId) -> bool:
+    return step < 0
+
+
+def checked(step: StepId) -> StepId:
+    """The step whose outputs a check compares with; any other step itself."""
+    return StepId(abs(step))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -102,6 +192,9 @@ class StepSpec:
     expected_s: float  # expected duration of the build alone
     failures: int = 0  # infrastructure failures so far, from earlier lives of this step
     losses: int = 0  # agents lost under it so far
+    tries: int = 0  # times the build itself failed so far
+    limits: Limits = NO_LIMITS  # that the derivation sets itself
+    avoid: tuple[AgentId, ...] = ()  # agents to try last: for a check, those that built it
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +229,38 @@ class AgentSpec:
     thresholds: Thresholds = field(default_factory=Thresholds)
     bogomips: float = 0.0
     is_grange: bool = True  # speaks the batched extension, not Hydra's dialect alone
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An agent that could appear where there is work for it, such as from a pool at zero."""
+
+    systems: tuple[str, ...]
+    features: tuple[str, ...] = ()
+    mandatory_features: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How patient the farm is. Durations are seconds."""
+
+    lease_s: float = 30.0  # three missed heartbeats
+    build_tries: int = 1  # of a build that fails by itself; more only where builds are flaky
+    failures_max: int = 5  # tries of a step that agents, networks or disks may spoil
+    losses_max: int = 5  # agents that may vanish under a step
+    backoff_s: float = 5.0  # where no other agent can take the step
+    backoff_factor: float = 2.0
+    backoff_max_s: float = 300.0
+    max_unsupported_s: float = 86_400.0  # shorter ones made farms fail builds in every blip
+    aside_failures: int = 3  # an agent's own failures in a row before it is set aside
+    aside_s: float = 60.0  # doubled each time, up to an hour
+    fetch_stall_s: float = 300.0  # without a byte of input
+    upload_stall_s: float = 300.0  # without a byte of output, or waiting for a grant
+    queue_stall_s: float = 600.0  # held by an agent that does not begin
+    build_grace_s: float = 120.0  # beyond the build's own limits, for the agent to act on them
+    fetch_max_s: float = 21_600.0
+    upload_max_s: float = 21_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +302,4 @@ class Cause:
     message: str  # for the person, ready to show
     step: StepId | None = None  # the step that failed, where it is another one
     attempt: AttemptId | None = None  # whose log tells more
+    limit: int | None = None  # that was overrun, seconds or bytes: remembered only up to it

@@ -37,12 +37,14 @@ from grange.wire.read import (
     parse,
     percent,
     real,
+    store_path,
     text,
 )
 
 ATTEMPTS_MAX: Final = 10_000  # of one agent at a time; far above any max_jobs
 SYSTEMS_MAX: Final = 100
 FEATURES_MAX: Final = 1_000  # and tags
+MISSING_MAX: Final = 10_000  # inputs that one attempt found nowhere
 REPORT_ITEMS_MAX: Final = 100_000  # of each kind
 
 _PHASES: Final = {phase.value: phase for phase in Phase if phase is not Phase.SENT}
@@ -202,7 +204,13 @@ def _write_heartbeat(message: pb.PingMessage, heartbeat: Heartbeat) -> None:
         message.pressure.mem_full.avg10 = now.memory_pressure
     if now.io_pressure is not None:
         message.pressure.io_full.avg10 = now.io_pressure
-    _write_phases(message.attempts, heartbeat.attempts)
+    progress = dict(heartbeat.progress)
+    for number, phase in heartbeat.attempts:
+        message.attempts.add(
+            attempt=number,
+            phase=pb.Phase.ValueType(phase),
+            progress=progress.get(number, 0),
+        )
     message.SetInParent()
 
 
@@ -234,6 +242,13 @@ def _read_heartbeat(message: pb.PingMessage) -> Heartbeat:
             refuses=text("ping.refuses", message.refuses, 0, TEXT_CHARS_MAX),
         ),
         is_draining=message.is_draining,
+        progress=tuple(
+            [
+                (AttemptId(item.attempt), integer("ping.progress", item.progress))
+                for item in message.attempts
+                if item.progress
+            ]
+        ),
     )
 
 
@@ -252,6 +267,7 @@ def _write_report(message: pb.Report, report: Report) -> None:
             outcome=_OUTCOME_NUMBERS[failed.outcome],
             message=as_text(failed.message),
         )
+        ended.missing.extend(failed.missing)
         write_usage(ended.usage, failed.usage)
     message.is_leaving = report.is_leaving
     message.SetInParent()
@@ -280,8 +296,6 @@ def _read_report(message: pb.Report) -> Report:
 
 def _read_built(message: pb.Built) -> Built:
     few("built.outputs", message.outputs, OUTPUTS_MAX)
-    if not message.outputs:
-        raise PeerError(f"built.outputs: attempt {message.attempt} names none")
     return Built(
         attempt=attempt("built.attempt", message.attempt),
         outputs=tuple(map(read_output, message.outputs)),
@@ -290,6 +304,7 @@ def _read_built(message: pb.Built) -> Built:
 
 
 def _read_failed(message: pb.Failed) -> Failed:
+    few("failed.missing", message.missing, MISSING_MAX)
     outcome = _OUTCOMES.get(message.outcome)
     if outcome is None:
         raise PeerError(f"failed.outcome: {message.outcome} is not known here")
@@ -298,4 +313,5 @@ def _read_failed(message: pb.Failed) -> Failed:
         outcome=outcome,
         message=text("failed.message", message.message, 0, TEXT_CHARS_MAX),
         usage=read_usage(message.usage),
+        missing=tuple([store_path("failed.missing", path) for path in message.missing]),
     )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from grange.errors import PeerError
+from grange.scheduler.facts import Limits
 from grange.store.path import StoreDir
 from grange.wire.basic import basic_from_message, basic_to_bytes
 from grange.wire.generated.nix.store.v1 import store_pb2
@@ -19,7 +20,6 @@ from grange.wire.messages import (
     BuildOrder,
     CoordinatorMessage,
     JoinAnswer,
-    Limits,
     Orders,
     Ping,
     SerializedBuildOrder,
@@ -131,6 +131,7 @@ def _write_answer(answer: JoinAnswer) -> pb.JoinResponse:
         public_keys=answer.public_keys,
         lease_s=answer.lease_s,
         heartbeat_s=answer.heartbeat_s,
+        ping_s=answer.ping_s,
     )
 
 
@@ -143,6 +144,7 @@ def _read_answer(message: pb.JoinResponse) -> JoinAnswer:
         heartbeat_s=real("join.heartbeat_s", message.heartbeat_s),
         downloads_max=_downloads(message),
         is_grange=message.extension_version > 0,
+        ping_s=real("join.ping_s", message.ping_s),
     )
 
 
@@ -180,6 +182,8 @@ def _build_to_bytes(order: BuildOrder | SerializedBuildOrder, *, is_stock: bool)
         message.build_timeout = limits.build_s
         message.max_log_size = limits.log_bytes
         message.max_output_size = limits.output_bytes
+    message.is_check = order.is_check
+    message.is_fresh = order.is_fresh
     if is_stock:
         message.presigned_url_opts.SetInParent()  # its presence asks for presigned uploads
     match order:
@@ -220,6 +224,8 @@ def _read_build(message: pb.BuildMessage, store_dir: StoreDir) -> BuildOrder:
             log_bytes=integer("build.max_log_size", message.max_log_size),
             output_bytes=integer("build.max_output_size", message.max_output_size),
         ),
+        is_check=message.is_check,
+        is_fresh=message.is_fresh,
     )
 
 

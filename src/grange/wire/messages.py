@@ -11,6 +11,7 @@ from grange.scheduler.facts import (
     AgentId,
     AgentSpec,
     AttemptId,
+    Limits,
     Measurements,
     Outcome,
     Phase,
@@ -83,7 +84,7 @@ class Built:
     """Outputs exist on the agent, kept by a root; asks for upload grants for each of them."""
 
     attempt: AttemptId
-    outputs: tuple[BuiltOutput, ...]
+    outputs: tuple[BuiltOutput, ...]  # none where a check found no difference
     usage: Usage
 
 
@@ -93,6 +94,7 @@ class Failed:
     outcome: Outcome
     message: str
     usage: Usage
+    missing: tuple[StorePath, ...] = ()  # inputs that nobody serves; only for INPUTS_MISSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Heartbeat:
     attempts: tuple[tuple[AttemptId, Phase], ...]
     measurements: Measurements
     is_draining: bool = False
+    progress: tuple[tuple[AttemptId, int], ...] = ()  # a number that grows while work goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +133,13 @@ AgentMessage = AgentSpec | Heartbeat | Report  # the first message of a tunnel i
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Zero means no limit."""
-
-    silent_s: int = 0
-    build_s: int = 0
-    log_bytes: int = 0
-    output_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class BuildOrder:
     attempt: AttemptId
     drv_path: StorePath
     derivation: BasicDerivation  # resolved: input_srcs are all direct inputs
     limits: Limits
+    is_check: bool = False  # build again and compare with what is published; deliver nothing
+    is_fresh: bool = False  # outputs that are in the store already are deleted first
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +153,8 @@ class SerializedBuildOrder:
     drv_path: StorePath
     basic: bytes  # basic_to_bytes(derivation)
     limits: Limits
+    is_check: bool = False
+    is_fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +194,7 @@ class JoinAnswer:
     heartbeat_s: float
     downloads_max: int
     is_grange: bool = True  # speaks the batched extension, not Hydra's dialect alone
+    ping_s: float = 0.0  # how often something comes down the tunnel at least; zero: unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_UPLOAD_FAILED: _Outcome.ValueType  # 12
     OUTCOME_AGENT_FAILED: _Outcome.ValueType  # 13
     OUTCOME_RETURNED: _Outcome.ValueType  # 14
+    OUTCOME_AGENT_OUT_OF_DISK: _Outcome.ValueType  # 15
+    OUTCOME_OUTPUT_NOT_REMOVED: _Outcome.ValueType  # 16
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How an agent may say that an attempt ended without outputs."""
@@ -95,6 +97,8 @@ OUTCOME_FETCH_FAILED: Outcome.ValueType  # 11
 OUTCOME_UPLOAD_FAILED: Outcome.ValueType  # 12
 OUTCOME_AGENT_FAILED: Outcome.ValueType  # 13
 OUTCOME_RETURNED: Outcome.ValueType  # 14
+OUTCOME_AGENT_OUT_OF_DISK: Outcome.ValueType  # 15
+OUTCOME_OUTPUT_NOT_REMOVED: Outcome.ValueType  # 16
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 class _StepStatus:
@@ -501,17 +505,21 @@ class AttemptPhase(_message.Message):
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     phase: Global___Phase.ValueType
+    progress: _builtins.int
+    """in heartbeats: grows while work goes on"""
     def __init__(
         self,
         *,
         attempt: _builtins.int | None = ...,
         phase: Global___Phase.ValueType | None = ...,
+        progress: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "phase", b"phase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "phase", b"phase", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -723,11 +731,16 @@ class Failed(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     outcome: Global___Outcome.ValueType
     message: _builtins.str
     @_builtins.property
     def usage(self) -> Global___Usage: ...
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """base names of inputs that nobody serves"""
+
     def __init__(
         self,
         *,
@@ -735,10 +748,11 @@ class Failed(_message.Message):
         outcome: Global___Outcome.ValueType | None = ...,
         message: _builtins.str | None = ...,
         usage: Global___Usage | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "message", b"message", "outcome", b"outcome", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "message", b"message", "missing", b"missing", "outcome", b"outcome", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -799,6 +813,7 @@ class JoinResponse(_message.Message):
     PUBLIC_KEYS_FIELD_NUMBER: _builtins.int
     LEASE_S_FIELD_NUMBER: _builtins.int
     HEARTBEAT_S_FIELD_NUMBER: _builtins.int
+    PING_S_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     max_concurrent_downloads: _builtins.int
     extension_version: _builtins.int
@@ -806,6 +821,8 @@ class JoinResponse(_message.Message):
     cache_url: _builtins.str
     lease_s: _builtins.float
     heartbeat_s: _builtins.float
+    ping_s: _builtins.float
+    """something comes down the tunnel at least so often; zero: unknown"""
     @_builtins.property
     def public_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -818,10 +835,11 @@ class JoinResponse(_message.Message):
         public_keys: _abc.Iterable[_builtins.str] | None = ...,
         lease_s: _builtins.float | None = ...,
         heartbeat_s: _builtins.float | None = ...,
+        ping_s: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_url", b"cache_url", "extension_version", b"extension_version", "heartbeat_s", b"heartbeat_s", "lease_s", b"lease_s", "machine_id", b"machine_id", "max_concurrent_downloads", b"max_concurrent_downloads", "public_keys", b"public_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_url", b"cache_url", "extension_version", b"extension_version", "heartbeat_s", b"heartbeat_s", "lease_s", b"lease_s", "machine_id", b"machine_id", "max_concurrent_downloads", b"max_concurrent_downloads", "ping_s", b"ping_s", "public_keys", b"public_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -897,6 +915,8 @@ class BuildMessage(_message.Message):
     PRESIGNED_URL_OPTS_FIELD_NUMBER: _builtins.int
     RESOLVED_DRV_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_SIZE_FIELD_NUMBER: _builtins.int
+    IS_CHECK_FIELD_NUMBER: _builtins.int
+    IS_FRESH_FIELD_NUMBER: _builtins.int
     build_id: _builtins.str
     max_log_size: _builtins.int
     """bytes; this and the limits below: zero means none"""
@@ -906,6 +926,10 @@ class BuildMessage(_message.Message):
     """seconds"""
     max_output_size: _builtins.int
     """bytes"""
+    is_check: _builtins.bool
+    """build again and compare; deliver nothing"""
+    is_fresh: _builtins.bool
+    """delete outputs that are there already"""
     @_builtins.property
     def drv(self) -> _store_pb2.StorePath: ...
     @_builtins.property
@@ -923,10 +947,12 @@ class BuildMessage(_message.Message):
         presigned_url_opts: Global___PresignedUploadOpts | None = ...,
         resolved_drv: _derivation_pb2.Basic | None = ...,
         max_output_size: _builtins.int | None = ...,
+        is_check: _builtins.bool | None = ...,
+        is_fresh: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_presigned_url_opts", b"_presigned_url_opts", "_resolved_drv", b"_resolved_drv", "drv", b"drv", "presigned_url_opts", b"presigned_url_opts", "resolved_drv", b"resolved_drv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_presigned_url_opts", b"_presigned_url_opts", "_resolved_drv", b"_resolved_drv", "build_id", b"build_id", "build_timeout", b"build_timeout", "drv", b"drv", "max_log_size", b"max_log_size", "max_output_size", b"max_output_size", "max_silent_time", b"max_silent_time", "presigned_url_opts", b"presigned_url_opts", "resolved_drv", b"resolved_drv"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_presigned_url_opts", b"_presigned_url_opts", "_resolved_drv", b"_resolved_drv", "build_id", b"build_id", "build_timeout", b"build_timeout", "drv", b"drv", "is_check", b"is_check", "is_fresh", b"is_fresh", "max_log_size", b"max_log_size", "max_output_size", b"max_output_size", "max_silent_time", b"max_silent_time", "presigned_url_opts", b"presigned_url_opts", "resolved_drv", b"resolved_drv"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__presigned_url_opts: _TypeAlias = _typing.Literal["presigned_url_opts"]  # noqa: Y015
     _WhichOneofArgType__presigned_url_opts: _TypeAlias = _typing.Literal["_presigned_url_opts", b"_presigned_url_opts"]  # noqa: Y015
