@@ -580,7 +580,6 @@ NAN = struct.unpack("<f", b"\x00\x00\xc0\x7f")[0]
             "usage.build_s",
             "-1",
         ),
-        (spoilt_report(built=[pb.Built(attempt=1)]), "built.outputs", "1"),
         (spoilt_output(name=""), "built.name", "''"),
         (spoilt_output(path="/nix/store/x"), "built.path", "/nix/store/x"),
         (spoilt_output(references=["../x"]), "built.references", "../x"),
