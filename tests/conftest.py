@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.peers import NIXES, NixStore
+from tests.postgres import Postgres, binaries, running_postgres
 
 
 @pytest.fixture(params=NIXES)
@@ -21,3 +22,15 @@ def nix_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NixSto
     store = NixStore.make(request.param, tmp_path / "store")
     yield store
     shutil.rmtree(store.root)  # a busybox for each test would add up
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A private PostgreSQL that runs; whoever stops it starts it again."""
+    if binaries() is None:
+        reason = "needs PostgreSQL (Debian: postgresql)"
+        if "CI" in os.environ:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with running_postgres() as running:
+        yield running
