@@ -5,12 +5,12 @@ derivation whose path or outputs do not follow from it is refused with the whole
 """
 
 import asyncio
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import zstandard
 
+from grange.coordinator.attributes import own_limits, required_features
 from grange.errors import PeerError
 from grange.ports import Journal, KnownDerivation, NewDerivation
 from grange.scheduler.facts import QueueKey
@@ -155,19 +155,7 @@ def _check_all(
                 modulo=checked.digest,
                 queue=QueueKey(drv.system, required_features(drv)),
                 name=drv.name,
+                limits=own_limits(drv),
             )
         )
     return new
-
-
-def required_features(drv: Derivation) -> tuple[str, ...]:
-    """What `requiredSystemFeatures` says, as a plain or a structured attribute; sorted."""
-    if "__json" not in drv.env:
-        return tuple(sorted(set(drv.env.get("requiredSystemFeatures", "").split())))
-    try:
-        features = json.loads(drv.env["__json"]).get("requiredSystemFeatures", [])
-        if all(isinstance(feature, str) for feature in features):
-            return tuple(sorted(set(features)))
-    except (ValueError, AttributeError, TypeError):
-        pass
-    raise PeerError(f"derivation {drv.name!r}: requiredSystemFeatures is no list of strings")
