@@ -4,12 +4,13 @@ ARGS ?=
 BENCH ?= all
 DEMO_ARGS = $(ARGS) $(if $(KEEP),--keep)
 
-.PHONY: help setup demo clean-demo test check bench clean
+.PHONY: help setup demo clean-demo test check soak bench clean
 
 help:
 	@echo "make demo         a farm of two agents on this machine (KEEP=1 leaves it running)"
 	@echo "make test         all tests"
 	@echo "make check        format, lint, types, layers and quick tests, in under a minute"
+	@echo "make soak         simulate farms by the thousand (ARGS=\"--minutes 60\")"
 	@echo "make bench        all benchmarks, or one with BENCH=name"
 	@echo "make setup        install what is missing and make .venv, as all of the above do"
 	@echo "make clean-demo   stop and remove the demo's farm"
@@ -29,6 +30,9 @@ test: setup
 
 check: setup
 	./check
+
+soak: setup
+	.venv/bin/python -m tests.simulation.soak $(ARGS)
 
 bench: setup
 	.venv/bin/python -m benchmarks $(BENCH) $(ARGS)
