@@ -96,6 +96,8 @@ class StepRecord:
     name: str
     system: str
     is_done: bool
+    features: tuple[str, ...] = ()  # that an agent must offer; sorted
+    limits: Limits = NO_LIMITS  # that the derivation sets itself
 
 
 @dataclass(frozen=True, slots=True)

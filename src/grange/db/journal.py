@@ -201,7 +201,7 @@ class SqliteJournal:
 
 
 def _step_record(row: Row) -> StepRecord:
-    step, drv_path, outputs, inputs, basic, name, system, state = row
+    step, drv_path, outputs, inputs, basic, name, system, state, features = row
     return StepRecord(
         StepId(step),
         StorePath(drv_path),
@@ -211,6 +211,7 @@ def _step_record(row: Row) -> StepRecord:
         name,
         system,
         state == StepState.DONE,
+        tuple(json.loads(features)),
     )
 
 

@@ -16,8 +16,9 @@ SELECT id, outputs FROM steps WHERE state = 0 AND id IN (SELECT value FROM json_
 -- name: replace_failed_drv
 -- Another derivation may yet make the outputs that the first failed to make.
 UPDATE steps
-SET drv = ?2, failures = 0, losses = 0,
-  cause_outcome = NULL, cause_message = NULL, cause_step = NULL, cause_attempt = NULL
+SET drv = ?2, failures = 0, losses = 0, tries = 0,
+  cause_outcome = NULL, cause_message = NULL, cause_step = NULL, cause_attempt = NULL,
+  cause_limit = NULL
 WHERE id = ?1 AND state <> 2 AND cause_outcome IS NOT NULL;
 
 -- name: set_publishing
@@ -26,17 +27,23 @@ UPDATE steps SET state = max(state, 1) WHERE id = ?1;
 -- name: set_done
 UPDATE steps SET state = 2 WHERE id = ?1;
 
+-- name: set_lost
+-- An output is gone: to build again.
+UPDATE steps SET state = 0 WHERE id = ?1;
+
 -- name: set_failed
 UPDATE steps
-SET cause_outcome = ?2, cause_message = ?3, cause_step = ?4, cause_attempt = ?5 WHERE id = ?1;
+SET cause_outcome = ?2, cause_message = ?3, cause_step = ?4, cause_attempt = ?5, cause_limit = ?6
+WHERE id = ?1;
 
 -- name: set_troubled
-UPDATE steps SET failures = ?2, losses = ?3 WHERE id = ?1;
+UPDATE steps SET failures = ?2, losses = ?3, tries = ?4 WHERE id = ?1;
 
 -- name: forget_failure
 UPDATE steps
-SET failures = 0, losses = 0,
-  cause_outcome = NULL, cause_message = NULL, cause_step = NULL, cause_attempt = NULL
+SET failures = 0, losses = 0, tries = 0,
+  cause_outcome = NULL, cause_message = NULL, cause_step = NULL, cause_attempt = NULL,
+  cause_limit = NULL
 WHERE id = ?1;
 
 -- name: learn_duration
@@ -48,19 +55,20 @@ ON CONFLICT (name) DO UPDATE SET expected_s = 0.75 * expected_s + 0.25 * exclude
 
 -- name: graph_nodes
 SELECT s.id, d.path, d.queue, d.inputs, s.outputs, u.expected_s, s.failures, s.losses,
-  s.cause_outcome, s.cause_message, s.cause_step, s.cause_attempt
+  s.tries, d.limits,
+  s.cause_outcome, s.cause_message, s.cause_step, s.cause_attempt, s.cause_limit
 FROM steps s JOIN derivations d ON d.id = s.drv LEFT JOIN durations u ON u.name = d.name
 WHERE s.state <> 2 AND s.id IN (SELECT value FROM json_each(?1));
 
 -- name: step_records
-SELECT s.id, d.path, s.outputs, t.direct_inputs, t.basic, d.name, q.system, s.state
+SELECT s.id, d.path, s.outputs, t.direct_inputs, t.basic, d.name, q.system, s.state, q.features
 FROM steps s JOIN derivations d ON d.id = s.drv JOIN drv_texts t ON t.drv = d.id
   JOIN queues q ON q.id = d.queue
 WHERE s.id IN (SELECT value FROM json_each(?1));
 
 -- name: step_summaries
 SELECT s.id, d.path, d.name, q.system, s.outputs, s.state, d.inputs,
-  s.cause_outcome, s.cause_message, s.cause_step, s.cause_attempt
+  s.cause_outcome, s.cause_message, s.cause_step, s.cause_attempt, s.cause_limit
 FROM steps s JOIN derivations d ON d.id = s.drv JOIN queues q ON q.id = d.queue
 WHERE s.id IN (SELECT value FROM json_each(?1));
 
