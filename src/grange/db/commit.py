@@ -6,22 +6,25 @@ effects of different kinds write different columns, with four exceptions, and ea
 * An attempt must be there before it ends, and its agent before it: the kinds run in that order.
 * `SavePaths` and `SaveStepDone` both raise the state of a step, and neither lowers it.
 * `SaveStepDone` learns a duration only from a step that is not done, so durations come first.
-* What tells of failures overwrites and clears the same columns: those run one by one, in order,
-  as do the few that tell of builds.
+* What tells of failures overwrites and clears the same columns: those run in their order, as do
+  the few that tell of builds.
+
+Where effects of a kind name the same thing, the last of them says how it stands. Effects upon
+checks are dropped, but for their attempts: a check is not in the journal.
 """
 
-import sqlite3
 from collections.abc import Sequence
 from typing import assert_never
 
 from grange.db.rows import Row, cause_row, path_row, show_agent, usage_row
-from grange.db.sql import QUERIES
+from grange.db.script import Script, ask, change, unknown
 from grange.ports import PublishedOutput
 from grange.scheduler.effects import (
     JournalEffect,
     SaveAgent,
     SaveAttempt,
     SaveAttemptEnded,
+    SaveAttemptRevived,
     SaveBuildFinished,
     SaveBuildReopened,
     SaveFailureForgotten,
@@ -30,6 +33,9 @@ from grange.scheduler.effects import (
     SaveStepFailed,
     SaveStepTroubled,
 )
+from grange.scheduler.facts import StepId, Usage, checked, is_check
+
+Rows = dict[int | str, Row]  # by the id of what they write
 
 
 class _Batch:
@@ -50,87 +56,107 @@ class _Batch:
 
     def __init__(self) -> None:
         self.clock_s = 0.0
-        self.agents: list[Row] = []
+        self.agents: Rows = {}
         self.attempts: list[Row] = []
         self.paths: list[Row] = []
         self.supports: list[Row] = []
-        self.publishing: list[Row] = []
-        self.durations: dict[int, Row] = {}  # by step, so that each teaches once
-        self.done: list[Row] = []
-        self.ended: list[Row] = []
-        self.in_order: list[tuple[str, Row]] = []  # query and row
+        self.publishing: Rows = {}
+        self.durations: Rows = {}
+        self.done: Rows = {}
+        self.ended: Rows = {}
+        self.in_order: list[tuple[str, Rows]] = []  # no two neighbours are of the same query
+
+    def advance(self, now: float) -> None:
+        self.clock_s = max(self.clock_s, now)
+
+    def add_in_order(self, query: str, row: Row) -> None:
+        if not self.in_order or self.in_order[-1][0] != query:
+            self.in_order.append((query, {}))
+        self.in_order[-1][1][row[0]] = row
 
 
-def apply_effects(connection: sqlite3.Connection, effects: Sequence[JournalEffect]) -> None:
-    """Apply all, inside the caller's transaction.
-
-    An effect upon what the journal has never heard of is a bug of ours: AssertionError.
-    """
+def apply_effects(effects: Sequence[JournalEffect]) -> Script[None]:
+    """Apply all. An effect upon what the journal has never heard of raises AssertionError."""
     batch = _Batch()
     for effect in effects:
         _add(batch, effect)
-    _run(connection, "save_agent", batch.agents)
-    _run(connection, "save_attempt", batch.attempts, is_insert=True)
-    _run(connection, "add_path", batch.paths, is_insert=True)
-    _run(connection, "save_support", batch.supports, is_insert=True)
-    _run(connection, "set_publishing", batch.publishing)
-    _run(connection, "learn_duration", [*batch.durations.values()], is_insert=True)
-    _run(connection, "set_done", batch.done)
-    _run(connection, "end_attempt", batch.ended)
-    for query, row in batch.in_order:
-        _run(connection, query, [row])
-    connection.execute(QUERIES["advance_clock"], (batch.clock_s,))
+    yield from change("save_agent", [*batch.agents.values()])
+    # Each of these may be there already.
+    yield from change("save_attempt", batch.attempts)
+    yield from change("add_path", batch.paths)
+    yield from change("save_support", batch.supports)
+    yield from _update("set_publishing", batch.publishing)
+    yield from change("learn_duration", [*batch.durations.values()])
+    yield from _update("set_done", batch.done)
+    yield from _update("end_attempt", batch.ended)
+    for query, rows in batch.in_order:
+        yield from _update(query, rows)
+    yield from ask("advance_clock", batch.clock_s)
 
 
-def _run(
-    connection: sqlite3.Connection, query: str, rows: list[Row], *, is_insert: bool = False
-) -> None:
-    """Run `query` on every row. An insert may find its row there already; an update needs one."""
-    if not rows:
-        return
-    try:
-        changed = connection.executemany(QUERIES[query], rows).rowcount
-    except sqlite3.IntegrityError as error:
-        raise AssertionError(f"{query} names what the journal does not know: {error}") from error
-    assert is_insert or changed == len(rows), f"{query} names what the journal does not know"
+def _update(query: str, rows: Rows) -> Script[None]:
+    """Every row must find what it changes."""
+    changed = yield from change(query, [*rows.values()])
+    if changed != len(rows):
+        raise unknown(query)
 
 
 def _add(batch: _Batch, effect: JournalEffect) -> None:
     match effect:
         case SaveAttempt(attempt, step, agent, now):
-            batch.attempts.append((attempt, step, agent, now))
-            batch.clock_s = max(batch.clock_s, now)
-        case SavePaths(step, _, infos):
-            _add_paths(batch, step, infos)
-        case SaveStepDone(step, build_s):
-            batch.done.append((step,))
-            if build_s is not None:
-                batch.durations[step] = (step, build_s)
+            batch.attempts.append((attempt, checked(step), agent, now, int(is_check(step))))
+            batch.advance(now)
         case SaveAttemptEnded(attempt, _, outcome, message, usage, now):
-            batch.ended.append((attempt, now, outcome.value, message, *usage_row(usage)))
-            batch.clock_s = max(batch.clock_s, now)
+            batch.ended[attempt] = (attempt, now, outcome.value, message, *usage_row(usage))
+            batch.advance(now)
+        case SaveAttemptRevived(attempt):
+            batch.ended[attempt] = (attempt, None, None, "", *usage_row(Usage()))
         case SaveBuildFinished(build, outcome, cause, now):
             row = (build, now, outcome.value, *cause_row(cause))
-            batch.in_order.append(("finish_build", row))
-            batch.clock_s = max(batch.clock_s, now)
+            batch.add_in_order("finish_build", row)
+            batch.advance(now)
         case SaveBuildReopened(build):
-            batch.in_order.append(("reopen_build", (build,)))
+            batch.add_in_order("reopen_build", (build,))
         case SaveAgent(spec, now):
-            batch.agents.append((spec.id, spec.name, show_agent(spec), now))
-            batch.clock_s = max(batch.clock_s, now)
-        case SaveStepFailed(step, cause, now):
-            batch.in_order.append(("set_failed", (step, *cause_row(cause))))
-            batch.clock_s = max(batch.clock_s, now)
-        case SaveStepTroubled(step, failures, losses):
-            batch.in_order.append(("set_troubled", (step, failures, losses)))
-        case SaveFailureForgotten(step):
-            batch.in_order.append(("forget_failure", (step,)))
+            batch.agents[spec.id] = (spec.id, spec.name, show_agent(spec), now)
+            batch.advance(now)
+        case (
+            SavePaths()
+            | SaveStepDone()
+            | SaveStepFailed()
+            | SaveStepTroubled()
+            | SaveFailureForgotten()
+        ):
+            if not is_check(effect.step):
+                _add_step(batch, effect)
         case _:
             assert_never(effect)
 
 
-def _add_paths(batch: _Batch, step: int, outputs: Sequence[PublishedOutput]) -> None:
-    batch.publishing.append((step,))
+def _add_step(
+    batch: _Batch,
+    effect: SavePaths | SaveStepDone | SaveStepFailed | SaveStepTroubled | SaveFailureForgotten,
+) -> None:
+    match effect:
+        case SavePaths(step, _, infos):
+            _add_paths(batch, step, infos)
+        case SaveStepDone(step, build_s):
+            batch.done[step] = (step,)
+            if build_s is not None:
+                batch.durations[step] = (step, build_s)
+        case SaveStepFailed(step, cause, now):
+            batch.add_in_order("set_failed", (step, *cause_row(cause)))
+            batch.advance(now)
+        case SaveStepTroubled(step, failures, losses, tries):
+            batch.add_in_order("set_troubled", (step, failures, losses, tries))
+        case SaveFailureForgotten(step):
+            batch.add_in_order("forget_failure", (step,))
+        case _:
+            assert_never(effect)
+
+
+def _add_paths(batch: _Batch, step: StepId, outputs: Sequence[PublishedOutput]) -> None:
+    batch.publishing[step] = (step,)
     for output in outputs:
         batch.paths.append(path_row(output.narinfo, "", step))
         if output.support:

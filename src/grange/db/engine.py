@@ -6,6 +6,7 @@ the larger the transactions, without a timer. A work may be run again after it w
 """
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, Final, TypeVar
+from typing import Any, Final, assert_never
 
 from grange.db.connect import MEMORY, connect, connect_reader
+from grange.db.rows import Row
+from grange.db.script import Ask, Change, Script, T, unknown
+from grange.db.sql import QUERIES
 from grange.errors import JournalRefusedError, OperatorError, OutsideError
 
 READERS: Final = 3  # a long walk, a long closure, and one for all the short questions
 REQUESTS_MAX: Final = 1000  # in one transaction, so that the first of them does not wait for long
 
-T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 # Errors by which storage says no, to whatever it was asked. SQLite's primary result codes.
@@ -77,6 +80,34 @@ def transact(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> list
             return [_refusal(error) for _ in works]
         return [_unknown(error) for _ in works]
     return answers
+
+
+def run_script(connection: sqlite3.Connection, script: Script[T]) -> T:
+    """Run `script` inside the caller's transaction."""
+    answer: Any = None
+    while True:
+        try:
+            wanted = script.send(answer)
+        except StopIteration as ended:
+            value: T = ended.value
+            return value
+        match wanted:
+            case Ask(query, parameters):
+                bound = [
+                    json.dumps(each) if isinstance(each, list) else each for each in parameters
+                ]
+                answer = connection.execute(QUERIES[query], bound).fetchall()
+            case Change(query, rows):
+                answer = _change(connection, query, rows)
+            case _:
+                assert_never(wanted)
+
+
+def _change(connection: sqlite3.Connection, query: str, rows: Sequence[Row]) -> int:
+    try:
+        return connection.executemany(QUERIES[query], rows).rowcount
+    except sqlite3.IntegrityError as error:
+        raise unknown(query) from error
 
 
 def _refusal(cause: sqlite3.Error) -> Answer:

@@ -1,8 +1,7 @@
-"""Taking in derivations, builds and paths that no step made."""
+"""Taking in derivations, builds and paths that no step made; and letting go of lost paths."""
 
 import json
-import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from grange.db.rows import (
     Row,
@@ -11,14 +10,15 @@ from grange.db.rows import (
     read_build,
     read_outputs,
     read_queue,
+    show_limits,
     show_outputs,
     show_paths,
     show_queue,
 )
-from grange.db.sql import QUERIES
+from grange.db.script import Script, ask, change
 from grange.errors import ConflictError, PeerError
 from grange.ports import BuildRecord, NewBuild, NewDerivation
-from grange.scheduler.facts import QueueKey
+from grange.scheduler.facts import QueueKey, StepId
 from grange.store.narinfo import NarInfo
 from grange.store.path import HASH_PART_CHARS, StorePath
 
@@ -31,23 +31,24 @@ class _Ingest:
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, derivations: Sequence[NewDerivation]
+        self,
+        drv_steps: dict[str, int],
+        output_steps: dict[str, int],
+        last_ids: Row,
+        queues: Mapping[int, QueueKey],
     ) -> None:
-        self._connection = connection
-        paths = {drv.path for drv in derivations}.union(*[drv.inputs for drv in derivations])
-        outputs = {path for drv in derivations for _, path in drv.outputs}
-        self._drv_steps: dict[str, int] = _pairs(connection, "derivation_steps", paths)
-        self._output_steps: dict[str, int] = _pairs(connection, "output_steps", outputs)
+        self._drv_steps = drv_steps
+        self._output_steps = output_steps
         self._last_step: int
         self._last_drv: int
-        self._last_step, self._last_drv = connection.execute(QUERIES["last_ids"]).fetchone()
-        self._queues = read_queues(connection)
-        self._queue_ids = {queue: id_ for id_, queue in self._queues.items()}
+        self._last_step, self._last_drv = last_ids
+        self._queue_ids = {queue: id_ for id_, queue in queues.items()}
+        self._queues: list[Row] = []
         self._drvs: list[Row] = []
         self._texts: list[Row] = []
         self._steps: list[Row] = []
         self._outputs: list[Row] = []
-        self._replacements: list[Row] = []
+        self._replacements: dict[int, Row] = {}
 
     def add(self, drv: NewDerivation) -> None:
         if drv.path in self._drv_steps:
@@ -57,8 +58,8 @@ class _Ingest:
         id_ = self._last_drv
         step = self._step(drv, id_, inputs)
         self._drv_steps[drv.path] = step
-        queue = self._queue(drv.queue)
-        self._drvs.append((id_, str(drv.path), step, drv.name, queue, pack_ids(inputs)))
+        queue, limits = self._queue(drv.queue), show_limits(drv.limits)
+        self._drvs.append((id_, str(drv.path), step, drv.name, queue, pack_ids(inputs), limits))
         self._texts.append((id_, drv.modulo, show_paths(drv.direct_inputs), drv.basic, drv.aterm))
 
     def _inputs(self, drv: NewDerivation) -> list[int]:
@@ -79,9 +80,9 @@ class _Ingest:
             )
         (step,) = found
         if step is not None:
-            # Higher inputs might need this step themselves.
+            # Higher inputs might need this step themselves. The first to stand in does.
             if not inputs or inputs[-1] < step:
-                self._replacements.append((step, drv_id))
+                self._replacements.setdefault(step, (step, drv_id))
             return step
         self._last_step += 1
         self._steps.append((self._last_step, drv_id, show_outputs(drv.outputs)))
@@ -94,76 +95,107 @@ class _Ingest:
         id_ = self._queue_ids.get(queue)
         if id_ is None:
             id_ = self._queue_ids[queue] = len(self._queue_ids) + 1
-            self._connection.execute(QUERIES["add_queue"], (id_, *show_queue(queue)))
+            self._queues.append((id_, *show_queue(queue)))
         return id_
 
-    def save(self) -> None:
-        run = self._connection.executemany
-        run(QUERIES["add_step"], self._steps)
-        run(QUERIES["add_output"], self._outputs)
-        run(QUERIES["add_derivation"], self._drvs)
-        run(QUERIES["add_drv_text"], self._texts)
-        run(QUERIES["replace_failed_drv"], self._replacements)
-        _finish_if_there(self._connection, [(row[0], row[2]) for row in self._steps])
+    def save(self) -> Script[None]:
+        yield from change("add_queue", self._queues)
+        yield from change("add_step", self._steps)
+        yield from change("add_output", self._outputs)
+        yield from change("add_derivation", self._drvs)
+        yield from change("add_drv_text", self._texts)
+        yield from change("replace_failed_drv", [*self._replacements.values()])
+        yield from _finish_if_there([(row[0], row[2]) for row in self._steps])
 
 
-def add_derivations(connection: sqlite3.Connection, derivations: Sequence[NewDerivation]) -> None:
-    ingest = _Ingest(connection, derivations)
+def add_derivations(derivations: Sequence[NewDerivation]) -> Script[None]:
+    paths = {drv.path for drv in derivations}.union(*[drv.inputs for drv in derivations])
+    outputs = {path for drv in derivations for _, path in drv.outputs}
+    ingest = _Ingest(
+        (yield from _pairs("derivation_steps", paths)),
+        (yield from _pairs("output_steps", outputs)),
+        (yield from ask("last_ids"))[0],
+        (yield from read_queues()),
+    )
     for drv in derivations:
         ingest.add(drv)
-    ingest.save()
+    yield from ingest.save()
 
 
-def add_paths(connection: sqlite3.Connection, narinfos: Sequence[NarInfo], origin: str) -> None:
-    rows = [path_row(narinfo, origin, None) for narinfo in narinfos]
-    connection.executemany(QUERIES["add_path"], rows)
-    steps = _pairs(connection, "output_steps", [narinfo.info.path for narinfo in narinfos])
-    ids = json.dumps(sorted(set(steps.values())))
-    _finish_if_there(
-        connection, connection.execute(QUERIES["known_step_outputs"], (ids,)).fetchall()
+def add_paths(narinfos: Sequence[NarInfo], origin: str) -> Script[None]:
+    yield from change("add_path", [path_row(narinfo, origin, None) for narinfo in narinfos])
+    steps = yield from _pairs("output_steps", [narinfo.info.path for narinfo in narinfos])
+    rows = yield from ask("known_step_outputs", sorted(set(steps.values())))
+    yield from _finish_if_there([(step, outputs) for step, outputs in rows])
+
+
+def forget_paths(paths: Iterable[StorePath]) -> Script[tuple[list[StepId], list[str]]]:
+    """See `Journal.forget_paths`.
+
+    A narinfo's key is told even where its path info is gone already: a crash may have kept the
+    narinfo. Only that of another path with the same hash part is not.
+    """
+    by_part = {path[:HASH_PART_CHARS]: path for path in paths}
+    rows = yield from ask("references", [*by_part])
+    others = {part for part, name, _ in rows if f"{part}-{name}" != by_part[part]}
+    lost = [part for part in by_part if part not in others]
+    yield from change("forget_path", [(part,) for part in lost])
+    steps = yield from _pairs("output_steps", by_part.values())
+    ids = sorted(set(steps.values()))
+    yield from change("set_lost", [(step,) for step in ids])
+    return [StepId(step) for step in ids], [f"{part}.narinfo" for part in lost]
+
+
+def add_builds(builds: Sequence[NewBuild]) -> Script[list[BuildRecord]]:
+    yield from change("add_build", [_build_row(build) for build in builds])
+    rows = yield from ask("builds_of", [str(build.id) for build in builds])
+    records = {record.id: record for record in map(read_build, rows)}
+    for build in builds:
+        if (record := records.get(build.id)) is None:
+            raise PeerError(f"derivation {build.drv_path} is not known to the farm; send it first")
+        if record.drv_path != build.drv_path:
+            raise ConflictError(
+                f"build {build.id} is of {record.drv_path}, not of {build.drv_path}; "
+                "choose a new id for a new build"
+            )
+    yield from ask("advance_clock", max([build.now for build in builds], default=0.0))
+    return [records[build.id] for build in builds]
+
+
+def _build_row(build: NewBuild) -> Row:
+    return (
+        str(build.id),
+        str(build.drv_path),
+        build.project,
+        build.priority,
+        json.dumps(build.tags),
+        build.submitted_by,
+        build.now,
+        show_limits(build.limits),
+        int(build.is_check),
     )
 
 
-def add_builds(connection: sqlite3.Connection, builds: Sequence[NewBuild]) -> list[BuildRecord]:
-    return [_add_build(connection, build) for build in builds]
+def read_queues() -> Script[dict[int, QueueKey]]:
+    rows = yield from ask("queues")
+    return {id_: read_queue(*row) for id_, *row in rows}
 
 
-def _add_build(connection: sqlite3.Connection, build: NewBuild) -> BuildRecord:
-    tags = json.dumps(build.tags)
-    row = (build.id, str(build.drv_path), build.project, build.priority, tags)
-    connection.execute(QUERIES["add_build"], (*row, build.submitted_by, build.now))
-    connection.execute(QUERIES["advance_clock"], (build.now,))
-    found = connection.execute(QUERIES["build"], (build.id,)).fetchone()
-    if found is None:
-        raise PeerError(f"derivation {build.drv_path} is not known to the farm; send it first")
-    record = read_build(found)
-    if record.drv_path != build.drv_path:
-        raise ConflictError(
-            f"build {build.id} is of {record.drv_path}, not of {build.drv_path}; "
-            "choose a new id for a new build"
-        )
-    return record
-
-
-def read_queues(connection: sqlite3.Connection) -> dict[int, QueueKey]:
-    return {id_: read_queue(*row) for id_, *row in connection.execute(QUERIES["queues"])}
-
-
-def read_valid(connection: sqlite3.Connection, paths: Iterable[StorePath]) -> set[StorePath]:
+def read_valid(paths: Iterable[StorePath]) -> Script[set[StorePath]]:
     """Those of `paths` that may be fetched."""
     wanted = set(paths)
-    parts = json.dumps([path[:HASH_PART_CHARS] for path in wanted])
-    rows = connection.execute(QUERIES["valid_paths"], (parts,))
+    rows = yield from ask("valid_paths", [path[:HASH_PART_CHARS] for path in wanted])
     return {path for part, name in rows if (path := StorePath(f"{part}-{name}")) in wanted}
 
 
-def _finish_if_there(connection: sqlite3.Connection, steps: Sequence[tuple[int, str]]) -> None:
+def _finish_if_there(steps: Sequence[tuple[int, str]]) -> Script[None]:
     """Make those of `steps`, given by id and outputs, done whose outputs are all valid."""
     paths = {step: [path for _, path in read_outputs(outputs)] for step, outputs in steps}
-    valid = read_valid(connection, [path for each in paths.values() for path in each])
+    valid = yield from read_valid([path for each in paths.values() for path in each])
     done = [(step,) for step, each in paths.items() if valid.issuperset(each)]
-    connection.executemany(QUERIES["set_done"], done)
+    yield from change("set_done", done)
 
 
-def _pairs(connection: sqlite3.Connection, query: str, keys: Iterable[str]) -> dict[str, int]:
-    return dict(connection.execute(QUERIES[query], (json.dumps([*keys]),)).fetchall())
+def _pairs(query: str, keys: Iterable[str]) -> Script[dict[str, int]]:
+    rows = yield from ask(query, [str(key) for key in keys])
+    return {key: id_ for key, id_ in rows}  # noqa: C416 - rows are of any kind of sequence

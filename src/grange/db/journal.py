@@ -1,61 +1,16 @@
-"""The journal on SQLite: each method is one work for the engine."""
+"""The journal on SQLite."""
 
-import json
-import math
-import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
-from typing import Final
-
-from grange.db.commit import apply_effects
 from grange.db.connect import MEMORY
-from grange.db.engine import Inline, Threads
-from grange.db.ingest import add_builds, add_derivations, add_paths, read_valid
-from grange.db.lru import Lru
-from grange.db.rows import (
-    Row,
-    StepState,
-    read_agent,
-    read_attempt,
-    read_build,
-    read_narinfo,
-    read_outputs,
-    read_paths,
-)
-from grange.db.sql import QUERIES
-from grange.db.walks import References, build_closure, runtime_closure, unfinished_graph
-from grange.ports import (
-    AttemptRecord,
-    AwaitedAgent,
-    BuildRecord,
-    KnownDerivation,
-    NewBuild,
-    NewDerivation,
-    PublishedOutput,
-    Recovered,
-    StepNode,
-    StepRecord,
-    StepSummary,
-    Unpublished,
-)
-from grange.scheduler.effects import JournalEffect
-from grange.scheduler.facts import AgentSpec, AttemptId, BuildId, StepId
-from grange.store.narinfo import NarInfo
-from grange.store.path import StorePath
-
-NARINFOS_MAX: Final = 20_000  # some 40 MB
-REFERENCES_MAX: Final = 200_000  # paths; some 100 MB at ten references each
-NO_LIMIT: Final = -1  # what SQLite takes for none
+from grange.db.engine import Inline, Threads, run_script
+from grange.db.script import Scripted, T
+from grange.db.sql_journal import SqlJournal
 
 
-class SqliteJournal:
-    """Implements `grange.ports.Journal`, where each method's contract stands."""
+class SqliteJournal(SqlJournal):
+    """Implements `grange.ports.Journal` on a file or in memory."""
 
     def __init__(self, engine: Inline | Threads) -> None:
-        self._engine = engine
-        # Path infos never change once committed, so what is remembered stays right.
-        self._narinfos: Lru[str, NarInfo] = Lru(NARINFOS_MAX)
-        self._references: References = Lru(REFERENCES_MAX)
+        super().__init__(_Scripts(engine))
 
     @classmethod
     def open(cls, path: str, *, is_inline: bool = False) -> "SqliteJournal":
@@ -66,177 +21,18 @@ class SqliteJournal:
         """
         return cls(Inline(path) if is_inline or path == MEMORY else Threads(path))
 
-    async def recover(self) -> Recovered:
-        return await self._engine.read(_recover)
 
-    async def commit(self, effects: Sequence[JournalEffect]) -> None:
-        await self._engine.write(lambda connection: apply_effects(connection, effects))
+class _Scripts:
+    """Implements `grange.db.script.Engine` on the engines for SQLite."""
 
-    async def add_derivations(self, derivations: Sequence[NewDerivation]) -> None:
-        await self._engine.write(lambda connection: add_derivations(connection, derivations))
+    def __init__(self, engine: Inline | Threads) -> None:
+        self._engine = engine
 
-    async def add_builds(self, builds: Sequence[NewBuild]) -> list[BuildRecord]:
-        return await self._engine.write(lambda connection: add_builds(connection, builds))
+    async def read(self, scripted: Scripted[T]) -> T:
+        return await self._engine.read(lambda connection: run_script(connection, scripted()))
 
-    async def add_paths(self, narinfos: Sequence[NarInfo], origin: str) -> None:
-        await self._engine.write(lambda connection: add_paths(connection, narinfos, origin))
-
-    async def known_derivations(self, paths: Iterable[StorePath]) -> set[StorePath]:
-        rows = await self._rows("derivation_steps", json.dumps([*paths]))
-        return {StorePath(path) for path, _ in rows}
-
-    async def unfinished_graph(self, roots: Sequence[StorePath]) -> list[StepNode]:
-        return await self._engine.read(lambda connection: unfinished_graph(connection, roots))
-
-    async def steps(self, ids: Sequence[StepId]) -> dict[StepId, StepRecord]:
-        rows = await self._rows("step_records", json.dumps(ids))
-        return {row[0]: _step_record(row) for row in rows}
-
-    async def step_of(self, drv_path: StorePath) -> StepId | None:
-        rows = await self._rows("step_of", str(drv_path))
-        return rows[0][0] if rows else None
-
-    async def step_with_output(self, path: StorePath) -> StepId | None:
-        rows = await self._rows("output_steps", json.dumps([path]))
-        return rows[0][1] if rows else None
-
-    async def aterm(self, drv_path: StorePath) -> bytes | None:
-        rows = await self._rows("aterm", str(drv_path))
-        return rows[0][0] if rows else None
-
-    async def derivation_path(self, hash_part: str) -> StorePath | None:
-        rows = await self._rows("derivation_path", f"{hash_part}-", f"{hash_part}.")
-        return StorePath(rows[0][0]) if rows else None
-
-    async def derivation_inputs(
-        self, paths: Iterable[StorePath]
-    ) -> dict[StorePath, KnownDerivation]:
-        rows = await self._rows("derivation_facts", json.dumps([*paths]))
-        return {
-            StorePath(path): KnownDerivation(read_outputs(outputs), modulo)
-            for path, outputs, modulo in rows
-        }
-
-    async def narinfo(self, hash_part: str) -> NarInfo | None:
-        narinfo = self._narinfos.get(hash_part)
-        if narinfo is None:
-            rows = await self._rows("path", hash_part)
-            if rows:
-                narinfo = read_narinfo(rows[0])
-                self._narinfos.put(hash_part, narinfo)
-        return narinfo
-
-    async def narinfos(self, paths: Iterable[StorePath]) -> dict[StorePath, NarInfo]:
-        known = {path: self._narinfos.get(path.hash_part) for path in paths}
-        found = {path: narinfo for path, narinfo in known.items() if narinfo is not None}
-        if len(found) < len(known):
-            parts = json.dumps([path.hash_part for path in known if path not in found])
-            for row in await self._rows("paths", parts):
-                narinfo = read_narinfo(row)
-                self._narinfos.put(narinfo.info.path.hash_part, narinfo)
-                found[narinfo.info.path] = narinfo
-        return {path: found[path] for path in known if path in found}
-
-    async def valid_paths(self, paths: Iterable[StorePath]) -> set[StorePath]:
-        wanted = set(paths)
-        return await self._engine.read(lambda connection: read_valid(connection, wanted))
-
-    async def runtime_closure(self, roots: Sequence[StorePath]) -> list[StorePath]:
-        known = self._references
-        return await self._engine.read(lambda connection: runtime_closure(connection, roots, known))
-
-    async def build(self, id_: BuildId) -> BuildRecord | None:
-        rows = await self._rows("build", id_)
-        return read_build(rows[0]) if rows else None
-
-    async def builds_of(self, ids: Sequence[BuildId]) -> list[BuildRecord]:
-        return [read_build(row) for row in await self._rows("builds_of", json.dumps([*ids]))]
-
-    async def builds(
-        self, *, unfinished_only: bool = False, limit: int = 100, before: float | None = None
-    ) -> list[BuildRecord]:
-        query = "unfinished_builds" if unfinished_only else "builds"
-        rows = await self._rows(query, math.inf if before is None else before, limit)
-        return [read_build(row) for row in rows]
-
-    async def build_closure(self, root: StorePath, *, limit: int) -> list[StepSummary]:
-        return await self._engine.read(lambda connection: build_closure(connection, root, limit))
-
-    async def attempts(self, step: StepId) -> list[AttemptRecord]:
-        return [read_attempt(row) for row in await self._rows("attempts_of", step)]
-
-    async def attempt(self, id_: AttemptId) -> AttemptRecord | None:
-        rows = await self._rows("attempt", id_)
-        return read_attempt(rows[0]) if rows else None
-
-    async def supports(self, step: StepId) -> dict[str, str]:
-        return dict(await self._rows("supports", step))
-
-    async def agents(self) -> list[tuple[AgentSpec, float]]:
-        return [(read_agent(spec), joined) for spec, joined in await self._rows("agents")]
-
-    async def upstream_answer(self, url: str, hash_part: str, now: float) -> str | None:
-        rows = await self._rows("upstream_answer", url, hash_part, now)
-        return rows[0][0] if rows else None
-
-    async def save_upstream_answers(
-        self, url: str, answers: Mapping[str, str], expires: float
-    ) -> None:
-        rows = [(url, part, answer, expires) for part, answer in answers.items()]
-
-        def save(connection: sqlite3.Connection) -> None:
-            connection.execute(QUERIES["drop_expired_answers"])
-            connection.executemany(QUERIES["save_upstream_answer"], rows)
-
-        await self._engine.write(save)
+    async def write(self, scripted: Scripted[T]) -> T:
+        return await self._engine.write(lambda connection: run_script(connection, scripted()))
 
     async def close(self) -> None:
         await self._engine.close()
-
-    async def _rows(self, query: str, *parameters: object) -> list[Row]:
-        text = QUERIES[query]
-        return await self._engine.read(
-            lambda connection: connection.execute(text, parameters).fetchall()
-        )
-
-
-def _step_record(row: Row) -> StepRecord:
-    step, drv_path, outputs, inputs, basic, name, system, state, features = row
-    return StepRecord(
-        StepId(step),
-        StorePath(drv_path),
-        read_outputs(outputs),
-        read_paths(inputs),
-        basic,
-        name,
-        system,
-        state == StepState.DONE,
-        tuple(json.loads(features)),
-    )
-
-
-def _recover(connection: sqlite3.Connection) -> Recovered:
-    newest_first = connection.execute(QUERIES["unfinished_builds"], (math.inf, NO_LIMIT)).fetchall()
-    attempts = connection.execute(QUERIES["unended_attempts"]).fetchall()
-    publishing = connection.execute(QUERIES["unpublished"]).fetchall()
-    return Recovered(
-        builds=tuple([read_build(row) for row in reversed(newest_first)]),
-        agents=tuple(
-            [
-                AwaitedAgent(read_agent(spec), tuple([(row[0], row[1]) for row in rows]))
-                for (_, spec), rows in groupby(attempts, key=lambda row: (row[2], row[3]))
-            ]
-        ),
-        unpublished=tuple([_unpublished(connection, *row) for row in publishing]),
-        next_attempt=connection.execute(QUERIES["next_attempt"]).fetchone()[0],
-        clock_s=connection.execute(QUERIES["clock"]).fetchone()[0],
-    )
-
-
-def _unpublished(connection: sqlite3.Connection, step: StepId, outputs: str) -> Unpublished:
-    supports = dict(connection.execute(QUERIES["supports"], (step,)).fetchall())
-    published = []
-    for name, path in read_outputs(outputs):
-        row = connection.execute(QUERIES["path"], (path.hash_part,)).fetchone()
-        published.append(PublishedOutput(name, read_narinfo(row), supports.get(name, "")))
-    return Unpublished(step, tuple(published))

@@ -7,23 +7,32 @@ than a subclass.
 import json
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from enum import IntEnum
 from typing import Any
 
 from grange.ports import AttemptRecord, BuildRecord
-from grange.scheduler.facts import AgentSpec, Cause, Outcome, QueueKey, Thresholds, Usage
+from grange.scheduler.facts import (
+    NO_LIMITS,
+    AgentSpec,
+    Cause,
+    Limits,
+    Outcome,
+    QueueKey,
+    Thresholds,
+    Usage,
+)
 from grange.store.content import ContentAddress
 from grange.store.hash import Hash
 from grange.store.narinfo import NarInfo, PathInfo
 from grange.store.path import HASH_PART_CHARS, StorePath
 
 Row = tuple[Any, ...]
-NO_CAUSE: Row = (None, None, None, None)
+NO_CAUSE: Row = (None, None, None, None, None)
 
 
 class StepState(IntEnum):
-    """As in `steps.state`; only ever goes up."""
+    """As in `steps.state`; goes up, but for a step whose outputs were lost."""
 
     KNOWN = 0
     PUBLISHING = 1  # path infos are committed, narinfos perhaps not in place
@@ -63,10 +72,19 @@ def read_queue(system: str, features: str, tags: str) -> QueueKey:
     return QueueKey(system, tuple(json.loads(features)), tuple(json.loads(tags)))
 
 
+def show_limits(limits: Limits) -> str:
+    """Empty for none, because most have none and walks read many."""
+    return "" if limits == NO_LIMITS else " ".join(map(str, astuple(limits)))
+
+
+def read_limits(text: str) -> Limits:
+    return Limits(*map(int, text.split())) if text else NO_LIMITS
+
+
 def cause_row(cause: Cause | None) -> Row:
     if cause is None:
         return NO_CAUSE
-    return cause.outcome.value, cause.message, cause.step, cause.attempt
+    return cause.outcome.value, cause.message, cause.step, cause.attempt, cause.limit
 
 
 def read_cause(row: Row) -> Cause | None:
@@ -89,7 +107,7 @@ def usage_row(usage: Usage) -> Row:
 
 
 def read_attempt(row: Row) -> AttemptRecord:
-    id_, step, drv_path, agent, agent_name, started, ended, outcome, message, *usage = row
+    id_, step, drv_path, agent, agent_name, started, ended, outcome, message = row[:9]
     return AttemptRecord(
         id_,
         step,
@@ -100,7 +118,8 @@ def read_attempt(row: Row) -> AttemptRecord:
         ended,
         None if outcome is None else Outcome(outcome),
         message,
-        Usage(*usage),
+        Usage(*row[9:17]),
+        bool(row[17]),
     )
 
 
@@ -117,7 +136,9 @@ def read_build(row: Row) -> BuildRecord:
         created,
         finished,
         None if row[9] is None else Outcome(row[9]),
-        read_cause(row[10:14]),
+        read_cause(row[10:15]),
+        read_limits(row[15]),
+        bool(row[16]),
     )
 
 

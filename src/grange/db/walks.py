@@ -1,8 +1,7 @@
 """Walks over the graph of steps and over references, a level of many nodes at a time."""
 
-import json
-import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from operator import itemgetter
 
 from grange.db.ingest import read_queues
 from grange.db.lru import Lru
@@ -11,11 +10,12 @@ from grange.db.rows import (
     StepState,
     read_attempt,
     read_cause,
+    read_limits,
     read_outputs,
     read_paths,
     unpack_ids,
 )
-from grange.db.sql import QUERIES
+from grange.db.script import Script, ask
 from grange.errors import PeerError
 from grange.ports import AttemptRecord, StepNode, StepSummary
 from grange.scheduler.facts import StepId, StepSpec
@@ -27,23 +27,24 @@ EXPECTED_S = 10.0  # for a derivation never built before: most of a distribution
 References = Lru[StorePath, tuple[StorePath, ...]]
 
 
-def unfinished_graph(connection: sqlite3.Connection, roots: Sequence[StorePath]) -> list[StepNode]:
+def unfinished_graph(roots: Sequence[StorePath]) -> Script[list[StepNode]]:
     """See `Journal.unfinished_graph`. Inputs first is by id: see `grange.db.ingest`."""
     rows: dict[int, Row] = {}
     inputs: dict[int, tuple[int, ...]] = {}
-    seen = set(_root_steps(connection, roots))
+    seen = set((yield from _root_steps(roots)))
     level = seen
     while level:
         needed: set[int] = set()
-        for row in _rows(connection, "graph_nodes", level):
+        for row in (yield from ask("graph_nodes", [*level])):
             rows[row[0]] = row
             needed.update(inputs.setdefault(row[0], unpack_ids(row[3])))
         level = needed - seen
         seen |= level
-    queues = read_queues(connection)
+    queues = yield from read_queues()
     nodes = []
     for id_ in sorted(rows):
-        _, drv_path, queue, _, outputs, expected_s, failures, losses, *cause = rows[id_]
+        row = rows[id_]
+        _, drv_path, queue, _, outputs, expected_s, failures, losses, tries, limits = row[:10]
         spec = StepSpec(
             StepId(id_),
             queues[queue],
@@ -51,35 +52,37 @@ def unfinished_graph(connection: sqlite3.Connection, roots: Sequence[StorePath])
             EXPECTED_S if expected_s is None else expected_s,
             failures,
             losses,
+            tries,
+            read_limits(limits),
         )
         paths = tuple(map(StorePath, outputs.split()[1::2]))
-        nodes.append(StepNode(spec, StorePath(drv_path), paths, read_cause(tuple(cause))))
+        nodes.append(StepNode(spec, StorePath(drv_path), paths, read_cause(row[10:15])))
     return nodes
 
 
-def _root_steps(connection: sqlite3.Connection, roots: Sequence[StorePath]) -> list[int]:
-    steps: dict[str, int] = dict(_rows(connection, "derivation_steps", roots))
+def _root_steps(roots: Sequence[StorePath]) -> Script[list[int]]:
+    rows = yield from ask("derivation_steps", [str(root) for root in roots])
+    steps: dict[str, int] = {path: step for path, step in rows}  # noqa: C416 - any sequence
     for root in roots:
         if root not in steps:
             raise PeerError(f"derivation {root} is not known to the farm; send it first")
     return [*steps.values()]
 
 
-def build_closure(connection: sqlite3.Connection, root: StorePath, limit: int) -> list[StepSummary]:
+def build_closure(root: StorePath, limit: int) -> Script[list[StepSummary]]:
     """See `Journal.build_closure`; empty for an unknown root.
 
     A step was wanted if it has an attempt, or waits for one below a step that does, too.
     """
     found: list[StepSummary] = []
-    seen: set[int] = {step for _, step in _rows(connection, "derivation_steps", [root])}
+    seen: set[int] = {row[1] for row in (yield from ask("derivation_steps", [str(root)]))}
     level = dict.fromkeys(seen, False)  # whether only steps that were attempted are wanted
     depth = 0
     while level and len(found) < limit:
-        attempts = {
-            row[1]: read_attempt(row) for row in _rows(connection, "latest_attempts", level)
-        }
+        rows = yield from ask("latest_attempts", [*level])
+        attempts = {row[1]: read_attempt(row) for row in rows}
         below: dict[int, bool] = {}
-        for row in sorted(_rows(connection, "step_summaries", level)):
+        for row in sorted((yield from ask("step_summaries", [*level])), key=itemgetter(0)):
             summary = _summary(row, attempts.get(row[0]), depth)
             is_waiting = not summary.is_done and not level[row[0]]
             if depth == 0 or is_waiting or summary.attempt is not None:
@@ -109,8 +112,8 @@ def _summary(row: Row, attempt: AttemptRecord | None, depth: int) -> StepSummary
 
 
 def runtime_closure(
-    connection: sqlite3.Connection, roots: Sequence[StorePath], known: References
-) -> list[StorePath]:
+    roots: Sequence[StorePath], known: References | None
+) -> Script[list[StorePath]]:
     """See `Journal.runtime_closure`. `known` remembers references from one call to the next.
 
     Raises PeerError where path infos, as only an upstream could give them, refer in a circle.
@@ -118,33 +121,33 @@ def runtime_closure(
     references: dict[StorePath, tuple[StorePath, ...]] = {}
     level = set(roots)
     seen = set(level)
+    age = 0 if known is None else known.age
     while level:
         unknown = []
         for path in level:
-            remembered = known.get(path)
+            remembered = None if known is None else known.get(path)
             if remembered is None:
                 unknown.append(path)
             else:
                 references[path] = remembered
-        for path, found in _read_references(connection, unknown):
+        for path, found in (yield from _read_references(unknown)):
             references[path] = found
-            known.put(path, found)
+            if known is not None:
+                known.put(path, found, age)
         level = {each for path in level for each in references.get(path, ())} - seen
         seen |= level
     return topological(references, references.__getitem__)
 
 
 def _read_references(
-    connection: sqlite3.Connection, paths: Sequence[StorePath]
-) -> Iterable[tuple[StorePath, tuple[StorePath, ...]]]:
+    paths: Sequence[StorePath],
+) -> Script[list[tuple[StorePath, tuple[StorePath, ...]]]]:
     if not paths:
-        return
+        return []
     wanted = set(paths)
-    for part, name, text in _rows(connection, "references", [p[:HASH_PART_CHARS] for p in paths]):
-        path = StorePath(f"{part}-{name}")
-        if path in wanted:
-            yield path, read_paths(text)
-
-
-def _rows(connection: sqlite3.Connection, query: str, keys: Iterable[object]) -> list[Row]:
-    return connection.execute(QUERIES[query], (json.dumps([*keys]),)).fetchall()
+    rows = yield from ask("references", [path[:HASH_PART_CHARS] for path in paths])
+    return [
+        (path, read_paths(text))
+        for part, name, text in rows
+        if (path := StorePath(f"{part}-{name}")) in wanted
+    ]

@@ -10,8 +10,8 @@ SELECT spec, joined FROM agents ORDER BY name, id;
 
 -- name: save_attempt
 -- The derivation is what the step would build now.
-INSERT INTO attempts (id, step, drv, agent, started)
-VALUES (?1, ?2, (SELECT drv FROM steps WHERE id = ?2), ?3, ?4)
+INSERT INTO attempts (id, step, drv, agent, started, is_check)
+VALUES (?1, ?2, (SELECT drv FROM steps WHERE id = ?2), ?3, ?4, ?5)
 ON CONFLICT (id) DO NOTHING;
 
 -- name: end_attempt
@@ -24,7 +24,7 @@ WHERE id = ?1;
 -- name: attempt
 SELECT a.id, a.step, d.path, a.agent, g.name, a.started, a.ended, a.outcome, a.message, a.fetch_s,
   a.build_s, a.upload_s, a.cpu_user_s, a.cpu_system_s, a.memory_peak_bytes, a.io_read_bytes,
-  a.io_write_bytes
+  a.io_write_bytes, a.is_check
 FROM attempts a JOIN derivations d ON d.id = a.drv JOIN agents g ON g.id = a.agent
 WHERE a.id = ?1;
 
@@ -32,7 +32,7 @@ WHERE a.id = ?1;
 -- Oldest first.
 SELECT a.id, a.step, d.path, a.agent, g.name, a.started, a.ended, a.outcome, a.message, a.fetch_s,
   a.build_s, a.upload_s, a.cpu_user_s, a.cpu_system_s, a.memory_peak_bytes, a.io_read_bytes,
-  a.io_write_bytes
+  a.io_write_bytes, a.is_check
 FROM attempts a JOIN derivations d ON d.id = a.drv JOIN agents g ON g.id = a.agent
 WHERE a.step = ?1 ORDER BY a.id;
 
@@ -40,15 +40,23 @@ WHERE a.step = ?1 ORDER BY a.id;
 -- The latest attempt of each of these steps that has any.
 SELECT a.id, a.step, d.path, a.agent, g.name, a.started, a.ended, a.outcome, a.message, a.fetch_s,
   a.build_s, a.upload_s, a.cpu_user_s, a.cpu_system_s, a.memory_peak_bytes, a.io_read_bytes,
-  a.io_write_bytes
+  a.io_write_bytes, a.is_check
 FROM attempts a JOIN derivations d ON d.id = a.drv JOIN agents g ON g.id = a.agent
 WHERE a.id IN (
   SELECT max(id) FROM attempts WHERE step IN (SELECT value FROM json_each(?1)) GROUP BY step
 );
 
 -- name: unended_attempts
-SELECT a.id, a.step, g.id, g.spec FROM attempts a JOIN agents g ON g.id = a.agent
+-- A check's step is the negative of the one it compares with.
+SELECT a.id, CASE a.is_check WHEN 1 THEN -a.step ELSE a.step END, g.id, g.spec
+FROM attempts a JOIN agents g ON g.id = a.agent
 WHERE a.ended IS NULL ORDER BY g.name, g.id, a.id;
+
+-- name: given_up_attempts
+-- The newest that ended with the loss of their agents, of steps that are not done.
+SELECT a.id, CASE a.is_check WHEN 1 THEN -a.step ELSE a.step END, a.agent
+FROM attempts a JOIN steps s ON s.id = a.step
+WHERE a.outcome = 'agent lost' AND s.state <> 2 ORDER BY a.id DESC LIMIT ?1;
 
 -- name: next_attempt
 SELECT coalesce(max(id), 0) + 1 FROM attempts;

@@ -14,7 +14,8 @@ SELECT coalesce((SELECT max(id) FROM steps), 0), coalesce((SELECT max(id) FROM d
 SELECT path, step FROM derivations WHERE path IN (SELECT value FROM json_each(?1));
 
 -- name: add_derivation
-INSERT INTO derivations (id, path, step, name, queue, inputs) VALUES (?1, ?2, ?3, ?4, ?5, ?6);
+INSERT INTO derivations (id, path, step, name, queue, inputs, limits)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7);
 
 -- name: add_drv_text
 INSERT INTO drv_texts (drv, modulo, direct_inputs, basic, aterm) VALUES (?1, ?2, ?3, ?4, ?5);

@@ -24,6 +24,9 @@ WHERE p.hash_part IN (SELECT value FROM json_each(?1)) AND (p.step IS NULL OR s.
 -- name: references
 SELECT hash_part, name, refs FROM paths WHERE hash_part IN (SELECT value FROM json_each(?1));
 
+-- name: forget_path
+DELETE FROM paths WHERE hash_part = ?1;
+
 -- name: upstream_answer
 SELECT answer FROM upstream_answers WHERE url = ?1 AND hash_part = ?2 AND expires > ?3;
 

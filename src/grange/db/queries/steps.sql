@@ -79,6 +79,10 @@ SELECT id, outputs FROM steps WHERE state = 1 ORDER BY id;
 -- name: supports
 SELECT output, support FROM supports WHERE step = ?1 ORDER BY output;
 
+-- name: supports_of
+SELECT step, output, support FROM supports
+WHERE step IN (SELECT value FROM json_each(?1));
+
 -- name: save_support
 INSERT INTO supports (step, output, support) VALUES (?1, ?2, ?3)
 ON CONFLICT (step, output) DO NOTHING;
