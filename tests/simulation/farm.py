@@ -18,6 +18,7 @@ from tests.simulation.world import World
 
 HEALED_S: Final = 7200.0  # within which everything must end once nothing fails any more
 QUIET_S: Final = 120.0  # within which nobody may remember anything of it
+LOOK_EVERY_S: Final = 1.0  # a run's end is found out this late at most
 CALM_QUIET_S: Final = 2.0  # the same where nothing ever failed: less than a heartbeat
 
 
@@ -160,7 +161,7 @@ class Farm:
         while not holds():
             if self.world.ledger.violation or self.world.loop.time() > deadline:
                 return False
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(LOOK_EVERY_S)
         return True
 
     def _is_over(self) -> bool:
@@ -210,9 +211,11 @@ class Farm:
         return ""
 
 
-def draw_plans(random: Random, rates: Rates, graph: Graph, span_s: float) -> list[Plan]:
+def draw_plans(
+    random: Random, rates: Rates, graph: Graph, builds_max: int, span_s: float
+) -> list[Plan]:
     plans = []
-    for number in range(random.randint(1, 8)):
+    for number in range(random.randint(1, builds_max)):
         is_again = random.random() < rates.twice_p
         is_cancelled = random.random() < rates.cancel_p
         plans.append(

@@ -32,11 +32,14 @@ class Rates:
     skew_p: float = 0.0  # of a start of the coordinator: its wall clock is wrong by up to an hour
 
     @classmethod
-    def draw(cls, random: Random) -> "Rates":
-        """A swarm: each kind is absent from half of the runs, so that the others show alone."""
+    def draw(cls, random: Random, haste: float) -> "Rates":
+        """A swarm: each kind is absent from half of the runs, so that the others show alone.
+
+        Those of a time are as much higher as `haste` says.
+        """
         rates = cls()
         for field in fields(cls):
-            most = _MOST[field.name]
+            most = _MOST[field.name] * (haste if field.name.endswith("_h") else 1.0)
             setattr(rates, field.name, round(random.uniform(0, most), 4) * random.choice((0, 1)))
         return rates
 

@@ -103,9 +103,9 @@ def node(
     )
 
 
-def draw_graph(random: Random, doomed_p: float) -> Graph:
+def draw_graph(random: Random, doomed_p: float, steps_max: int) -> Graph:
     """A random acyclic graph with a deep chain and a wide fan in it."""
-    size = random.randint(5, 60)
+    size = random.randint(1, steps_max)
     chain = random.randint(0, size // 2)
     fan = random.randint(0, size // 3)
     slowest_s = random.choice((1.0, 10.0, 60.0))

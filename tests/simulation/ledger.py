@@ -30,6 +30,7 @@ class Ledger:
         self.succeeded: set[AttemptId] = set()
         self.roots: dict[BuildId, StepId] = {}
         self.outcomes: dict[BuildId, Outcome] = {}  # of finished builds
+        self.accepted: set[BuildId] = set()  # submissions that were answered
         self.may_cancel: set[BuildId] = set()  # somebody has asked for it
         self.may_retry: set[BuildId] = set()
         self.may_trouble = False  # agents, networks or disks may fail: builds may for that reason
@@ -57,6 +58,7 @@ class Ledger:
     # --- what became durable --------------------------------------------------------------
 
     def committed(self, effects: Sequence[do.JournalEffect]) -> None:
+        troubled = {effect.step for effect in effects if isinstance(effect, do.SaveStepTroubled)}
         for effect in effects:
             match effect:
                 case do.SaveAttempt(attempt, step, agent, _):
@@ -67,7 +69,7 @@ class Ledger:
                     self._excuse_second(step, attempt)
                     self.attempts[attempt] = self.open[attempt] = (step, agent)
                 case do.SaveAttemptEnded(attempt, step, outcome, message, _, _):
-                    self._ended(attempt, outcome, message)
+                    self._ended(attempt, outcome, message, step in troubled)
                 case do.SavePaths(step, attempt, infos):
                     self._saved(step, infos)
                 case do.SaveStepDone(step, _):
@@ -95,13 +97,13 @@ class Ledger:
                 case _:
                     pass
 
-    def _ended(self, attempt: AttemptId, outcome: Outcome, message: str) -> None:
+    def _ended(self, attempt: AttemptId, outcome: Outcome, message: str, is_counted: bool) -> None:
         step, agent = self.open.pop(attempt, (StepId(0), ""))
         self._demand(bool(agent), f"{attempt} ended twice or before it began")
         self.ended[outcome] += 1
         if outcome.is_success:
             self.succeeded.add(attempt)
-        if outcome.is_infrastructure:
+        if outcome.is_infrastructure and (is_counted or self._is_wanted(step)):
             self._spoilt[step] += 1
             self._demand(self._spoilt[step] <= FAILURES_MAX, f"{step} is tried for ever", "economy")
         self._demand(
@@ -114,6 +116,14 @@ class Ledger:
                 f"attempt {attempt} on the healthy agent {agent} ended as {outcome}: {message}",
                 "economy",
             )
+
+    def _is_wanted(self, step: StepId) -> bool:
+        """Whether a build that was accepted and goes on needs the step."""
+        return any(
+            step in (needed.step for needed in self.graph.closure(self.roots[build]))
+            for build in self.accepted
+            if build not in self.outcomes
+        )
 
     def _saved(self, step: StepId, infos: Sequence[PublishedOutput]) -> None:
         outputs = {info.narinfo.info.path for info in infos}

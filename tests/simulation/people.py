@@ -49,7 +49,8 @@ class People:
         if cancel is not None:
             await cancel
         for _ in range(plan.retries):
-            await self._world.until(lambda: plan.build in self._world.ledger.outcomes)
+            look_every_s = self._world.random.choice((0.1, 1.0, 10.0))
+            await self._world.until(lambda: plan.build in self._world.ledger.outcomes, look_every_s)
             if self._world.ledger.outcomes[plan.build].is_success:
                 return
             self._world.ledger.may_retry.add(plan.build)
@@ -72,6 +73,7 @@ class People:
             await farm.submit([new])
 
         await self._coordinator.ask(submit)
+        self._world.ledger.accepted.add(plan.build)
         if await self._disk.build(plan.build) is None:
             self._world.ledger.blame(f"safety: build {plan.build} was accepted and is lost")
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Final
 from unittest.mock import patch
 
 from grange.coordinator import loop
@@ -13,6 +14,25 @@ from tests.simulation.graph import SYSTEMS, draw_graph
 from tests.simulation.virtual import StuckError, run_virtually
 
 CALM_EVERY = 4  # of so many seeds one is calm, for economy
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much a run has in it: many small ones find more in the same time than few large ones."""
+
+    weight: int  # how often it is drawn, relative to the others
+    steps_max: int
+    builds_max: int
+    agents_max: int
+    faulty_max_s: float  # until all heals
+    haste: float  # how much oftener faults strike: a short run should have its share of them
+
+
+SCALES: Final = (
+    Scale(80, 8, 4, 3, 200.0, 4.0),
+    Scale(17, 25, 6, 5, 500.0, 2.0),
+    Scale(3, 80, 10, 8, 1200.0, 1.0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +51,26 @@ class Verdict:
 
 def simulate(seed: int, on_note: Callable[[str], None] | None = None) -> Verdict:
     random = Random(seed)
-    rates = Rates() if seed % CALM_EVERY == 0 else Rates.draw(random)
+    (scale,) = random.choices(SCALES, [scale.weight for scale in SCALES])
+    rates = Rates() if seed % CALM_EVERY == 0 else Rates.draw(random, scale.haste)
     logging.getLogger("grange").setLevel(logging.CRITICAL + 1)  # faults are meant
     # Each life of a coordinator would freeze the garbage of the lives before it, for ever.
-    with patch.object(loop, "_tidy_memory"):
-        return run_virtually(_simulate(seed, random, rates, on_note))
+    with patch.object(loop, "_tidy_memory", lambda: None):
+        return run_virtually(_simulate(seed, random, scale, rates, on_note))
 
 
 async def _simulate(
-    seed: int, random: Random, rates: Rates, on_note: Callable[[str], None] | None
+    seed: int, random: Random, scale: Scale, rates: Rates, on_note: Callable[[str], None] | None
 ) -> Verdict:
     shown = str(rates)
-    farm = Farm(random, rates, draw_graph(random, rates.doomed_p))
+    farm = Farm(random, rates, draw_graph(random, rates.doomed_p, scale.steps_max))
     if on_note is not None:
         farm.world.on_note = on_note
-    faulty_s = random.uniform(60.0, 900.0)
-    for plan in draw_plans(random, rates, farm.world.graph, faulty_s * 0.7):
+    faulty_s = random.uniform(30.0, scale.faulty_max_s)
+    for plan in draw_plans(random, rates, farm.world.graph, scale.builds_max, faulty_s * 0.7):
         farm.people.follow(plan)
     await farm.open()
-    for number in range(random.randint(1, 6)):
+    for number in range(random.randint(1, scale.agents_max)):
         systems = SYSTEMS if number == 0 else random.choice((SYSTEMS, SYSTEMS[:1], SYSTEMS[1:]))
         farm.add_agent(f"agent-{number}", systems, random.randint(1, 4))
     farm.tempt_fate()
