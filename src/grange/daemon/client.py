@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from grange.daemon import wire as w
+from grange.daemon.body import Nar, exactly, pieces
 from grange.daemon.connection import Connection
 from grange.daemon.failure import DaemonError
 from grange.daemon.link import Link
@@ -21,12 +22,12 @@ from grange.store.basic import BasicDerivation
 from grange.store.narinfo import PathInfo
 from grange.store.path import NIX_STORE, StoreDir, StorePath
 
-Nar = bytes | AsyncIterator[bytes]
-
 # Older daemons (2.8 and 2.17 for certain) lose their place in a stream of many paths where one is
 # valid already or becomes so meanwhile (NixOS/nix#8731); they are given one path at a time.
 IMPORTS_MANY_SINCE: Final = (1, 38)
 CLOSURE_PATHS_MAX: Final = 1_000_000  # a whole system has a few thousand
+COLLECT_S: Final = 6 * 3600.0  # of silence: deleting a full disk of small files takes hours
+SUBSTITUTE_S: Final = 3600.0  # of silence: a daemon that downloads says nothing of it
 FREED_BYTES_MAX: Final = 2**64 - 1  # the daemon's own way to say: no limit
 
 
@@ -164,6 +165,8 @@ class Daemon:
         """Those of `paths` that are in the store, after trying to substitute them if asked to."""
         request = w.store_paths(paths, self._store_dir) + w.integer(substitute)
         with self._connection.operation():
+            if substitute:
+                self._wire.patience_s = SUBSTITUTE_S
             await self._ask(Op.QUERY_VALID_PATHS, request)
             return set(await self._wire.store_paths())
 
@@ -251,6 +254,7 @@ class Daemon:
             )
         )
         with self._connection.operation():
+            self._wire.patience_s = COLLECT_S
             await self._ask(Op.COLLECT_GARBAGE, request)
             names = await self._wire.strings()
             freed_bytes = await self._wire.integer()
@@ -267,7 +271,10 @@ class Daemon:
 
     async def ensure_path(self, path: StorePath) -> None:
         """Have `path` in the store, by substitution where needed; DaemonError where that fails."""
-        await self._ask_for_1(Op.ENSURE_PATH, self._shown(path))
+        with self._connection.operation():
+            self._wire.patience_s = SUBSTITUTE_S
+            await self._ask(Op.ENSURE_PATH, self._shown(path))
+            await self._wire.integer()
 
     async def nar_from_path(self, path: StorePath) -> AsyncGenerator[bytes, None]:
         """The NAR of a path, in pieces; DaemonError before the first where it is not valid.
@@ -315,7 +322,7 @@ class Daemon:
             for info, nar in paths:
                 request = w.integer(Op.ADD_TO_STORE_NAR) + w.path_info(info, self._store_dir)
                 await self._connection.ask_framed(
-                    request + flags, _exactly(info, nar), self._listener
+                    request + flags, exactly(info, nar), self._listener
                 )
 
     async def _all_in_one(
@@ -324,7 +331,7 @@ class Daemon:
         yield w.integer(len(paths))
         for info, nar in paths:
             yield w.path_info(info, self._store_dir)
-            async for piece in _exactly(info, nar):
+            async for piece in exactly(info, nar):
                 yield piece
 
     async def add_to_store(
@@ -349,7 +356,7 @@ class Daemon:
             )
         )
         with self._connection.operation():
-            await self._connection.ask_framed(request, _pieces(data), self._listener)
+            await self._connection.ask_framed(request, pieces(data), self._listener)
             return await self._wire.path_info(await self._wire.store_path())
 
     async def build_derivation(
@@ -358,36 +365,19 @@ class Daemon:
         derivation: BasicDerivation,
         on_log: Callable[[bytes], None],
         on_phase: Callable[[str], None] = lambda _: None,
+        *,
+        mode: BuildMode = BuildMode.NORMAL,
     ) -> BuildResult:
         """Build `derivation`, whose inputs must be valid or substitutable; needs trust.
 
         `drv_path` is recorded as the deriver and need not exist. A failed build is a result;
-        DaemonError says that the daemon could not even try.
+        DaemonError says that the daemon could not even try. It waits as long as the build takes:
+        limits are set by `set_options`. CHECK needs all outputs in the store.
         """
         request = self._shown(drv_path) + w.basic_derivation(derivation, self._store_dir)
         listener = Listener(on_log, on_phase, self._listener.on_message)
         self.builds_done += 1
         with self._connection.operation():
-            await self._ask(Op.BUILD_DERIVATION, request + w.integer(BuildMode.NORMAL), listener)
+            self._wire.patience_s = None
+            await self._ask(Op.BUILD_DERIVATION, request + w.integer(mode), listener)
             return await read_build_result(self._wire, self.protocol)
-
-
-async def _pieces(data: Nar) -> AsyncGenerator[bytes, None]:
-    if isinstance(data, bytes):
-        yield data
-    else:
-        async for piece in data:
-            yield piece
-
-
-async def _exactly(info: PathInfo, nar: Nar) -> AsyncGenerator[bytes, None]:
-    """The pieces of a NAR; raises PeerError before its end where it has another length."""
-    left = info.nar_bytes
-    async for piece in _pieces(nar):
-        left -= len(piece)
-        if left < 0:
-            break
-        yield piece
-    if left:
-        than = "more" if left < 0 else "fewer"
-        raise PeerError(f"the NAR of {info.path} has {than} bytes than its path info says")

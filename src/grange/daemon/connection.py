@@ -26,6 +26,9 @@ HANDSHAKE_S: Final = 30  # a daemon answers in milliseconds, even one behind ssh
 # smallest socket buffer, so writing them never waits for a daemon that waits for us to read.
 QUESTIONS_AHEAD: Final = 64
 FRAME_BYTES: Final = 64 << 10  # pieces are gathered and cut to this; larger: seven times slower
+# To take in what was sent whole: it was hashed on its way, but may yet be synced and deduplicated.
+# With the wait before it, below the 300 s after which a coordinator calls an attempt stalled.
+TAKE_IN_S: Final = 150.0
 
 K = TypeVar("K")
 
@@ -100,12 +103,17 @@ class Connection:
 
     @contextmanager
     def operation(self) -> Iterator[None]:
-        """Around everything from the first byte of a request to the last of its answer."""
+        """Around everything from the first byte of a request to the last of its answer.
+
+        A daemon that is silent for ANSWER_S within it is taken for dead, unless the operation sets
+        another patience of `wire`.
+        """
         assert not self.is_busy, "a daemon connection does one operation at a time"
         if self.is_broken:
             self.link.close()
             raise DaemonGone(f"the connection to {self.link.name} is closed; open another one")
         self.is_busy = True
+        self.wire.patience_s = w.ANSWER_S
         try:
             yield
         except DaemonError:
@@ -152,8 +160,10 @@ class Connection:
     ) -> None:
         """`ask` with a body in frames, while listening: a daemon may give up before its end.
 
-        What `body` raises is passed on as it is, and breaks the connection.
+        What `body` raises is passed on as it is, and breaks the connection. The body takes the time
+        that its source takes; a daemon that does not take it, or is silent after it, is gone.
         """
+        self.wire.patience_s = None
         self.send(request)
         sender = asyncio.create_task(self._send_frames(body))
         answer = asyncio.create_task(conclude(self.wire, listener))
@@ -167,8 +177,15 @@ class Connection:
                 sender.cancel()
                 await asyncio.wait((sender,))
             self.send(w.integer(0))
-            await answer
+            try:
+                async with asyncio.timeout(TAKE_IN_S):
+                    await answer
+            except TimeoutError:
+                raise DaemonGone(
+                    f"the daemon said nothing for {TAKE_IN_S:.0f} s after it was sent all"
+                ) from None
         finally:
+            self.wire.patience_s = w.ANSWER_S
             sender.cancel()
             answer.cancel()
             await asyncio.gather(sender, answer, return_exceptions=True)

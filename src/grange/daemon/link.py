@@ -5,6 +5,7 @@ import os
 import socket
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Self
 
 from grange.daemon.failure import DaemonGone, plain
@@ -12,6 +13,9 @@ from grange.errors import OperatorError
 
 GRACE_S: Final = 10  # a daemon that lost its client kills the builder and cleans up: milliseconds
 TERMINATE_S: Final = 5
+KILL_S: Final = 5  # a process that outlives its kill hangs in the kernel: nobody can wait for that
+DIAL_S: Final = 30  # until a listener with a full queue has room
+DRAIN_S: Final = 100  # a daemon that works reads what it is sent, or says why not
 STDERR_BYTES_MAX: Final = 4 << 10  # enough for the one error that tells why it did not start
 STREAM_BYTES: Final = 256 << 10
 
@@ -61,20 +65,27 @@ class Link:
     async def dial(cls, path: str | os.PathLike[str]) -> Self:
         name = os.fspath(path)
         try:
-            reader, writer = await asyncio.open_unix_connection(name, limit=STREAM_BYTES)
+            async with asyncio.timeout(DIAL_S):
+                reader, writer = await asyncio.open_unix_connection(name, limit=STREAM_BYTES)
         except (FileNotFoundError, PermissionError) as error:
             raise OperatorError(
                 f"cannot connect to the daemon's socket {name}: {error.strerror};"
                 " start nix-daemon, or correct the path or its permissions"
             ) from error
-        except OSError as error:
-            raise DaemonGone(f"no daemon answers at {name}: {error.strerror}") from error
+        except OSError as error:  # a timeout is one too
+            reason = error.strerror or f"no answer within {DIAL_S} s"
+            raise DaemonGone(f"no daemon answers at {name}: {reason}") from error
         return cls(name, reader, writer, None)
 
     async def drain(self) -> None:
         """Wait until what was written has mostly left; raises DaemonGone."""
         try:
-            await self.writer.drain()
+            async with asyncio.timeout(DRAIN_S):
+                await self.writer.drain()
+        except TimeoutError:
+            raise DaemonGone(
+                f"the daemon at {self.name} took nothing it was sent for {DRAIN_S} s"
+            ) from None
         except OSError as error:
             raise DaemonGone(f"the connection to {self.name} failed: {error}") from error
 
@@ -106,8 +117,10 @@ class Link:
                     break
                 except TimeoutError:
                     then()
-            await process.wait()
-            await listening
+            with suppress(TimeoutError):
+                async with asyncio.timeout(KILL_S):
+                    await process.wait()
+                    await listening
         finally:
             listening.cancel()
 

@@ -20,6 +20,9 @@ from grange.store.path import StoreDir, StorePath
 STRING_BYTES_MAX: Final = 64 << 20  # the largest derivations known are a few MiB
 LIST_ITEMS_MAX: Final = 10_000_000  # ten times the paths of the largest stores known
 READ_BYTES: Final = 256 << 10  # measured: no gain beyond
+# A question takes milliseconds. A daemon whose database another one has locked, as after a large
+# import, needs seconds; one that says nothing for this long will say nothing any more.
+ANSWER_S: Final = 100.0
 
 _INTEGER: Final = Struct("<Q")
 _ZEROS: Final = bytes(8)
@@ -83,15 +86,17 @@ def basic_derivation(derivation: BasicDerivation, store_dir: StoreDir) -> bytes:
 class WireReader:
     """Reads from a stream with a buffer of its own, so that most reads need no wait.
 
-    Whatever cannot be read, because it ended or because it is no sense, raises DaemonGone.
+    Whatever cannot be read, because it ended, because it is no sense or because nothing comes for
+    `patience_s` (None: for ever), raises DaemonGone.
     """
 
-    __slots__ = ("_buffer", "_position", "_stream", "store_dir")
+    __slots__ = ("_buffer", "_position", "_stream", "patience_s", "store_dir")
 
     def __init__(self, stream: asyncio.StreamReader, store_dir: StoreDir) -> None:
         self._stream = stream
         self._buffer = b""
         self._position = 0
+        self.patience_s: float | None = ANSWER_S
         self.store_dir = store_dir
 
     @property
@@ -100,7 +105,13 @@ class WireReader:
 
     async def _more(self) -> bytes:
         try:
-            chunk = await self._stream.read(READ_BYTES)
+            async with asyncio.timeout(self.patience_s):
+                chunk = await self._stream.read(READ_BYTES)
+        except TimeoutError:
+            raise DaemonGone(
+                f"the daemon said nothing for {self.patience_s:.0f} s;"
+                " see its own log, and whether its store's disk answers"
+            ) from None
         except OSError as error:
             raise DaemonGone(f"the connection to the daemon failed: {error}") from error
         if not chunk:
