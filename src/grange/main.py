@@ -78,7 +78,10 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     cache_url=url,
                     keys=_keys(config),
                     upstream_keys=[key for each in config.upstreams for key in each.public_keys],
-                    limits=config.limits,
+                    limits=config.farm.limits,
+                    projects=config.farm.projects,
+                    policy=config.farm.policy,
+                    is_fresh=config.farm.is_fresh,
                     lease_s=config.lease_s,
                     folders=tuple(dict.fromkeys((state, cache_dir))),
                 ),
@@ -86,7 +89,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                 journal=journal,
                 objects=DirectoryObjects(cache_dir),
                 token_key=TokenKey.load(state / "upload-token-key"),
-                logs=Logs(state / "logs", log_bytes_max=config.limits.log_bytes),
+                logs=Logs(state / "logs", log_bytes_max=config.farm.log_bytes_max),
                 upstreams=upstreams,
             )
             _say(f"API and cache: {url}")

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Self
 
+from grange.cli.farm_file import FarmFile
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits, Thresholds
 from grange.store.path import NIX_STORE, StoreDir
@@ -80,7 +81,7 @@ class ServeConfig:
     upstreams: tuple[Upstream, ...] = ()
     key_files: tuple[Path, ...] = ()  # none: a key is made in the state directory
     public_url: str | None = None  # what others reach the farm by; None: http://{http}
-    limits: Limits = field(default_factory=Limits)  # of every attempt
+    farm: FarmFile = field(default_factory=lambda: FarmFile(Limits()))
     lease_s: float = LEASE_S
 
 

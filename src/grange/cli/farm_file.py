@@ -23,6 +23,12 @@ class FarmFile:
     policy: Policy = field(default_factory=Policy)  # but for its lease
     is_fresh: bool = False  # outputs that an agent's store has already are built again
 
+    @property
+    def log_bytes_max(self) -> int:
+        """What the log of any build may hold; zero for no limit."""
+        most = [self.limits.log_bytes, *[each.log_bytes for each in self.projects.values()]]
+        return max(most) if all(most) else 0
+
 
 def read_farm_file(path: Path, limits: Limits) -> FarmFile:
     """Read TOML; `limits` hold where the file sets none.

@@ -15,6 +15,7 @@ from grange.cli.config import (
     default_state_dir,
     parse_store_dir,
 )
+from grange.cli.farm_file import FarmFile, read_farm_file
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits
 
@@ -80,6 +81,13 @@ from grange.scheduler.facts import Limits
     help="After so long without a word an agent has lost its attempts.",
 )
 @click.option(
+    "--config",
+    "farm_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML: [limits], [projects.NAME.limits], [retries], present_outputs. What it says comes "
+    "before the options that follow.",
+)
+@click.option(
     "--build-timeout",
     "build_s",
     default=0,
@@ -121,12 +129,16 @@ def serve(
     key_files: tuple[Path, ...],
     public_url: str | None,
     lease_s: float,
+    farm_file: Path | None,
     build_s: int,
     silent_s: int,
     log_bytes: int,
     output_bytes: int,
 ) -> None:
     """Run a farm until SIGTERM or Ctrl-C: coordinator, binary cache, API and web."""
+    limits = Limits(
+        silent_s=silent_s, build_s=build_s, log_bytes=log_bytes, output_bytes=output_bytes
+    )
     config = ServeConfig(
         http=Address.parse(listen),
         agents=Address.parse(listen_agents),
@@ -136,9 +148,7 @@ def serve(
         upstreams=tuple(_upstream(url, keys) for url, keys in substituters),
         key_files=key_files,
         public_url=public_url,
-        limits=Limits(
-            silent_s=silent_s, build_s=build_s, log_bytes=log_bytes, output_bytes=output_bytes
-        ),
+        farm=FarmFile(limits) if farm_file is None else read_farm_file(farm_file, limits),
         lease_s=lease_s,
     )
     adapters.serve(config)

@@ -19,7 +19,7 @@ from grange.coordinator.support import support_json
 from grange.errors import GrangeError, OutsideError, PeerError
 from grange.ports import Journal, Objects, PublishedOutput, StepRecord
 from grange.scheduler.events import AttemptFailed, OutputsBuilt, OutputsStored
-from grange.scheduler.facts import AgentId, AttemptId, Outcome
+from grange.scheduler.facts import AgentId, AttemptId, Outcome, checked, is_check
 from grange.store.content import ContentAddress, Method
 from grange.store.hash import Hash
 from grange.store.keys import SecretKey
@@ -43,6 +43,7 @@ class Delivery:
 
     agent: AgentId
     record: StepRecord
+    is_check: bool = False  # built again to compare: delivers nothing
     claims: dict[StorePath, BuiltOutput] = field(default_factory=dict)
     stored: dict[StorePath, PublishedOutput] = field(default_factory=dict)
 
@@ -76,9 +77,11 @@ class Deliveries:
         """Outputs that are claimed and not yet stored."""
         return sum(len(d.claims) - len(d.stored) for d in self._under_way.values())
 
-    def begin(self, attempt: AttemptId, agent: AgentId, record: StepRecord) -> None:
+    def begin(
+        self, attempt: AttemptId, agent: AgentId, record: StepRecord, *, is_check: bool = False
+    ) -> None:
         """The attempt has been sent to this agent."""
-        self._under_way[attempt] = Delivery(agent, record)
+        self._under_way[attempt] = Delivery(agent, record, is_check)
 
     def end(self, attempt: AttemptId) -> None:
         """The attempt is over, however it ended."""
@@ -106,7 +109,7 @@ class Deliveries:
         if delivery is None or delivery.agent != agent:
             self._loop.tell(event)  # the scheduler tells the agent to let go of it
             return
-        wrong = _mismatch(delivery.record, built.outputs)
+        wrong = _mismatch(delivery, built.outputs)
         if wrong:
             message = f"the agent's claims do not fit the derivation: {wrong}"
             self._loop.tell(
@@ -117,7 +120,10 @@ class Deliveries:
         for output in built.outputs:
             self._unpublished[agent, output.path] = output.references
         self._loop.tell(event)
-        self._wanted.put_nowait((built.attempt, delivery))
+        if delivery.is_check:
+            self._loop.tell(OutputsStored(built.attempt, ()))  # it found no difference
+        else:
+            self._wanted.put_nowait((built.attempt, delivery))
 
     def _is_live(self, agent: AgentId, id_: AttemptId) -> bool:
         attempt = self._loop.core.attempts.get(id_) if self._loop.core else None
@@ -132,7 +138,7 @@ class Deliveries:
                 assert self._loop.core is not None
                 step = self._loop.core.attempts[built.attempt].step.id
                 try:
-                    record = (await self._journal.steps([step])).get(step)
+                    record = (await self._journal.steps([checked(step)])).get(checked(step))
                 except OutsideError as error:
                     message = f"its step could not be read back from the journal: {error}"
                     self._loop.tell(
@@ -141,7 +147,8 @@ class Deliveries:
                     continue
                 assert record is not None, "an attempt's step is in the journal"
                 if self._is_live(agent, built.attempt):
-                    self._under_way.setdefault(built.attempt, Delivery(agent, record))
+                    delivery = Delivery(agent, record, is_check(step))
+                    self._under_way.setdefault(built.attempt, delivery)
             self.built(agent, built)
 
     async def run(self, send: SendGrants) -> None:
@@ -265,10 +272,10 @@ async def put_narinfo(objects: Objects, narinfo: NarInfo, store_dir: StoreDir) -
     await objects.put_if_absent(key, show(narinfo, store_dir).encode())
 
 
-def _mismatch(record: StepRecord, outputs: Sequence[BuiltOutput]) -> str:
-    """How claimed outputs differ from those the step has; "" where they do not."""
+def _mismatch(delivery: Delivery, outputs: Sequence[BuiltOutput]) -> str:
+    """How claimed outputs differ from those to be delivered; "" where they do not."""
     claimed = {output.name: output.path for output in outputs}
-    expected = dict(record.outputs)
+    expected = {} if delivery.is_check else dict(delivery.record.outputs)
     if len(claimed) != len(outputs):
         return "an output is named twice"
     for name, path in claimed.items():

@@ -1,8 +1,8 @@
 """The coordinator as a whole: its parts, wired, and what it does on its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from grange.cache.app import Cache, DerivationText, Sources
@@ -19,7 +19,7 @@ from grange.coordinator.service import AgentService
 from grange.coordinator.submit import Submissions
 from grange.coordinator.watch import Watches
 from grange.ports import Clock, Journal, Objects
-from grange.scheduler.facts import AgentId, AttemptId, Limits
+from grange.scheduler.facts import AgentId, AttemptId, Limits, Policy
 from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import SecretKey
 from grange.store.path import StoreDir, StorePath
@@ -34,9 +34,12 @@ class FarmSettings:
     cache_url: str  # how agents and clients reach the cache; no trailing slash
     keys: Sequence[SecretKey]
     upstream_keys: Sequence[str]  # public keys that paths of upstreams are signed with
-    limits: Limits
+    limits: Limits  # of builds whose project has none of its own
     lease_s: float
     downloads_max: int = 16
+    projects: Mapping[str, Limits] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)  # but for its lease
+    is_fresh: bool = False  # agents build anew what their stores have already
     folders: tuple[Path, ...] = ()  # where the farm keeps what it must not lose; watched for space
 
 
@@ -61,7 +64,7 @@ class Farm:
         self.started = clock.wall_s()
         self.watches = Watches()
         self.metrics = Metrics()
-        self.loop = WriterLoop(journal, clock, lease_s=settings.lease_s)
+        self.loop = WriterLoop(journal, clock, lease_s=settings.lease_s, policy=settings.policy)
         self.deliveries = Deliveries(
             journal=journal,
             objects=objects,
@@ -87,10 +90,10 @@ class Farm:
             watches=self.watches,
             metrics=self.metrics,
             answer=self._join_answer,
-            limits=settings.limits,
+            is_fresh=settings.is_fresh,
             store_dir=settings.store_dir,
         )
-        self.submissions = Submissions(self.loop, journal, upstreams)
+        self.submissions = Submissions(self.loop, journal, upstreams, self._limits_of)
         self.agents = AgentService(
             loop=self.loop,
             journal=journal,
@@ -128,6 +131,9 @@ class Farm:
     def is_live(self, attempt: AttemptId) -> bool:
         """Whether the attempt may still log."""
         return self.loop.core is not None and attempt in self.loop.core.attempts
+
+    def _limits_of(self, project: str) -> Limits:
+        return self.settings.projects.get(project, self.settings.limits)
 
     def _join_answer(self, agent: AgentId) -> JoinAnswer:
         settings = self.settings

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Final, Protocol, get_args
 
 from grange.coordinator.recovery import recover
-from grange.errors import GrangeError, JournalRefusedError, OutsideError
+from grange.errors import FencedError, GrangeError, JournalRefusedError, OutsideError
 from grange.ports import Clock, Journal, PublishedOutput
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import Effect, JournalEffect
 from grange.scheduler.events import Event, Tick
+from grange.scheduler.facts import Policy
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +51,25 @@ class Actor(Protocol):
 
 class WriterLoop:
     def __init__(
-        self, journal: Journal, clock: Clock, *, lease_s: float, batch_max: int = BATCH_MAX
+        self,
+        journal: Journal,
+        clock: Clock,
+        *,
+        lease_s: float,
+        policy: Policy | None = None,
+        batch_max: int = BATCH_MAX,
     ) -> None:
+        """`lease_s` takes the place of the policy's."""
         self._journal = journal
         self._clock = clock
         self._lease_s = lease_s
+        self._policy = policy
         self._batch_max = batch_max
         self._epoch = clock.wall_s() - clock.monotonic_s()
         self._inbox: list[tuple[Event, asyncio.Future[None] | None]] = []
         self._has_news = asyncio.Event()
         self.core: Scheduler | None = None
+        self._is_stopped = False
         self.life = 0  # counts up whenever the scheduler is about to be made anew
         self.ready = asyncio.Event()  # set once the journal has been read back
         self.trouble = ""  # what keeps the journal from being written; "" where nothing does
@@ -77,15 +87,19 @@ class WriterLoop:
     async def settle(self, event: Event) -> None:
         """Hand over an event and wait until what follows from it is durable and acted upon.
 
-        Raises OutsideError where the journal's state became unknown meanwhile: ask what holds now.
+        Raises OutsideError where the journal's state became unknown meanwhile, or this process
+        stopped leading: ask what holds now.
         """
+        if self._is_stopped:
+            raise OutsideError("this coordinator leads no more; ask again")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._inbox.append((event, done))
         self._has_news.set()
         await done
 
     async def run(self, actor: Actor) -> None:
-        """Recover, then serve until cancelled."""
+        """Recover, then serve until cancelled. Raises FencedError once another leads."""
+        self._is_stopped = False
         await self._rebuild(actor)
         while True:
             batch = await self._next_batch()
@@ -93,6 +107,9 @@ class WriterLoop:
             effects = self.core.handle(self.now(), [event for event, _ in batch])
             try:
                 await self._commit(effects)
+            except FencedError as error:
+                self._doubt(batch, error)
+                raise
             except Exception as error:
                 log.exception("a commit ended in doubt; reading back what holds")
                 self._doubt(batch, error)
@@ -103,6 +120,15 @@ class WriterLoop:
             for _, done in batch:
                 if done is not None and not done.done():
                     done.set_result(None)
+
+    def stop(self) -> None:
+        """After `run` has ended: forget what another may have changed by now."""
+        self._is_stopped = True
+        self.life += 1
+        self.core = None
+        self.trouble = ""
+        self.ready.clear()
+        self._doubt((), OutsideError("another coordinator leads now"))
 
     async def _next_batch(self) -> list[tuple[Event, asyncio.Future[None] | None]]:
         assert self.core is not None
@@ -160,10 +186,13 @@ class WriterLoop:
             self.life += 1
             try:
                 core, effects = await recover(
-                    self._journal, actor.publish, self.now(), self._lease_s
+                    self._journal, actor.publish, self.now(), self._lease_s, self._policy
                 )
                 await self._commit(effects)
                 break
+            except FencedError as error:
+                self._doubt((), error)
+                raise
             except Exception as error:  # by the journal's contract it may be any
                 self.trouble = str(error)
                 self._doubt((), error)

@@ -20,7 +20,7 @@ from grange.errors import OutsideError
 from grange.ports import Journal, Objects, PublishedOutput, StepRecord
 from grange.scheduler import effects as do
 from grange.scheduler.events import AgentCut, AgentJoined, AttemptFailed, OutputsPublished
-from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Limits, Outcome, StepId
+from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Outcome, StepId, checked, is_check
 from grange.store.path import StoreDir
 from grange.wire.messages import (
     CoordinatorMessage,
@@ -73,9 +73,10 @@ class Outbox:
         watches: Watches,
         metrics: Metrics,
         answer: Callable[[AgentId], JoinAnswer],
-        limits: Limits,
+        is_fresh: bool,
         store_dir: StoreDir,
     ) -> None:
+        """`is_fresh`: agents are to build anew what their stores have already."""
         self._loop = loop
         self._journal = journal
         self._objects = objects
@@ -84,7 +85,7 @@ class Outbox:
         self._watches = watches
         self._metrics = metrics
         self._answer = answer
-        self._limits = limits
+        self._is_fresh = is_fresh
         self._store_dir = store_dir
         self._knocking: dict[tuple[AgentId, str], AgentTunnel] = {}
         self._lines: dict[AgentId, _Line] = {}
@@ -211,7 +212,7 @@ class Outbox:
             await self._has_orders.wait()
             self._has_orders.clear()
             lines, self._busy = list(self._busy.values()), {}
-            wanted = {start.step for line in lines for start in line.starts}
+            wanted = {checked(start.step) for line in lines for start in line.starts}
             rounds = [(line, line.starts, line.aborts, line.grants, line.settled) for line in lines]
             for line in lines:
                 line.starts, line.aborts, line.grants, line.settled = [], [], [], []
@@ -238,7 +239,7 @@ class Outbox:
         builds: list[SerializedBuildOrder] = []
         size = 0
         for start in starts:
-            record = records.get(start.step)
+            record = records.get(checked(start.step))
             if core is None or start.attempt not in core.attempts:
                 continue  # it ended before it was sent
             if record is None:
@@ -252,9 +253,17 @@ class Outbox:
                 builds, size = [], 0
             size += len(record.basic)
             line.number = max(line.number, start.order)
-            self._deliveries.begin(start.attempt, start.agent, record)
+            is_checked = is_check(start.step)
+            self._deliveries.begin(start.attempt, start.agent, record, is_check=is_checked)
             builds.append(
-                SerializedBuildOrder(start.attempt, record.drv_path, record.basic, self._limits)
+                SerializedBuildOrder(
+                    start.attempt,
+                    record.drv_path,
+                    record.basic,
+                    start.limits,
+                    is_check=is_checked,
+                    is_fresh=self._is_fresh and not is_checked,
+                )
             )
         if builds:
             yield tuple(builds)

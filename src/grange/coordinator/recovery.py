@@ -7,10 +7,19 @@ be done. Attempts are taken over as they were committed; the agents will say how
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
+from grange.coordinator.checks import check_steps
 from grange.ports import BuildRecord, Journal, PublishedOutput, StepNode
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import Effect
-from grange.scheduler.events import AgentAwaited, BuildsSubmitted, Event, OutputsPublished, Wish
+from grange.scheduler.events import (
+    AgentAwaited,
+    AttemptsGivenUp,
+    BuildsSubmitted,
+    Event,
+    OutputsPublished,
+    Wish,
+)
+from grange.scheduler.facts import Policy, StepSpec, check_of
 
 Publish = Callable[[Sequence[PublishedOutput]], Awaitable[None]]
 """Puts the narinfos of committed outputs where clients look, if absent."""
@@ -21,10 +30,14 @@ def submission(
     builds: Sequence[BuildRecord],
     tags: tuple[str, ...],
     *,
+    checks: Sequence[StepSpec] = (),
     is_retry: bool = False,
 ) -> BuildsSubmitted:
-    """The event for builds, all with these tags, whose roots' walk found `nodes`."""
-    specs = [node.spec for node in nodes]
+    """The event for builds, all with these tags, whose roots' walk found `nodes`.
+
+    `checks` are the steps that check the roots of those builds that want it.
+    """
+    specs = [*[node.spec for node in nodes], *checks]
     if tags:
         specs = [replace(spec, queue=replace(spec.queue, tags=tags)) for spec in specs]
     unfinished = {spec.id for spec in specs}
@@ -33,11 +46,13 @@ def submission(
             [
                 Wish(
                     build.id,
-                    build.root if build.root in unfinished else None,
+                    root if root in unfinished else None,
                     build.project,
                     build.priority,
+                    build.limits,
                 )
                 for build in builds
+                for root in (check_of(build.root) if build.is_check else build.root,)
             ]
         ),
         tuple(specs),
@@ -47,11 +62,14 @@ def submission(
 
 
 async def recover(
-    journal: Journal, publish: Publish, now: float, lease_s: float
+    journal: Journal, publish: Publish, now: float, lease_s: float, policy: Policy | None = None
 ) -> tuple[Scheduler, list[Effect]]:
-    """A scheduler that goes on where the journal ends, and what it wants done first."""
+    """A scheduler that goes on where the journal ends, and what it wants done first.
+
+    `lease_s` takes the place of the policy's.
+    """
     past = await journal.recover()
-    core = Scheduler(next_attempt=past.next_attempt, lease_s=lease_s)
+    core = Scheduler(next_attempt=past.next_attempt, lease_s=lease_s, policy=policy)
     events: list[Event] = []
     for entry in past.unpublished:
         await publish(entry.outputs)
@@ -61,6 +79,10 @@ async def recover(
         by_tags.setdefault(build.tags, []).append(build)
     for tags, builds in by_tags.items():
         roots = list(dict.fromkeys(build.drv_path for build in builds))
-        events.append(submission(await journal.unfinished_graph(roots), builds, tags))
+        nodes = await journal.unfinished_graph(roots)
+        checks = await check_steps(journal, builds, nodes)
+        events.append(submission(nodes, builds, tags, checks=checks))
     events += [AgentAwaited(agent.spec, agent.attempts) for agent in past.agents]
+    if past.given_up:
+        events.append(AttemptsGivenUp(past.given_up))
     return core, core.handle(max(now, past.clock_s), events)

@@ -74,6 +74,7 @@ class AgentService:
                             message.attempts,
                             message.measurements,
                             message.is_draining,
+                            message.progress,
                         )
                     )
                 else:

@@ -1,16 +1,18 @@
 """Builds submitted, cancelled and tried again."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from grange.cache.upstream import Upstream
+from grange.coordinator.checks import check_steps
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.recovery import submission
 from grange.errors import NotFoundError, PeerError
 from grange.ports import BuildRecord, Journal, NewBuild, StepNode
 from grange.scheduler.events import BuildCancelled
-from grange.scheduler.facts import BuildId, StepId
+from grange.scheduler.facts import NO_LIMITS, BuildId, Limits, StepId
 from grange.store.path import StorePath
 
 STEPS_MAX: Final = 2_000_000  # below one submission; at 1 KB each still a small part of a machine
@@ -20,20 +22,32 @@ class Submissions:
     """What people ask for, put to the journal and the scheduler."""
 
     def __init__(
-        self, loop: WriterLoop, journal: Journal, upstreams: Sequence[tuple[str, Upstream]]
+        self,
+        loop: WriterLoop,
+        journal: Journal,
+        upstreams: Sequence[tuple[str, Upstream]],
+        limits_of: Callable[[str], Limits] = lambda _project: NO_LIMITS,
     ) -> None:
+        """`limits_of` tells what the builds of a project may use at most."""
         self._loop = loop
         self._journal = journal
+        self._limits_of = limits_of
         self._upstreams = upstreams  # with the URL each is recorded by
         self._one_walk = asyncio.Semaphore(1)  # a walk takes memory; the next may wait for it
 
     async def submit(self, builds: Sequence[NewBuild]) -> tuple[list[BuildRecord], int]:
         """Have these built. Said twice is harmless: a known build is returned as it stands.
 
+        Their limits are what was asked for, and hold beside their projects'.
         Returns the builds as they stand now and how many steps they wait for. Raises PeerError
         for an unknown derivation, or an id that belongs to another one.
         """
-        records = await self._journal.add_builds(builds)
+        records = await self._journal.add_builds(
+            [
+                replace(build, limits=self._limits_of(build.project).strictest(build.limits))
+                for build in builds
+            ]
+        )
         pending = [record for record in records if record.finished is None]
         count = await self._want(pending, is_retry=False)
         return await self._journal.builds_of([record.id for record in records]), count
@@ -84,12 +98,15 @@ class Submissions:
             if not builds:
                 return 0
             async with self._one_walk:
-                nodes = await self._walk([build.drv_path for build in builds])
+                nodes = await self.walk([build.drv_path for build in builds])
+                checks = await check_steps(self._journal, builds, nodes)
             if self._loop.life == life:
-                await self._loop.settle(submission(nodes, builds, tags, is_retry=is_retry))
-                return len(nodes)
+                await self._loop.settle(
+                    submission(nodes, builds, tags, checks=checks, is_retry=is_retry)
+                )
+                return len(nodes) + len(checks)
 
-    async def _walk(self, roots: Sequence[StorePath]) -> list[StepNode]:
+    async def walk(self, roots: Sequence[StorePath]) -> list[StepNode]:
         """The steps to build, after taking from upstreams what they have."""
         nodes = await self._journal.unfinished_graph(roots)
         if len(nodes) > STEPS_MAX:
