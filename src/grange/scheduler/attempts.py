@@ -1,19 +1,19 @@
 """Attempts: how they start, come along, and fail; and how many tries a step has."""
 
+from dataclasses import replace
 from typing import Final
 
+from grange.scheduler import aside, steps
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
-from grange.scheduler import steps
-from grange.scheduler.facts import AgentId, AttemptId, Cause, Outcome, Phase
-from grange.scheduler.matching import is_avoiding_all
+from grange.scheduler.facts import AgentId, AttemptId, Cause, Outcome, Phase, checked
+from grange.scheduler.matching import is_avoiding_all, is_final
 from grange.scheduler.memory import Memory
+from grange.scheduler.settled import Loss
 from grange.scheduler.state import Agent, Attempt, State, Step
 
-FAILURES_MAX: Final = 5  # tries of a step that agents, networks or disks may spoil
-LOSSES_MAX: Final = 5  # agents that may vanish under a step
-BACKOFF_S: Final = 5.0  # doubled with each failure; only where no other agent can take the step
-BACKOFF_MAX_S: Final = 300.0
+DOUBLINGS_MAX: Final = 64  # of a back-off: more would leave the numbers before the farm is patient
+_FLAKY: Final = (Outcome.BUILD_FAILED, Outcome.FAILED_WITH_OUTPUT)  # may go away by themselves
 
 
 def start(memory: Memory, step: Step, agent: Agent) -> None:
@@ -24,7 +24,7 @@ def start(memory: Memory, step: Step, agent: Agent) -> None:
     agent.free -= 1
     attempt = assign(memory, id_, step, agent, order=agent.orders)
     memory.out.append(do.SaveAttempt(id_, step.id, agent.spec.id, memory.now))
-    memory.out.append(do.StartBuild(agent.spec.id, id_, step.id, attempt.order))
+    memory.out.append(do.StartBuild(agent.spec.id, id_, step.id, attempt.order, attempt.limits))
     steps.show(memory, step, attempt)
 
 
@@ -39,17 +39,55 @@ def assign(memory: Memory, id_: AttemptId, step: Step, agent: Agent, *, order: i
     return attempt
 
 
-def of_agent(memory: Memory, agent: AgentId, id_: AttemptId) -> Attempt | None:
-    """An agent may speak of its own attempts only; of others it is told to let go."""
-    attempt = memory.attempts.get(id_)
+def of_agent(memory: Memory, agent: AgentId, id_: AttemptId, phase: Phase) -> Attempt | None:
+    """An agent may speak of its own attempts only; of others it is told to let go.
+
+    `phase` is how far it says that the attempt has come.
+    """
+    attempt = memory.attempts.get(id_) or _revive(memory, agent, id_, phase)
     if attempt is None or attempt.agent.spec.id != agent:
         memory.out.append(do.AbortAttempt(agent, id_))
         return None
     return attempt
 
 
+def _revive(memory: Memory, agent_id: AgentId, id_: AttemptId, phase: Phase) -> Attempt | None:
+    """The agent was thought lost and still has the attempt: its work counts, if it is of use.
+
+    It comes back as building at most: what it has built, the agent tells with `OutputsBuilt`.
+    """
+    loss = memory.given_up.loss(id_)
+    agent = memory.agents.get(agent_id)
+    step = memory.steps.get(loss.step) if loss is not None else None
+    if loss is None or agent is None or step is None or loss.agent != agent_id:
+        return None
+    if step.state >= State.PUBLISHING or step.stored is not None:
+        return None
+    if step.is_covered and phase < Phase.BUILDING:
+        return None  # it has no start to speak of on the attempt that took its place
+    if any(each.state is not State.DONE and each.home is not agent for each in step.inputs):
+        return None  # it was built on outputs that are lost
+    memory.given_up.forget(id_)
+    attempt = assign(memory, id_, step, agent, order=0)
+    attempt.enter(min(phase, Phase.BUILDING), memory.now)
+    attempt.build_since = memory.now
+    step.losses = max(0, step.losses - 1)
+    if loss.phase is Phase.BUILDING:
+        step.past = replace(step.past, kills=max(0, step.past.kills - 1))
+    memory.out.append(do.SaveAttemptRevived(id_))
+    steps.save_troubles(memory, step)
+    steps.show(memory, step, attempt)
+    return attempt
+
+
+def give_up(memory: Memory, event: on.AttemptsGivenUp) -> None:
+    """Remember whose attempts an earlier life of the farm gave up."""
+    for id_, step, agent in event.attempts:
+        memory.given_up.remember(id_, Loss(step, agent, Phase.SENT))
+
+
 def reached(memory: Memory, event: on.PhaseReached) -> None:
-    attempt = of_agent(memory, event.agent, event.attempt)
+    attempt = of_agent(memory, event.agent, event.attempt, event.phase)
     if attempt is not None:
         advance(memory, attempt, event.phase)
 
@@ -64,17 +102,17 @@ def advance(memory: Memory, attempt: Attempt, phase: Phase) -> None:
         attempt.build_since = memory.now
         for needed in attempt.step.inputs:
             needed.held_by(attempt.agent)
-    attempt.phase = phase
+    attempt.enter(phase, memory.now)
     steps.show(memory, attempt.step, attempt)
 
 
 def built(memory: Memory, event: on.OutputsBuilt) -> None:
     """It leaves its place on the agent, and dependants may start there."""
-    attempt = of_agent(memory, event.agent, event.attempt)
+    attempt = of_agent(memory, event.agent, event.attempt, Phase.BUILDING)
     if attempt is None or attempt.phase >= Phase.BUILT:
         return
     step, agent = attempt.step, attempt.agent
-    attempt.phase = Phase.BUILT
+    attempt.enter(Phase.BUILT, memory.now)
     attempt.usage = event.usage
     agent.occupied -= 1
     agent.delivering += 1
@@ -98,7 +136,8 @@ def stored(memory: Memory, event: on.OutputsStored) -> None:
     if attempt.phase < Phase.BUILT:
         attempt.agent.occupied -= 1
         attempt.agent.delivering += 1
-    attempt.phase = Phase.STORED
+    attempt.enter(Phase.STORED, memory.now)
+    aside.succeeded(attempt.agent)
     step.stored = (attempt, event.infos)
     step.state = State.ACTIVE
     if step.missing == 0:
@@ -108,46 +147,88 @@ def stored(memory: Memory, event: on.OutputsStored) -> None:
 
 
 def failed(memory: Memory, event: on.AttemptFailed) -> None:
-    """The derivation is to blame: no other try. An agent is: another, from the step's budget."""
-    attempt = memory.attempts.get(event.attempt)
-    if attempt is None or attempt.agent.spec.id != event.agent:
+    attempt = own_unfinished(memory, event.agent, event.attempt)
+    if attempt is not None:
+        attempt.usage = event.usage
         memory.out.append(do.SettleAttempt(event.agent, event.attempt, False))
-        return
+        conclude(memory, attempt, event.outcome, event.message)
+
+
+def own_unfinished(memory: Memory, agent: AgentId, id_: AttemptId) -> Attempt | None:
+    """The attempt that its agent says has failed; None where that is no news any more."""
+    attempt = memory.attempts.get(id_)
+    if attempt is None or attempt.agent.spec.id != agent:
+        memory.out.append(do.SettleAttempt(agent, id_, False))
+        return None
     if attempt.phase is Phase.STORED:
-        return  # too late to fail: the farm has every byte
-    step, outcome = attempt.step, event.outcome
-    attempt.usage = event.usage
-    steps.end_attempt(memory, attempt, outcome, event.message)
-    memory.out.append(do.SettleAttempt(event.agent, event.attempt, False))
+        return None  # too late to fail: the farm has every byte
+    return attempt
+
+
+def conclude(memory: Memory, attempt: Attempt, outcome: Outcome, message: str) -> None:
+    """It failed. Is the derivation to blame, no other try; is an agent, one from the budget."""
+    step = attempt.step
+    steps.end_attempt(memory, attempt, outcome, message)
     if step.state >= State.PUBLISHING or step.stored is not None:
         return
     if outcome.is_remembered:
-        cause = Cause(outcome, event.message, step.id, event.attempt)
-        steps.fail(memory, step, cause)
-        return
-    if outcome.is_infrastructure:
-        _trouble(memory, step, attempt, Cause(outcome, event.message, step.id, event.attempt))
+        _blame_build(memory, step, attempt, outcome, message)
+    elif outcome.is_infrastructure:
+        _trouble(memory, step, attempt, Cause(outcome, message, checked(step.id), attempt.id))
     if step.state < State.PUBLISHING:
         steps.requeue(memory, step)
 
 
-def _trouble(memory: Memory, step: Step, attempt: Attempt, cause: Cause) -> None:
-    """An infrastructure failure: try elsewhere, at once if there is an elsewhere.
+def _blame_build(
+    memory: Memory, step: Step, attempt: Attempt, outcome: Outcome, message: str
+) -> None:
+    """The build itself failed: for good, unless it may use more now or has tries left."""
+    limit = attempt.limits.of(outcome) or None
+    cause = Cause(outcome, message, checked(step.id), attempt.id, limit)
+    if not is_final(cause, step.limits):
+        return
+    if outcome in _FLAKY:
+        step.past = replace(step.past, tries=step.past.tries + 1)
+        if step.past.tries < memory.policy.build_tries:
+            steps.save_troubles(memory, step)
+            return
+    steps.fail(memory, step, cause)
 
-    After the last try it is given up, unless another attempt is under way that may yet succeed.
+
+def _trouble(memory: Memory, step: Step, attempt: Attempt, cause: Cause) -> None:
+    """An infrastructure failure: try elsewhere, at once if there is an elsewhere."""
+    agent = attempt.agent
+    if not count_failure(memory, step, cause):
+        return
+    if cause.outcome is not Outcome.INPUTS_MISSING:
+        aside.failed(memory, agent, step, cause)
+    shun(step, agent)
+    if is_avoiding_all(step, memory.queues[step.queue].agents):
+        step.avoid = ()
+        doublings = min(step.failures - 1, DOUBLINGS_MAX)
+        policy = memory.policy
+        wait_s = min(policy.backoff_max_s, policy.backoff_s * policy.backoff_factor**doublings)
+        step.not_before = memory.now + wait_s
+
+
+def count_failure(memory: Memory, step: Step, cause: Cause) -> bool:
+    """Whether the step has tries left after one more failure.
+
+    After the last it is given up, unless another attempt is under way that may yet succeed.
     """
     step.failures += 1
-    agent = attempt.agent.spec.id
-    if agent not in step.avoid:
-        step.avoid = (*step.avoid, agent)
-    memory.out.append(do.SaveStepTroubled(step.id, step.failures, step.losses))
-    if step.failures >= FAILURES_MAX and not step.is_covered:
-        message = f"given up after {step.failures} failures; the last: {cause.message}"
-        steps.fail(memory, step, Cause(cause.outcome, message, step.id, attempt.id))
-    elif is_avoiding_all(step, memory.queues[step.queue].agents):
-        step.avoid = ()
-        wait_s = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (step.failures - 1))
-        step.not_before = memory.now + wait_s
+    steps.save_troubles(memory, step)
+    if step.failures < memory.policy.failures_max or step.is_covered:
+        return True
+    message = f"given up after {step.failures} failures; the last: {cause.message}"
+    steps.fail(memory, step, replace(cause, message=message))
+    return False
+
+
+def shun(step: Step, agent: Agent) -> None:
+    """Other agents are to try the step first."""
+    if agent.spec.id not in step.avoid:
+        step.avoid = (*step.avoid, agent.spec.id)
 
 
 def lose(memory: Memory, attempt: Attempt) -> None:
@@ -155,12 +236,16 @@ def lose(memory: Memory, attempt: Attempt) -> None:
     step = attempt.step
     message = f"agent {attempt.agent.spec.name} was lost in phase {attempt.phase.name.lower()}"
     steps.end_attempt(memory, attempt, Outcome.AGENT_LOST, message)
+    memory.given_up.remember(attempt.id, Loss(step.id, attempt.agent.spec.id, attempt.phase))
     if step.state >= State.PUBLISHING or step.stored is not None:
         return
     step.losses += 1
-    memory.out.append(do.SaveStepTroubled(step.id, step.failures, step.losses))
-    if step.losses >= LOSSES_MAX and not step.attempts:
+    if attempt.phase is Phase.BUILDING:
+        step.past = replace(step.past, kills=step.past.kills + 1)
+    steps.save_troubles(memory, step)
+    if step.losses >= memory.policy.losses_max and not step.attempts:
         message = f"given up after {step.losses} agents were lost under it; {message}"
-        steps.fail(memory, step, Cause(Outcome.AGENT_LOST, message, step.id, attempt.id))
+        cause = Cause(Outcome.AGENT_LOST, message, checked(step.id), attempt.id)
+        steps.fail(memory, step, cause)
     else:
         steps.requeue(memory, step)

@@ -1,27 +1,30 @@
 """The scheduler: takes in events, answers with effects, and knows when it wants to be woken.
 
-This is the door. What follows from an event is in `submission` (builds and what they want),
-`roster` (agents and their leases), `attempts`, `steps`, and last in `dispatch`: functions over one
-`Memory`, each module calling only those after it, none asking for the time or for chance.
+This is the door. What follows from an event is in `roster` (agents and their leases), `watchdog`
+(attempts that stand still), `mending` (inputs that were lost), `submission` (builds and what they
+want), `unsupported` (what no agent can build), `dispatch`, `attempts`, `aside` (agents that fail at
+all they are given) and `steps`: functions over one `Memory`, each module calling only those after
+it, none asking for the time or for chance.
 """
 
 import heapq
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final, assert_never
 
-from grange.scheduler import attempts, roster, steps, submission
+from grange.scheduler import attempts, mending, roster, steps, submission, unsupported
 from grange.scheduler import events as on
-from grange.scheduler.attempts import FAILURES_MAX
 from grange.scheduler.dispatch import dispatch
 from grange.scheduler.effects import Effect
-from grange.scheduler.facts import AttemptId
+from grange.scheduler.facts import AttemptId, Policy
 from grange.scheduler.memory import Memory
 from grange.scheduler.roster import LATE_S, RECONNECT_S
-from grange.scheduler.state import State, Step
+from grange.scheduler.state import Agent, State, Step
 
 __all__ = ["FAILURES_MAX", "LEASE_S", "RECONNECT_S", "Scheduler"]
 
-LEASE_S: Final = 30.0  # three missed heartbeats
+LEASE_S: Final = Policy().lease_s
+FAILURES_MAX: Final = Policy().failures_max
 
 
 class Scheduler:
@@ -30,9 +33,19 @@ class Scheduler:
     What it knows may be read between two calls, and changes only in them.
     """
 
-    def __init__(self, *, next_attempt: AttemptId, lease_s: float = LEASE_S) -> None:
-        self._memory = memory = Memory(next_attempt, lease_s)
-        self.lease_s = lease_s
+    def __init__(
+        self,
+        *,
+        next_attempt: AttemptId,
+        lease_s: float | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        """`lease_s`, where given, takes the place of the policy's."""
+        policy = policy or Policy()
+        if lease_s is not None:
+            policy = replace(policy, lease_s=lease_s)
+        self._memory = memory = Memory(next_attempt, policy)
+        self.policy = policy
         self.steps = memory.steps
         self.builds = memory.builds
         self.agents = memory.agents
@@ -51,6 +64,7 @@ class Scheduler:
         for event in events:
             _take(memory, event)
         _wake(memory)
+        unsupported.watch(memory)
         dispatch(memory)
         out, memory.out = memory.out, []
         return out
@@ -93,11 +107,11 @@ def _take(memory: Memory, event: on.Event) -> None:
         case on.AgentLeft():
             roster.left(memory, event)
         case on.InputsLost():
-            raise NotImplementedError
+            mending.inputs_lost(memory, event)
         case on.AttemptsGivenUp():
-            raise NotImplementedError
+            attempts.give_up(memory, event)
         case on.OffersChanged():
-            raise NotImplementedError
+            memory.offers = event.offers
         case on.Tick():
             pass
         case _:
@@ -111,5 +125,5 @@ def _wake(memory: Memory) -> None:
         if isinstance(subject, Step):
             if subject.state is State.BACKING_OFF and subject.not_before <= memory.now:
                 steps.make_ready(memory, subject)
-        elif memory.agents.get(subject.spec.id) is subject:
+        elif isinstance(subject, Agent) and memory.agents.get(subject.spec.id) is subject:
             roster.watch(memory, kind, subject)

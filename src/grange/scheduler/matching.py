@@ -1,14 +1,14 @@
-"""Which agents a step may go to, and which of them is best."""
+"""Which agents a step may go to, which of them is best, and what would fail anywhere."""
 
 from collections.abc import Iterable
 
-from grange.scheduler.facts import AgentSpec, Measurements, QueueKey
+from grange.scheduler.facts import AgentSpec, Cause, Limits, Measurements, Offer, QueueKey
 from grange.scheduler.state import Agent, Step
 
 BUILTIN = "builtin"
 
 
-def misfit(spec: AgentSpec, queue: QueueKey) -> str:
+def misfit(spec: AgentSpec | Offer, queue: QueueKey) -> str:
     """Why an agent like `spec` can never take steps of `queue`; "" if it can."""
     if queue.system != BUILTIN and queue.system not in spec.systems:
         return f"it builds {', '.join(spec.systems)}, not {queue.system}"
@@ -22,6 +22,21 @@ def misfit(spec: AgentSpec, queue: QueueKey) -> str:
     if untagged:
         return f"it lacks the tag{'s' * (len(untagged) > 1)} {', '.join(untagged)}"
     return ""
+
+
+def asked(queue: QueueKey) -> str:
+    """What `queue` asks of an agent, in words."""
+    text = f"system {queue.system}"
+    if queue.features:
+        text += f" with {', '.join(queue.features)}"
+    if queue.tags:
+        text += f", tagged {', '.join(queue.tags)}"
+    return text
+
+
+def is_offered(offers: Iterable[Offer], queue: QueueKey) -> bool:
+    """An agent that could take steps of `queue` may appear."""
+    return any(not misfit(offer, queue) for offer in offers)
 
 
 def refusal(spec: AgentSpec, now: Measurements) -> str:
@@ -51,6 +66,13 @@ def refusal(spec: AgentSpec, now: Measurements) -> str:
     if now.cpu_pressure is None and now.load1 > load_max:
         return f"its load is {now.load1:.1f}, over {load_max:g}"
     return ""
+
+
+def is_final(cause: Cause, limits: Limits) -> bool:
+    """Whether a step that failed for `cause` would fail again under `limits`."""
+    if cause.limit is None or not cause.outcome.is_limit:
+        return True
+    return 0 < limits.of(cause.outcome) <= cause.limit
 
 
 def choose(step: Step, agents: Iterable[Agent]) -> Agent | None:

@@ -6,18 +6,33 @@ effects in every process.
 
 import heapq
 from enum import Enum
+from typing import Final
 
 from grange.scheduler.effects import Effect
-from grange.scheduler.facts import AgentId, AttemptId, BuildId, QueueKey, StepId
+from grange.scheduler.facts import (
+    NO_LIMITS,
+    AgentId,
+    AttemptId,
+    BuildId,
+    Limits,
+    Offer,
+    Policy,
+    QueueKey,
+    StepId,
+)
 from grange.scheduler.ready import ReadyQueue
-from grange.scheduler.settled import EndedBuilds, Settled
-from grange.scheduler.state import Agent, Attempt, Build, Step
+from grange.scheduler.settled import EndedBuilds, GivenUp, Settled
+from grange.scheduler.state import FREE_BOUNDS, NO_BOUNDS, Agent, Attempt, Bounds, Build, Step
+
+BOUNDS_MAX: Final = 4096  # different limits remembered as the same; more cost memory alone
 
 
 class Timer(Enum):
     LEASE = "lease"  # of an agent
     CUT = "cut"  # an agent's tunnel closed a while ago
     BACKOFF = "backoff"  # of a step
+    ASIDE = "aside"  # an agent that was set aside may be tried again
+    UNSUPPORTED = "unsupported"  # no agent that fits a queue was there for long
 
 
 class Memory:
@@ -26,24 +41,29 @@ class Memory:
     __slots__ = (
         "agents",
         "attempts",
+        "bounds",
         "builds",
         "ended_builds",
+        "given_up",
         "held_up",
         "last_seq",
         "last_timer",
-        "lease_s",
         "next_attempt",
         "now",
+        "offers",
         "out",
+        "policy",
         "queues",
         "settled",
         "steps",
         "timers",
         "used",
+        "widened",
+        "widening",
     )
 
-    def __init__(self, next_attempt: AttemptId, lease_s: float) -> None:
-        self.lease_s = lease_s
+    def __init__(self, next_attempt: AttemptId, policy: Policy) -> None:
+        self.policy = policy
         self.now = 0.0  # never runs backwards
         self.held_up = 0.0  # when the farm itself was last held up
         self.steps: dict[StepId, Step] = {}
@@ -52,14 +72,32 @@ class Memory:
         self.attempts: dict[AttemptId, Attempt] = {}
         self.queues: dict[QueueKey, ReadyQueue] = {}
         self.used: dict[str, int] = {}  # running attempts by project; none is 0
+        self.offers: tuple[Offer, ...] = ()
+        self.bounds: dict[Bounds, Bounds] = {}  # one of each that are equal
+        self.widening = (NO_BOUNDS, NO_LIMITS)  # the latest: what is asked next is mostly the same
+        self.widened = self.bounds.setdefault(FREE_BOUNDS, FREE_BOUNDS)
         self.settled = Settled()
+        self.given_up = GivenUp()
         self.ended_builds = EndedBuilds()
         self.next_attempt = next_attempt
         self.last_seq = 0  # of the latest step
-        self.timers: list[tuple[float, int, Timer, Agent | Step]] = []  # a heap
+        self.timers: list[tuple[float, int, Timer, Agent | Step | ReadyQueue]] = []  # a heap
         self.last_timer = 0  # its number: timers of one instant go off in order
         self.out: list[Effect] = []  # decided since the last answer, in order
 
-    def set_timer(self, at: float, kind: Timer, subject: Agent | Step) -> None:
+    def widen(self, step: Step, wanted: Limits | None) -> bool:
+        """Let the step use what a build allows; whether that is more than it might before."""
+        old = step.bounds
+        if wanted is None or wanted is old.wanted:
+            return False
+        if (old, wanted) != self.widening:
+            if len(self.bounds) >= BOUNDS_MAX:
+                self.bounds.clear()
+            new = old.widened(wanted)
+            self.widening, self.widened = (old, wanted), self.bounds.setdefault(new, new)
+        step.bounds = self.widened
+        return step.bounds is not old
+
+    def set_timer(self, at: float, kind: Timer, subject: Agent | Step | ReadyQueue) -> None:
         self.last_timer += 1
         heapq.heappush(self.timers, (at, self.last_timer, kind, subject))

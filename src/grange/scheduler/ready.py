@@ -32,12 +32,13 @@ def _is_stale(item: Entry) -> bool:
 class ReadyQueue:
     """Ready steps that are alike in what they ask of an agent, a heap for each project."""
 
-    __slots__ = ("agents", "key", "projects")
+    __slots__ = ("agents", "hopeless_since", "key", "projects")
 
     def __init__(self, key: QueueKey) -> None:
         self.key = key
         self.projects: dict[str, list[Entry]] = {}
         self.agents: list[Agent] = []  # those that fit, in order of joining
+        self.hopeless_since: float | None = None  # steps wait, and no agent fits or could appear
 
     def push(self, step: Step) -> None:
         heapq.heappush(self.projects.setdefault(step.project, []), entry(step))

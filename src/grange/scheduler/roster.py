@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from grange.scheduler import attempts, steps
+from grange.scheduler import attempts, steps, watchdog
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
 from grange.scheduler.facts import AgentId, AgentSpec, Outcome, Phase, Usage
@@ -96,9 +96,10 @@ def heard(memory: Memory, event: on.AgentHeard) -> None:
     agent.is_draining = event.is_draining
     agent.measurements = event.measurements
     agent.refusal = refusal(agent.spec, event.measurements)
+    watchdog.note(memory, event.progress)
     listed = dict(event.attempts)
-    for id_, phase in event.attempts:
-        attempt = attempts.of_agent(memory, event.agent, id_)
+    for id_, phase in sorted(event.attempts):  # inputs first, as they were sent
+        attempt = attempts.of_agent(memory, event.agent, id_, phase)
         if attempt is not None:
             attempts.advance(memory, attempt, phase)
     for attempt in list(agent.attempts.values()):
@@ -106,9 +107,10 @@ def heard(memory: Memory, event: on.AgentHeard) -> None:
             continue
         if attempt.id not in memory.attempts:
             continue  # ended by the loss of one before it
-        is_overdue = memory.now - max(attempt.sent, memory.held_up) > 2 * memory.lease_s
+        is_overdue = memory.now - max(attempt.sent, memory.held_up) > 2 * memory.policy.lease_s
         if attempt.order <= event.orders_seen or is_overdue:
             _unlisted(memory, attempt)
+    watchdog.check(memory, agent)
 
 
 def _unlisted(memory: Memory, attempt: Attempt) -> None:
@@ -149,7 +151,7 @@ def _enlist(memory: Memory, agent: Agent) -> None:
 
 
 def _renew(memory: Memory, agent: Agent) -> None:
-    agent.lease_until = memory.now + memory.lease_s
+    agent.lease_until = memory.now + memory.policy.lease_s
     if not agent.is_timed:
         agent.is_timed = True
         memory.set_timer(agent.lease_until, Timer.LEASE, agent)
@@ -176,7 +178,9 @@ def watch(memory: Memory, kind: Timer, agent: Agent) -> None:
         _forget(memory, agent)
     elif kind is Timer.LEASE:
         memory.set_timer(agent.lease_until, Timer.LEASE, agent)
-    elif not agent.is_connected and memory.now - agent.cut_since >= RECONNECT_S:
+    elif (
+        kind is Timer.CUT and not agent.is_connected and memory.now - agent.cut_since >= RECONNECT_S
+    ):
         _suspect(memory, agent)
 
 

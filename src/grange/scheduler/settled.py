@@ -1,13 +1,14 @@
-"""Steps and builds that ended lately: a bounded memory.
+"""Steps, builds and attempts that ended lately: a bounded memory.
 
 A submission's walk reads the journal while steps and builds go on ending; what ended between the
 walk and its event is recognised here. Forgetting a step too early costs one needless attempt.
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Final
 
-from grange.scheduler.facts import BuildId, Cause, Outcome, StepId
+from grange.scheduler.facts import AgentId, AttemptId, BuildId, Cause, Outcome, Phase, StepId
 
 SETTLED_MAX: Final = 65_536  # far more than can end during one walk
 
@@ -24,6 +25,11 @@ class Settled:
 
     def forget(self, step: StepId) -> None:
         self._causes.pop(step, None)
+
+    def forget_done(self, step: StepId) -> None:
+        """Its outputs are lost again; a failure stays known."""
+        if self.is_done(step):
+            self.forget(step)
 
     def is_done(self, step: StepId) -> bool:
         return step in self._causes and self._causes[step] is None
@@ -53,3 +59,28 @@ class EndedBuilds:
 
     def forget(self, build: BuildId) -> None:
         self._outcomes.pop(build, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """An attempt whose agent was lost: the agent may come back with it."""
+
+    step: StepId
+    agent: AgentId
+    phase: Phase  # it had when it was lost, as far as is known
+
+
+class GivenUp:
+    def __init__(self) -> None:
+        self._losses: OrderedDict[AttemptId, Loss] = OrderedDict()
+
+    def remember(self, attempt: AttemptId, loss: Loss) -> None:
+        self._losses[attempt] = loss
+        if len(self._losses) > SETTLED_MAX:
+            self._losses.popitem(last=False)
+
+    def loss(self, attempt: AttemptId) -> Loss | None:
+        return self._losses.get(attempt)
+
+    def forget(self, attempt: AttemptId) -> None:
+        self._losses.pop(attempt, None)

@@ -4,14 +4,17 @@ Steps refer to each other directly; a step that is done stays in memory only whi
 dependant refers to it.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final
 
 from grange.scheduler.facts import (
+    NO_LIMITS,
     AgentId,
     AgentSpec,
     AttemptId,
     BuildId,
+    Limits,
     Measurements,
     Phase,
     QueueKey,
@@ -24,6 +27,7 @@ AHEAD_S: Final = 0.1  # work queued at an agent beyond its places: hides one com
 AHEAD_MAX: Final = 64
 PRIORITY_NONE: Final = -(1 << 63)  # below that of any build
 DELIVERING_MAX: Final = 512  # attempts an agent may have built and not yet delivered
+SUSPECT_KILLS: Final = 2  # agents lost while they built a step: one may be chance
 
 
 class State(IntEnum):
@@ -49,10 +53,38 @@ class Build:
         self.root = root
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Whose limits hold for a step. Shared by all steps that are alike in this."""
+
+    own: Limits = NO_LIMITS  # that its derivation sets
+    wanted: Limits | None = None  # most generous of the builds that want it; None for no build
+    effective: Limits = NO_LIMITS  # the strictest of both
+
+    def widened(self, wanted: Limits) -> "Bounds":
+        """As it is where one more build wants the step under the limits `wanted`."""
+        most = wanted if self.wanted is None else self.wanted.most_generous(wanted)
+        return self if most == self.wanted else Bounds(self.own, most, self.own.strictest(most))
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What few steps have behind them."""
+
+    tries: int = 0  # times the build itself failed
+    kills: int = 0  # agents lost while they built it
+
+
+NO_BOUNDS: Final = Bounds()
+FREE_BOUNDS: Final = Bounds(wanted=NO_LIMITS)
+NO_PAST: Final = Past()
+
+
 class Step:
     __slots__ = (
         "attempts",
         "avoid",
+        "bounds",
         "builds",
         "dependants",
         "expected_s",
@@ -65,6 +97,7 @@ class Step:
         "missing",
         "nar_bytes",
         "not_before",
+        "past",
         "path_s",
         "priority",
         "project",
@@ -94,6 +127,8 @@ class Step:
         self.attempts: tuple[Attempt, ...] = ()
         self.failures = 0
         self.losses = 0
+        self.past = NO_PAST
+        self.bounds = NO_BOUNDS
         self.avoid: tuple[AgentId, ...] = ()  # agents that failed it for reasons of their own
         self.home: Agent | None = None  # where its outputs are built and not yet published
         self.holders: tuple[Agent, ...] = ()  # agents thought to have its outputs
@@ -106,13 +141,36 @@ class Step:
         """Some attempt of it is on an agent that is thought to be there."""
         return any(not attempt.agent.is_suspect for attempt in self.attempts)
 
+    @property
+    def limits(self) -> Limits:
+        """What its next attempt may use."""
+        return self.bounds.effective
+
+    @property
+    def is_suspect(self) -> bool:
+        """It may be what kills the agents that build it."""
+        return self.past.kills >= SUSPECT_KILLS
+
     def held_by(self, agent: "Agent") -> None:
         if agent not in self.holders:
             self.holders = (agent, *self.holders[: HOLDERS_MAX - 1])
 
 
 class Attempt:
-    __slots__ = ("agent", "build_since", "id", "order", "phase", "sent", "step", "usage")
+    __slots__ = (
+        "agent",
+        "build_since",
+        "id",
+        "limits",
+        "moved",
+        "order",
+        "phase",
+        "progress",
+        "sent",
+        "since",
+        "step",
+        "usage",
+    )
 
     def __init__(self, id_: AttemptId, step: Step, agent: "Agent", order: int, now: float) -> None:
         self.id = id_
@@ -120,21 +178,35 @@ class Attempt:
         self.agent = agent
         self.order = order  # number of the order that sent it; 0 if that was on an earlier tunnel
         self.sent = now
+        self.limits = step.limits  # it was sent with
         self.phase = Phase.SENT
+        self.since = now  # when it came to its phase
+        self.progress = 0  # as its agent last counted it
+        self.moved = now  # when it last came along
         self.build_since = 0.0
         self.usage = Usage()
+
+    def enter(self, phase: Phase, now: float) -> None:
+        """Whatever brings it to another phase is progress."""
+        self.phase = phase
+        self.since = self.moved = now
 
 
 class Agent:
     __slots__ = (
+        "aside_reason",
+        "aside_until",
+        "asides",
         "attempts",
         "build_s",
         "cut_since",
         "delivering",
+        "failed_step",
         "free",
         "heard",
         "is_connected",
         "is_draining",
+        "is_failing_widely",
         "is_suspect",
         "is_timed",
         "lease_until",
@@ -142,8 +214,10 @@ class Agent:
         "measurements",
         "occupied",
         "orders",
+        "own_failures",
         "refusal",
         "spec",
+        "upload_moved",
     )
 
     def __init__(self, spec: AgentSpec, lease_until: float) -> None:
@@ -164,13 +238,22 @@ class Agent:
         self.build_s: float | None = None  # moving average of how long a build holds its place
         self.local: list[tuple[int, float, int, Step]] = []  # ready here alone: a heap
         self.free = 0  # room in this dispatch pass
+        self.upload_moved = 0.0  # when any upload of it last came along
+        self.own_failures = 0  # for its own reasons, since it last succeeded
+        self.failed_step: StepId | None = None  # the first of those
+        self.is_failing_widely = False  # they were of several steps
+        self.asides = 0  # times it was set aside since it last succeeded
+        self.aside_until = 0.0  # it takes no work before then
+        self.aside_reason = ""  # why it was set aside; "" since it last succeeded
 
     def room(self, now: float) -> int:
         """How many more attempts it may be sent now."""
         if self.refusal or self.is_draining or not self.is_connected:
             return 0
-        if self.delivering >= DELIVERING_MAX:
+        if self.delivering >= DELIVERING_MAX or now < self.aside_until:
             return 0
+        if self.asides:
+            return 1 - self.occupied  # on probation
         return self.spec.max_jobs + self._ahead(now) - self.occupied
 
     def _ahead(self, now: float) -> int:

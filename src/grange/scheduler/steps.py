@@ -7,7 +7,7 @@ nobody wants is dropped unless an attempt of it is under way and useful.
 import heapq
 
 from grange.scheduler import effects as do
-from grange.scheduler.facts import BuildId, Cause, Outcome, Phase, StepId
+from grange.scheduler.facts import BuildId, Cause, Outcome, Phase, StepId, checked, is_check
 from grange.scheduler.memory import Memory, Timer
 from grange.scheduler.ready import entry, is_ready_at
 from grange.scheduler.state import Agent, Attempt, State, Step
@@ -22,6 +22,8 @@ def offer_locally(step: Step) -> None:
     """Let it wait at the agent that has all its inputs, if one has."""
     if step.state is not State.WAITING or step.unbuilt or not step.missing:
         return
+    if is_check(step.id):
+        return  # it can be compared only with what is published
     home = next((needed.home for needed in step.inputs if needed.home is not None), None)
     if home is not None and is_ready_at(step, home):
         heapq.heappush(home.local, entry(step))
@@ -119,11 +121,18 @@ def _lose_home(memory: Memory, step: Step) -> None:
 
 def fail(memory: Memory, step: Step, cause: Cause) -> None:
     """It cannot succeed: so cannot whatever needs it. `cause.step` is the step itself."""
-    if cause.outcome.is_remembered:
+    if is_check(step.id):
+        pass  # the step that it checks stays as it was
+    elif cause.outcome.is_remembered:
         memory.settled.fail(step.id, cause)
         memory.out.append(do.SaveStepFailed(step.id, cause, memory.now))
-    elif step.failures or step.losses:
+    elif step.failures or step.losses or step.past.tries:
         memory.out.append(do.SaveFailureForgotten(step.id))  # the next build has tries of its own
+    sink(memory, step, cause)
+
+
+def sink(memory: Memory, step: Step, cause: Cause) -> None:
+    """It and whatever needs it ends for `cause`, which may be another step's."""
     todo = [step]
     while todo:
         failed = todo.pop()
@@ -145,9 +154,22 @@ def fail(memory: Memory, step: Step, cause: Cause) -> None:
                 unwant(memory, needed, is_abort=False)
 
 
+def save_troubles(memory: Memory, step: Step) -> None:
+    """What it has behind it outlives the farm's process; checks begin anew."""
+    if not is_check(step.id):
+        effect = do.SaveStepTroubled(step.id, step.failures, step.losses, step.past.tries)
+        memory.out.append(effect)
+
+
 def publish(memory: Memory, step: Step) -> None:
-    """Its outputs are stored and its inputs published: now its own may be."""
+    """Its outputs are stored and its inputs published: now its own may be.
+
+    A check's need not: they were compared, and it is done.
+    """
     assert step.stored is not None
+    if is_check(step.id):
+        _finish(memory, step)
+        return
     attempt, infos = step.stored
     step.state = State.PUBLISHING
     # Other agents keep their copies until this one can be fetched: dependants may run on them.
@@ -164,12 +186,16 @@ def published(memory: Memory, id_: StepId) -> None:
         memory.settled.finish(id_)
         memory.out.append(do.SaveStepDone(id_, None))
         return
-    attempt = step.stored[0] if step.stored else None
-    build_s = attempt.usage.build_s if attempt else None
+    build_s = step.stored[0].usage.build_s if step.stored else None
     memory.out.append(do.SaveStepDone(id_, build_s))
     memory.settled.finish(id_)
+    _finish(memory, step)
+
+
+def _finish(memory: Memory, step: Step) -> None:
+    attempt = step.stored[0] if step.stored else None
     step.state = State.DONE
-    del memory.steps[id_]
+    del memory.steps[step.id]
     for other in step.attempts:
         if other is not attempt:
             _abort_attempt(memory, other, Outcome.CANCELLED, "its outputs were published meanwhile")
@@ -238,7 +264,7 @@ def finish_build(memory: Memory, build: BuildId, outcome: Outcome, cause: Cause 
 
 def show(memory: Memory, step: Step, attempt: Attempt | None, cause: Cause | None = None) -> None:
     if attempt is None:
-        news = do.ShowStep(step.id, step.state.name, None, None, None, None, cause)
+        news = do.ShowStep(step.id, step.state.name, None, None, None, None, cause, step.is_suspect)
     else:
         news = do.ShowStep(
             step.id,
@@ -248,10 +274,11 @@ def show(memory: Memory, step: Step, attempt: Attempt | None, cause: Cause | Non
             attempt.phase,
             attempt.usage.build_s,
             cause,
+            step.is_suspect,
         )
     memory.out.append(news)
 
 
 def blame(root: StepId, cause: Cause) -> tuple[Outcome, Cause]:
     """A build's outcome where a step at or below its root failed for `cause`."""
-    return (cause.outcome if root == cause.step else Outcome.DEPENDENCY_FAILED), cause
+    return (cause.outcome if checked(root) == cause.step else Outcome.DEPENDENCY_FAILED), cause

@@ -1,41 +1,49 @@
 """Builds: what they want, and what follows for the steps at and below their roots."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
 from grange.scheduler import steps
-from grange.scheduler.facts import Cause, Outcome, QueueKey, StepId
-from grange.scheduler.matching import misfit
+from grange.scheduler.facts import NO_LIMITS, Cause, Limits, Outcome, QueueKey, StepId, StepSpec
+from grange.scheduler.matching import is_final, misfit
 from grange.scheduler.memory import Memory
 from grange.scheduler.ready import ReadyQueue
-from grange.scheduler.state import Build, State, Step
+from grange.scheduler.state import Bounds, Build, Past, State, Step
 
 
 def submit(memory: Memory, event: on.BuildsSubmitted) -> None:
     """Create the steps that are new, let builds want their roots, and drop what nobody wants."""
-    doomed = _doomed(memory, event)
-    new = _create_steps(memory, event, doomed)
+    # Of several builds, the most patient may yet see a step succeed that overran another's limit.
+    wanted = reduce(Limits.most_generous, [wish.limits for wish in event.wishes] or [NO_LIMITS])
+    doomed = doomed_steps(
+        memory, event.steps, dict(event.remembered), wanted, is_retry=event.is_retry
+    )
+    new = create_steps(memory, event.steps, doomed, is_retry=event.is_retry)
     fresh = set(map(id, new))
     for wish in event.wishes:
         root = _grant_wish(memory, wish, doomed, is_retry=event.is_retry)
         if root is not None and id(root) in fresh:
             root.priority = max(root.priority, wish.priority)  # and what it needs: below
+            memory.widen(root, wish.limits)
         elif root is not None:
-            _lift(memory, root, wish.priority, root.path_s)
+            lift(memory, root, wish.priority, root.path_s, wish.limits)
+    settle_new(memory, new, fresh)
+
+
+def settle_new(memory: Memory, new: list[Step], fresh: Collection[int]) -> None:
+    """Tell what new steps need that it is wanted, and how urgently; then let them wait or go.
+
+    `new` has inputs first, and what wants them is told already; `fresh` are their `id()`s.
+    """
     for step in reversed(new):
         if step.wanted == 0:
             steps.drop(memory, step)
             continue
         for needed in step.inputs:
-            path_s = needed.expected_s + step.path_s
-            if id(needed) in fresh:
-                needed.path_s = max(needed.path_s, path_s)
-                needed.priority = max(needed.priority, step.priority)
-                needed.project = needed.project or step.project
-            else:
-                _lift(memory, needed, step.priority, path_s)
+            urge(memory, needed, step, is_new=id(needed) in fresh)
     for step in new:
         if step.state is State.WAITING and step.missing == 0:
             steps.make_ready(memory, step)
@@ -43,18 +51,39 @@ def submit(memory: Memory, event: on.BuildsSubmitted) -> None:
             steps.offer_locally(step)
 
 
-def _doomed(memory: Memory, event: on.BuildsSubmitted) -> dict[StepId, Cause]:
-    """The steps that cannot succeed: each with the known failure at or below it."""
-    remembered = dict(event.remembered)
+def urge(memory: Memory, needed: Step, step: Step, *, is_new: bool) -> None:
+    """Raise what `step` needs to its rank and limits; what a new step needs is told later."""
+    path_s = needed.expected_s + step.path_s
+    if not is_new:
+        lift(memory, needed, step.priority, path_s, step.bounds.wanted)
+        return
+    needed.path_s = max(needed.path_s, path_s)
+    needed.priority = max(needed.priority, step.priority)
+    needed.project = needed.project or step.project
+    memory.widen(needed, step.bounds.wanted)
+
+
+def doomed_steps(
+    memory: Memory,
+    specs: Sequence[StepSpec],
+    remembered: Mapping[StepId, Cause],
+    wanted: Limits,
+    *,
+    is_retry: bool = False,
+) -> dict[StepId, Cause]:
+    """The steps that cannot succeed: each with the known failure at or below it.
+
+    A failure at a limit dooms nothing that is now wanted under a larger one.
+    """
     doomed: dict[StepId, Cause] = {}
-    for spec in event.steps:
+    for spec in specs:
         if spec.id in memory.steps or memory.settled.is_done(spec.id):
             continue
         cause = memory.settled.failure(spec.id) or remembered.get(spec.id)
-        if cause is not None and event.is_retry:
+        if cause is not None and is_retry:
             memory.settled.forget(spec.id)
             memory.out.append(do.SaveFailureForgotten(spec.id))
-        elif cause is not None:
+        elif cause is not None and is_final(cause, spec.limits.strictest(wanted)):
             doomed[spec.id] = replace(cause, step=spec.id)
         else:
             below = next((doomed[i] for i in spec.inputs if i in doomed), None)
@@ -89,17 +118,28 @@ def _grant_wish(
     return None
 
 
-def _create_steps(
-    memory: Memory, event: on.BuildsSubmitted, doomed: Mapping[StepId, Cause]
+def create_steps(
+    memory: Memory,
+    specs: Sequence[StepSpec],
+    doomed: Mapping[StepId, Cause],
+    *,
+    is_retry: bool = False,
 ) -> list[Step]:
+    """Those that are neither known nor doomed nor done meanwhile; inputs first, as `specs`."""
     new: list[Step] = []
-    for spec in event.steps:
+    for spec in specs:
         if spec.id in memory.steps or spec.id in doomed or memory.settled.is_done(spec.id):
             continue
         memory.last_seq += 1
         step = Step(spec.id, _queue(memory, spec.queue).key, memory.last_seq)
         step.expected_s = step.path_s = spec.expected_s
-        step.failures, step.losses = (0, 0) if event.is_retry else (spec.failures, spec.losses)
+        if not is_retry:
+            step.failures, step.losses = spec.failures, spec.losses
+            if spec.tries:
+                step.past = Past(tries=spec.tries)
+        if spec.limits != NO_LIMITS:
+            step.bounds = Bounds(spec.limits, None, spec.limits)
+        step.avoid = spec.avoid
         step.inputs = tuple([memory.steps[i] for i in spec.inputs if i in memory.steps])
         for needed in step.inputs:
             needed.dependants.append(step)
@@ -119,18 +159,20 @@ def _queue(memory: Memory, key: QueueKey) -> ReadyQueue:
     return queue
 
 
-def _lift(memory: Memory, step: Step, priority: int, path_s: float) -> None:
-    """Raise a step's rank, and that of all it needs, to at least this."""
+def lift(memory: Memory, step: Step, priority: int, path_s: float, wanted: Limits | None) -> None:
+    """Raise a step's rank and limits, and those of all it needs, to at least this."""
     todo = [(step, path_s)]
     while todo:
         step, path_s = todo.pop()
-        if step.priority >= priority and step.path_s >= path_s:
+        is_widened = memory.widen(step, wanted)
+        is_raised = step.priority < priority or step.path_s < path_s
+        if not is_raised and not is_widened:
             continue
         step.priority = max(step.priority, priority)
         step.path_s = max(step.path_s, path_s)
-        if step.state is State.READY:
+        if is_raised and step.state is State.READY:
             memory.queues[step.queue].push(step)
-        else:
+        elif is_raised:
             steps.offer_locally(step)  # where it waits for a place, with its new rank
         for needed in step.inputs:
             if needed.state < State.PUBLISHING:
