@@ -30,14 +30,14 @@ MUTANTS = (
     Mutant("leases never end", roster, "watch", "_forget(memory, agent)"),
     Mutant("suspicion never ends", roster, "join", "_unsuspect(memory, agent)"),
     Mutant("published before inputs", attempts, "stored", "if step.missing == 0:", "if True:"),
-    Mutant("failures not counted", attempts, "_trouble", "step.failures += 1"),
+    Mutant("failures not counted", attempts, "count_failure", "step.failures += 1"),
     Mutant("outputs outlive their agent", steps, "end_attempt", "_lose_home(memory, attempt.step)"),
     Mutant("wishes never withdrawn", steps, "unwant", "step.wanted -= 1"),
     Mutant("shared steps die with one build", steps, "unwant", "step.wanted > 0", "False"),
     Mutant(
         "deliveries never settled",
         steps,
-        "published",
+        "_finish",
         "memory.out.append(do.SettleAttempt(attempt.agent.spec.id, attempt.id, True))",
     ),
     Mutant(
@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         "failures forgotten", steps, "fail", "memory.out.append(do.SaveStepF", "id(do.SaveStepF"
     ),
-    Mutant("dependants outlive a failure", steps, "fail", "todo += failed.dependants"),
+    Mutant("dependants outlive a failure", steps, "sink", "todo += failed.dependants"),
     Mutant("places not counted", Agent, "room", "- self.occupied", ""),
     Mutant("stalls cost leases", roster, "excuse", "_renew(memory, agent)"),
     Mutant("deaf agents not told", roster, "heard", "memory.out.append(do.Ref", "id(do.Ref"),
