@@ -203,7 +203,7 @@ def _trouble(memory: Memory, step: Step, attempt: Attempt, cause: Cause) -> None
     if cause.outcome is not Outcome.INPUTS_MISSING:
         aside.failed(memory, agent, step, cause)
     shun(step, agent)
-    if is_avoiding_all(step, memory.queues[step.queue].agents):
+    if is_avoiding_all(step, memory.queues[step.queue].agents, memory.now):
         step.avoid = ()
         doublings = min(step.failures - 1, DOUBLINGS_MAX)
         policy = memory.policy

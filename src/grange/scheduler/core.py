@@ -16,7 +16,8 @@ from grange.scheduler import attempts, mending, roster, steps, submission, unsup
 from grange.scheduler import events as on
 from grange.scheduler.dispatch import dispatch
 from grange.scheduler.effects import Effect
-from grange.scheduler.facts import AttemptId, Policy
+from grange.scheduler.facts import AttemptId, Policy, QueueKey
+from grange.scheduler.matching import is_offered
 from grange.scheduler.memory import Memory
 from grange.scheduler.roster import LATE_S, RECONNECT_S
 from grange.scheduler.state import Agent, State, Step
@@ -73,6 +74,10 @@ class Scheduler:
     def now(self) -> float:
         """The latest time it was told, seconds."""
         return self._memory.now
+
+    def is_offered(self, queue: QueueKey) -> bool:
+        """An agent that could take steps of `queue` may appear."""
+        return is_offered(self._memory.offers, queue)
 
     def next_deadline(self) -> float | None:
         """When to send a `Tick` at the latest; None for never."""

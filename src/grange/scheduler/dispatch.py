@@ -37,7 +37,7 @@ def dispatch(memory: Memory) -> None:
             if chosen.free <= 0:
                 roomy[lane].remove(chosen)
         else:
-            if is_avoiding_all(step, source.agents):
+            if is_avoiding_all(step, source.agents, memory.now):
                 step.avoid = ()
             held_back.append((step, source))
         if not any(agent.free > 0 for agent in roomy[lane]):

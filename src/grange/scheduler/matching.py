@@ -96,10 +96,6 @@ def choose(step: Step, agents: Iterable[Agent]) -> Agent | None:
     return best
 
 
-def is_avoiding_all(step: Step, agents: Iterable[Agent]) -> bool:
+def is_avoiding_all(step: Step, agents: Iterable[Agent], now: float) -> bool:
     """No agent that takes work is left to try; one that refuses may do so for ever."""
-    return all(
-        agent.spec.id in step.avoid
-        for agent in agents
-        if agent.is_connected and not agent.is_draining and not agent.refusal
-    )
+    return all(agent.spec.id in step.avoid for agent in agents if agent.takes_work(now))

@@ -246,11 +246,14 @@ class Agent:
         self.aside_until = 0.0  # it takes no work before then
         self.aside_reason = ""  # why it was set aside; "" since it last succeeded
 
+    def takes_work(self, now: float) -> bool:
+        """Nothing but a want of places keeps work from it."""
+        is_here = self.is_connected and not self.is_draining
+        return is_here and not self.refusal and now >= self.aside_until
+
     def room(self, now: float) -> int:
         """How many more attempts it may be sent now."""
-        if self.refusal or self.is_draining or not self.is_connected:
-            return 0
-        if self.delivering >= DELIVERING_MAX or now < self.aside_until:
+        if self.delivering >= DELIVERING_MAX or not self.takes_work(now):
             return 0
         if self.asides:
             return 1 - self.occupied  # on probation

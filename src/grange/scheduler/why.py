@@ -1,11 +1,11 @@
 """The one answer to "why is this step not running?", from the same code that decides (D12)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 from grange.scheduler.core import Scheduler
 from grange.scheduler.facts import Phase, StepId
-from grange.scheduler.matching import misfit
+from grange.scheduler.matching import asked, misfit
 from grange.scheduler.ready import is_ready_at
 from grange.scheduler.state import DELIVERING_MAX, Agent, State, Step
 
@@ -37,9 +37,17 @@ def why(core: Scheduler, id_: StepId, now: float) -> Answer | None:
     step = core.steps.get(id_)
     if step is None:
         return None
+    answer = _answer(core, step, now)
+    if answer is None or not step.is_suspect:
+        return answer
+    line = f"{step.past.kills} agents were lost while they built it: it may be what kills them."
+    return replace(answer, details=(line, *answer.details))
+
+
+def _answer(core: Scheduler, step: Step, now: float) -> Answer | None:
     match step.state:
         case State.WAITING:
-            return _waiting(step)
+            return _waiting(step, now)
         case State.READY:
             return _ready(core, step, now)
         case State.BACKING_OFF:
@@ -63,7 +71,7 @@ def why(core: Scheduler, id_: StepId, now: float) -> Answer | None:
             assert_never(step.state)
 
 
-def _waiting(step: Step) -> Answer:
+def _waiting(step: Step, now: float) -> Answer:
     unfinished = [needed for needed in step.inputs if needed.state is not State.DONE]
     waits_for = tuple([needed.id for needed in unfinished[:TOLD_MAX]])
     home = next((needed.home for needed in unfinished if needed.home is not None), None)
@@ -72,7 +80,7 @@ def _waiting(step: Step) -> Answer:
             step.state,
             f"Its inputs are built on {home.spec.name} and not published yet: "
             f"it waits for a place there or for their publication.",
-            (_agent_line(home),),
+            (_agent_line(home, now),),
             waits_for,
         )
     count = len(unfinished)
@@ -87,31 +95,38 @@ def _waiting(step: Step) -> Answer:
 
 def _ready(core: Scheduler, step: Step, now: float) -> Answer:
     agents = list(core.agents.values())
-    if not agents:
+    if not agents and not core.is_offered(step.queue):
         return Answer(step.state, "No agent is connected; start one with `grange agent run`.")
     fitting = [agent for agent in agents if not misfit(agent.spec, step.queue)]
     details = []
     for agent in agents[:TOLD_MAX]:
         reason = misfit(agent.spec, step.queue)
-        details.append(f"{agent.spec.name}: {reason}" if reason else _agent_line(agent, step))
+        details.append(f"{agent.spec.name}: {reason}" if reason else _agent_line(agent, now, step))
     if not fitting:
-        asked = f"system {step.queue.system}"
-        if step.queue.features:
-            asked += f" with {', '.join(step.queue.features)}"
-        if step.queue.tags:
-            asked += f", tagged {', '.join(step.queue.tags)}"
-        return Answer(step.state, f"No agent can build it: it asks for {asked}.", tuple(details))
+        return Answer(step.state, _unfit(core, step, now), tuple(details))
     able = [agent for agent in fitting if agent.room(now) > 0]
     if able:
         sentence = "It is about to be sent to an agent."
-    elif all(agent.refusal or not agent.is_connected or agent.is_draining for agent in fitting):
+    elif not any(agent.takes_work(now) for agent in fitting):
         sentence = f"None of the {len(fitting)} agents that fit takes work now."
     else:
         sentence = f"It waits for a place: {len(fitting)} agents fit, none has room."
     return Answer(step.state, sentence, tuple(details))
 
 
-def _agent_line(agent: Agent, step: Step | None = None) -> str:
+def _unfit(core: Scheduler, step: Step, now: float) -> str:
+    """No agent that is here fits: could one appear, and how long may that take?"""
+    sentence = f"No agent can build it: it asks for {asked(step.queue)}."
+    if core.is_offered(step.queue):
+        return f"No agent that could build it is here, but one may appear. {sentence}"
+    since = core.queues[step.queue].hopeless_since
+    if since is None:
+        return sentence
+    left_s = max(0.0, since + core.policy.max_unsupported_s - now)
+    return f"{sentence} It fails in {left_s:.0f} s unless one that can joins."
+
+
+def _agent_line(agent: Agent, now: float, step: Step | None = None) -> str:
     name = agent.spec.name
     if not agent.is_connected:
         return f"{name}: it is cut off"
@@ -119,9 +134,13 @@ def _agent_line(agent: Agent, step: Step | None = None) -> str:
         return f"{name}: it is draining"
     if agent.refusal:
         return f"{name}: {agent.refusal}"
+    if now < agent.aside_until:
+        return f"{name}: it is set aside for {agent.aside_until - now:.0f} s: {agent.aside_reason}"
     if step is not None and agent.spec.id in step.avoid:
         return f"{name}: it failed this step before, so others go first"
     if agent.delivering >= DELIVERING_MAX:
         return f"{name}: it has {agent.delivering} builds yet to deliver"
+    if agent.asides:
+        return f"{name}: it takes one attempt at a time until one succeeds: {agent.aside_reason}"
     places = agent.spec.max_jobs
     return f"{name}: {min(agent.occupied, places)} of {places} places taken"
