@@ -27,6 +27,8 @@ class Ledger:
         self.attempts: dict[AttemptId, tuple[StepId, AgentId]] = {}
         self.open: dict[AttemptId, tuple[StepId, AgentId]] = {}  # attempts that have not ended
         self.ended: Counter[Outcome] = Counter()
+        self.revived = 0  # attempts whose agents were lost and came back with them
+        self._lost: set[AttemptId] = set()  # ended, and may be revived
         self.succeeded: set[AttemptId] = set()
         self.roots: dict[BuildId, StepId] = {}
         self.outcomes: dict[BuildId, Outcome] = {}  # of finished builds
@@ -70,6 +72,8 @@ class Ledger:
                     self.attempts[attempt] = self.open[attempt] = (step, agent)
                 case do.SaveAttemptEnded(attempt, step, outcome, message, _, _):
                     self._ended(attempt, outcome, message, step in troubled)
+                case do.SaveAttemptRevived(attempt):
+                    self._revived(attempt)
                 case do.SavePaths(step, attempt, infos):
                     self._saved(step, infos)
                 case do.SaveStepDone(step, _):
@@ -101,6 +105,9 @@ class Ledger:
         step, agent = self.open.pop(attempt, (StepId(0), ""))
         self._demand(bool(agent), f"{attempt} ended twice or before it began")
         self.ended[outcome] += 1
+        self._lost.discard(attempt)
+        if outcome is Outcome.AGENT_LOST:
+            self._lost.add(attempt)
         if outcome.is_success:
             self.succeeded.add(attempt)
         if outcome.is_infrastructure and (is_counted or self._is_wanted(step)):
@@ -116,6 +123,16 @@ class Ledger:
                 f"attempt {attempt} on the healthy agent {agent} ended as {outcome}: {message}",
                 "economy",
             )
+
+    def _revived(self, attempt: AttemptId) -> None:
+        self._demand(attempt in self._lost, f"{attempt} is revived and was not lost")
+        if attempt not in self._lost:
+            return
+        step, _ = self.open[attempt] = self.attempts[attempt]
+        self._demand(not self.is_published(step), f"{attempt} of published {step} is revived")
+        self._lost.discard(attempt)
+        self.ended[Outcome.AGENT_LOST] -= 1
+        self.revived += 1
 
     def _is_wanted(self, step: StepId) -> bool:
         """Whether a build that was accepted and goes on needs the step."""

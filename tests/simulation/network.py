@@ -111,6 +111,7 @@ class Network:
         self.lines: dict[AgentId, Tunnel] = {}
         self._orders: dict[AgentId, Orders] = {}
         self._granted: dict[AttemptId, set[int]] = {}  # and which outputs have come
+        self._said: set[AttemptId] = set()  # that they are built, to this life
         self._built: set[AttemptId] = set()  # no longer in a place, as some life was told
         self._publishers: list[asyncio.Task[None]] = []
 
@@ -154,6 +155,7 @@ class Network:
             self.loop.tell(event)
             if isinstance(event, on.OutputsBuilt):
                 self._built.add(event.attempt)
+                self._said.add(event.attempt)
                 self.world.after(self.world.soon(0.5), self._grant, event.agent, event.attempt)
 
     def crash(self) -> None:
@@ -171,6 +173,7 @@ class Network:
         self.lines.clear()
         self._orders.clear()
         self._granted.clear()
+        self._said.clear()
 
     # --- deliveries -----------------------------------------------------------------------
 
@@ -232,6 +235,9 @@ class Network:
                 self._orders_for(agent).settled.append(attempt)
             case do.SaveAttemptEnded(attempt=attempt):
                 self._granted.pop(attempt, None)
+            case do.SaveAttemptRevived(attempt) if attempt in self._said:
+                # What its agent said of it came before the farm knew of it again.
+                self._grant(ledger.attempts[attempt][1], attempt)
             case do.PublishOutputs():
                 task = self.world.loop.create_task(self._publish(effect))
                 self._publishers.append(task)
