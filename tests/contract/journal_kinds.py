@@ -3,10 +3,14 @@
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
+
+import asyncpg
 
 from grange.db.connect import MEMORY
 from grange.db.engine import Inline, Threads
 from grange.db.journal import SqliteJournal
+from grange.db.postgres.journal import PostgresJournal
 from grange.ports import Journal, NewBuild, NewDerivation, PublishedOutput
 from grange.scheduler.effects import (
     JournalEffect,
@@ -31,12 +35,25 @@ from grange.store.hash import BASE32_CHARS, Hash
 from grange.store.narinfo import NarInfo, PathInfo
 from grange.store.path import StorePath
 
-KINDS = ("sqlite threads", "sqlite inline", "sqlite memory")
+KINDS = ("sqlite threads", "sqlite inline", "sqlite memory", "postgres")
 BIG = "x" * 3_000_000  # does not fit where the disk is full
 
 
-class JournalKind:
+class JournalKind(Protocol):
     """One implementation on storage of its own, which can be reopened and filled up."""
+
+    journal: Journal
+
+    async def reopen(self) -> Journal:
+        """The journal as a new process finds it. One in memory has no such thing, and stays."""
+
+    async def fill_disk(self) -> None: ...
+
+    async def make_room(self) -> None: ...
+
+
+class SqliteKind:
+    """`KINDS` says which: on threads or inline, in a file or in memory."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self._is_threaded = kind == "sqlite threads"
@@ -49,7 +66,6 @@ class JournalKind:
         self.journal: Journal = SqliteJournal(self._engine)
 
     async def reopen(self) -> Journal:
-        """The journal as a new process finds it. One in memory has no such thing, and stays."""
         if self._path != MEMORY:
             await self.journal.close()
             self._open()
@@ -67,6 +83,49 @@ class JournalKind:
             connection.execute(f"PRAGMA max_page_count = {room(pages)}").fetchone()
 
         await self._engine.write(limit)
+
+
+class PostgresKind:
+    """A database of its own, whose journal writes as the farm's leader would."""
+
+    def __init__(self, journal: PostgresJournal, url: str) -> None:
+        self.journal: Journal = journal
+        self.url = url
+
+    @classmethod
+    async def open(cls, url: str) -> "PostgresKind":
+        journal = await PostgresJournal.open(url)
+        await execute(url, "UPDATE leader SET epoch = 7, expires = 'infinity'")
+        journal.epoch = 7
+        return cls(journal, url)
+
+    async def reopen(self) -> Journal:
+        await self.journal.close()
+        self.journal = (await self.open(self.url)).journal
+        return self.journal
+
+    async def fill_disk(self) -> None:
+        """What PostgreSQL says then, without having to fill a real one."""
+        await execute(
+            self.url,
+            """
+            CREATE FUNCTION disk_full() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+              RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full';
+            END $$;
+            CREATE TRIGGER disk_full BEFORE INSERT ON attempts EXECUTE FUNCTION disk_full();
+            """,
+        )
+
+    async def make_room(self) -> None:
+        await execute(self.url, "DROP FUNCTION disk_full CASCADE")
+
+
+async def execute(url: str, statement: str) -> None:
+    """As an operator would, beside the journal."""
+    connection = await asyncpg.connect(url)
+    await connection.execute(statement)
+    await connection.close()
 
 
 def path(name: str) -> StorePath:

@@ -33,6 +33,8 @@ from tests.contract.journal_kinds import (
     BIG,
     KINDS,
     JournalKind,
+    PostgresKind,
+    SqliteKind,
     agent,
     build,
     completed,
@@ -41,13 +43,19 @@ from tests.contract.journal_kinds import (
     path,
     saved_paths,
 )
+from tests.postgres import Postgres
 
 FAILED = Cause(Outcome.BUILD_FAILED, "exit code 1", None, AttemptId(1))
 
 
 @pytest.fixture(params=KINDS)
 async def kind(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JournalKind]:
-    opened = JournalKind(request.param, tmp_path)
+    opened: JournalKind
+    if request.param == "postgres":
+        server: Postgres = request.getfixturevalue("postgres")
+        opened = await PostgresKind.open(await asyncio.to_thread(server.new_database))
+    else:
+        opened = SqliteKind(request.param, tmp_path)
     yield opened
     await opened.journal.close()
 

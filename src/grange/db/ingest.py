@@ -198,4 +198,4 @@ def _finish_if_there(steps: Sequence[tuple[int, str]]) -> Script[None]:
 
 def _pairs(query: str, keys: Iterable[str]) -> Script[dict[str, int]]:
     rows = yield from ask(query, [str(key) for key in keys])
-    return {key: id_ for key, id_ in rows}  # noqa: C416 - rows are of any kind of sequence
+    return dict(rows)

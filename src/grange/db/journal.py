@@ -2,7 +2,8 @@
 
 from grange.db.connect import MEMORY
 from grange.db.engine import Inline, Threads, run_script
-from grange.db.script import Scripted, T
+from grange.db.rows import Row
+from grange.db.script import Scripted, T, ask
 from grange.db.sql_journal import SqlJournal
 
 
@@ -30,6 +31,9 @@ class _Scripts:
 
     async def read(self, scripted: Scripted[T]) -> T:
         return await self._engine.read(lambda connection: run_script(connection, scripted()))
+
+    async def rows(self, query: str, *parameters: object) -> list[Row]:
+        return await self.read(lambda: ask(query, *parameters))
 
     async def write(self, scripted: Scripted[T]) -> T:
         return await self._engine.write(lambda connection: run_script(connection, scripted()))

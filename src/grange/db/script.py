@@ -42,6 +42,9 @@ class Engine(Protocol):
     async def read(self, scripted: Scripted[T]) -> T:
         """All queries of the script see one state. Raises OutsideError."""
 
+    async def rows(self, query: str, *parameters: object) -> list[Row]:
+        """What one query finds. Raises OutsideError."""
+
     async def write(self, scripted: Scripted[T]) -> T:
         """Durable when it returns; for errors see `grange.ports.Journal`."""
 

@@ -51,9 +51,16 @@ class SqlJournal:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # A committed path info changes only by `forget_paths`, which forgets it here, too.
-        self._narinfos: Lru[str, NarInfo] = Lru(NARINFOS_MAX)
-        self._references: References = Lru(REFERENCES_MAX)
+        self._narinfos: Lru[str, NarInfo]
+        self._references: References
+        self.remember(is_leader=True)
+
+    def remember(self, *, is_leader: bool) -> None:
+        """Begin anew to remember path infos: these change only by `forget_paths`, which forgets
+        them here, too. A journal that another process may write remembers none.
+        """
+        self._narinfos = Lru(NARINFOS_MAX if is_leader else 0)
+        self._references = Lru(REFERENCES_MAX if is_leader else 0)
 
     async def recover(self) -> Recovered:
         return await self._engine.read(_recover)
@@ -115,25 +122,27 @@ class SqlJournal:
         }
 
     async def narinfo(self, hash_part: str) -> NarInfo | None:
-        narinfo, age = self._narinfos.get(hash_part), self._narinfos.age
+        known = self._narinfos
+        narinfo, age = known.get(hash_part), known.age
         if narinfo is None:
             rows = await self._rows("path", hash_part)
             if rows:
                 narinfo = read_narinfo(rows[0])
-                self._narinfos.put(hash_part, narinfo, age)
+                known.put(hash_part, narinfo, age)
         return narinfo
 
     async def narinfos(self, paths: Iterable[StorePath]) -> dict[StorePath, NarInfo]:
-        age = self._narinfos.age
-        known = {path: self._narinfos.get(path.hash_part) for path in paths}
-        found = {path: narinfo for path, narinfo in known.items() if narinfo is not None}
-        if len(found) < len(known):
-            parts = [path.hash_part for path in known if path not in found]
+        known = self._narinfos
+        age = known.age
+        wanted = dict.fromkeys(paths)
+        found = {path: info for path in wanted if (info := known.get(path.hash_part)) is not None}
+        if len(found) < len(wanted):
+            parts = [path.hash_part for path in wanted if path not in found]
             for row in await self._rows("paths", parts):
                 narinfo = read_narinfo(row)
-                self._narinfos.put(narinfo.info.path.hash_part, narinfo, age)
+                known.put(narinfo.info.path.hash_part, narinfo, age)
                 found[narinfo.info.path] = narinfo
-        return {path: found[path] for path in known if path in found}
+        return {path: found[path] for path in wanted if path in found}
 
     async def valid_paths(self, paths: Iterable[StorePath]) -> set[StorePath]:
         wanted = set(paths)
@@ -192,7 +201,7 @@ class SqlJournal:
         await self._engine.close()
 
     async def _rows(self, query: str, *parameters: object) -> list[Row]:
-        return await self._engine.read(lambda: ask(query, *parameters))
+        return await self._engine.rows(query, *parameters)
 
 
 def _step_record(row: Row) -> StepRecord:

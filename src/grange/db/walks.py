@@ -62,7 +62,7 @@ def unfinished_graph(roots: Sequence[StorePath]) -> Script[list[StepNode]]:
 
 def _root_steps(roots: Sequence[StorePath]) -> Script[list[int]]:
     rows = yield from ask("derivation_steps", [str(root) for root in roots])
-    steps: dict[str, int] = {path: step for path, step in rows}  # noqa: C416 - any sequence
+    steps: dict[str, int] = dict(rows)
     for root in roots:
         if root not in steps:
             raise PeerError(f"derivation {root} is not known to the farm; send it first")
@@ -111,9 +111,7 @@ def _summary(row: Row, attempt: AttemptRecord | None, depth: int) -> StepSummary
     )
 
 
-def runtime_closure(
-    roots: Sequence[StorePath], known: References | None
-) -> Script[list[StorePath]]:
+def runtime_closure(roots: Sequence[StorePath], known: References) -> Script[list[StorePath]]:
     """See `Journal.runtime_closure`. `known` remembers references from one call to the next.
 
     Raises PeerError where path infos, as only an upstream could give them, refer in a circle.
@@ -121,19 +119,18 @@ def runtime_closure(
     references: dict[StorePath, tuple[StorePath, ...]] = {}
     level = set(roots)
     seen = set(level)
-    age = 0 if known is None else known.age
+    age = known.age
     while level:
         unknown = []
         for path in level:
-            remembered = None if known is None else known.get(path)
+            remembered = known.get(path)
             if remembered is None:
                 unknown.append(path)
             else:
                 references[path] = remembered
         for path, found in (yield from _read_references(unknown)):
             references[path] = found
-            if known is not None:
-                known.put(path, found, age)
+            known.put(path, found, age)
         level = {each for path in level for each in references.get(path, ())} - seen
         seen |= level
     return topological(references, references.__getitem__)

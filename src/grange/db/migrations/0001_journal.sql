@@ -1,5 +1,8 @@
 -- The farm's durable memory, as of its first version.
 --
+-- A migration only ever adds: tables, indexes, and columns that are nullable or have a default. An
+-- older Grange that is still running goes on reading and writing.
+--
 -- Store paths are kept as base names, and lists of them with spaces between. Times are seconds
 -- since 1970. Outcomes are the values of grange.scheduler.facts.Outcome.
 
