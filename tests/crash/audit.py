@@ -21,12 +21,16 @@ from tests.integration.farm import NIX_CONFIG
 # How long after a blow the farm may still act on it: a lease and some beats of a busy machine.
 AFTERMATH_S: Final = 12.0
 
+_OTHERS_FAULT: Final = (
+    Outcome.AGENT_LOST,
+    Outcome.RETURNED,
+    Outcome.INPUTS_MISSING,
+    Outcome.CANCELLED,
+)
+
 # An attempt that ended so does not count against the step's having been tried once.
 _SPOILT: Final = frozenset(
-    outcome
-    for outcome in Outcome
-    if outcome.is_infrastructure
-    or outcome in (Outcome.RETURNED, Outcome.INPUTS_MISSING, Outcome.CANCELLED)
+    outcome for outcome in Outcome if outcome.is_infrastructure or outcome in _OTHERS_FAULT
 )
 
 

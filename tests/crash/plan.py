@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 Kind = Literal["kill", "freeze"]
 
-BETWEEN_S: Final = 1.2  # between two blows, on average
+BETWEEN_S: Final = 0.8  # between two blows, on average
 QUIET_S: Final = 1.0  # for a target that was hit, before it is again
 
 
