@@ -75,7 +75,8 @@ async def test_a_dependant_uses_what_was_built_here(tmp_path: Path) -> None:
             Outcome.FAILED_WITH_OUTPUT,
             "nix-support/failed",
         ),
-        ("echo No space left on device; exit 1", Limits(), Outcome.AGENT_FAILED, "disk"),
+        ("echo No space left on device; exit 1", Limits(), Outcome.AGENT_OUT_OF_DISK, "disk"),
+        ("echo the disk is full here; exit 1", Limits(), Outcome.BUILD_FAILED, "exit code 1"),
     ],
 )
 async def test_failures_say_whose_fault(

@@ -1,4 +1,4 @@
-"""Measurements, thresholds, the state directory, roots, and what a failed build means."""
+"""Measurements, thresholds, the state directory, and roots."""
 
 import os
 from dataclasses import replace
@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 
 import grange.agent.room as room_module
-from grange.agent.build import judge
 from grange.agent.daemons import Store
 from grange.agent.measure import Machine, free_percent, hardware, measure
 from grange.agent.room import Marks, Room, bytes_to_free, refusal
 from grange.agent.state import SESSIONS_MAX, StateDir
-from grange.daemon import BuildResult, BuildStatus
 from grange.errors import OperatorError, OutsideError
-from grange.scheduler.facts import Limits, Measurements, Outcome, Thresholds
+from grange.scheduler.facts import Measurements, Thresholds
 from grange.store.path import NIX_STORE, StorePath
 
 PRESSURE = "some avg10={} avg60=0.15 avg300=0.47 total=10578425\nfull avg10={} avg60=0 total=0\n"
@@ -175,32 +173,3 @@ def test_where_a_store_lies(uri: str, place: str) -> None:
 def test_a_store_that_is_none() -> None:
     with pytest.raises(OperatorError, match="ssh://"):
         Store("ssh://elsewhere", NIX_STORE, "")
-
-
-# --- What a failed build means ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "outcome"),
-    [
-        (BuildStatus.PERMANENT_FAILURE, "exit code 1", Outcome.BUILD_FAILED),
-        (BuildStatus.PERMANENT_FAILURE, "failed due to signal 9 (Killed)", Outcome.AGENT_FAILED),
-        (BuildStatus.PERMANENT_FAILURE, "failed due to signal 11 (Seg", Outcome.BUILD_FAILED),
-        (BuildStatus.PERMANENT_FAILURE, "> No space left on device", Outcome.AGENT_FAILED),
-        (BuildStatus.INPUT_REJECTED, "", Outcome.REQUEST_WRONG),
-        (BuildStatus.OUTPUT_REJECTED, "hash mismatch", Outcome.BUILD_FAILED),
-        (BuildStatus.HASH_MISMATCH, "hash mismatch", Outcome.BUILD_FAILED),
-        (BuildStatus.TRANSIENT_FAILURE, "", Outcome.AGENT_FAILED),
-        (BuildStatus.MISC_FAILURE, "", Outcome.AGENT_FAILED),
-        (BuildStatus.CANCELLED, "", Outcome.AGENT_FAILED),
-        (BuildStatus.LOG_LIMIT_EXCEEDED, "", Outcome.LOG_LIMIT),
-        (BuildStatus.NOT_DETERMINISTIC, "", Outcome.NOT_DETERMINISTIC),
-        (BuildStatus.TIMED_OUT, "timed out after 3 seconds", Outcome.TIMED_OUT),
-        (BuildStatus.TIMED_OUT, "timed out after 3 seconds of silence", Outcome.SILENT_TOO_LONG),
-    ],
-)
-def test_every_status_has_an_outcome(status: BuildStatus, message: str, outcome: Outcome) -> None:
-    result = BuildResult(status, message, 1, False, 0, 0, None, None, {})
-    verdict = judge(result, Limits(silent_s=3))
-    assert verdict.outcome is outcome
-    assert verdict.message

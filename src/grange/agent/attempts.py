@@ -7,20 +7,21 @@ builds: inputs are fetched before, outputs are uploaded while the next one build
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from grange.agent.build import Builder, Made, Verdict
-from grange.agent.download import PathMissingError
+from grange.agent.attempt import Attempt, Undelivered
+from grange.agent.blame import Verdict, blame
+from grange.agent.build import Builder, Made, remove_outputs
 from grange.agent.fetch import Fetcher
 from grange.agent.log import AttemptLog
 from grange.agent.outbox import Outbox
 from grange.agent.roots import Roots
 from grange.agent.upload import Uploader
-from grange.daemon import DaemonGone, DaemonPool
-from grange.errors import GrangeError, OperatorError
+from grange.daemon import DaemonPool
+from grange.errors import GrangeError
 from grange.scheduler.facts import AttemptId, Outcome, Phase, Usage
 from grange.store.path import StorePath
 from grange.wire.messages import BuildOrder, Built, Failed, Orders, UploadGrant
@@ -31,49 +32,9 @@ TRIES: Final = 3  # to have all inputs in the store at once, where a collector t
 LOG_BYTES_MAX: Final = 4 << 30  # where an order sets no limit
 SETTLED_MAX: Final = 10_000  # remembered, lest an order that is repeated late starts them again
 PRESENT_MAX: Final = 200_000  # paths
-UNDELIVERED_MAX: Final = 256  # attempts whose outputs wait for delivery
 
 _UNKNOWN: Final = Usage()
 _log: Final = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    order: BuildOrder
-    log: AttemptLog
-    phase: Phase = Phase.QUEUED
-    task: asyncio.Task[None] | None = None
-    fetch_s: float | None = None
-    made: Made | None = None  # until delivered
-    roots: tuple[str, ...] = ()  # that keep it, once it has waited for a while
-    built: Built | None = None
-    undelivered_bytes: int = 0
-
-    @property
-    def id(self) -> AttemptId:
-        return self.order.attempt
-
-
-@dataclass(slots=True)
-class _Undelivered:
-    """Outputs on this disk that the farm does not have yet."""
-
-    bytes_max: int
-    bytes: int = 0
-    count: int = 0
-    has_room: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def add(self, count: int, nar_bytes: int) -> None:
-        self.count += count
-        self.bytes += nar_bytes
-        if self.is_full:
-            self.has_room.clear()
-        else:
-            self.has_room.set()
-
-    @property
-    def is_full(self) -> bool:
-        return self.count >= UNDELIVERED_MAX or self.bytes >= self.bytes_max
 
 
 class Attempts:
@@ -100,11 +61,12 @@ class Attempts:
         self._outbox = outbox
         self._log_folder = log_folder
         self._uploader: Uploader | None = None
-        self._attempts: dict[AttemptId, _Attempt] = {}
+        self._progress_before = 0, 0  # of the fetcher and the uploader, as last looked at
+        self._attempts: dict[AttemptId, Attempt] = {}
         self._settled: dict[AttemptId, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(max_jobs)
-        self._undelivered = _Undelivered(undelivered_bytes_max)
+        self._undelivered = Undelivered(undelivered_bytes_max)
         self._undelivered.add(0, 0)
         # Seen in the store since garbage was last collected here: likely there, never relied on.
         self._present: set[StorePath] = set()
@@ -121,6 +83,18 @@ class Attempts:
 
     def phases(self) -> tuple[tuple[AttemptId, Phase], ...]:
         return tuple((id_, attempt.phase) for id_, attempt in self._attempts.items())
+
+    def progress(self) -> tuple[tuple[AttemptId, int], ...]:
+        """A number for each attempt that grows while its work goes on; to be asked now and then."""
+        now = self._fetcher.progress, 0 if self._uploader is None else self._uploader.progress
+        fetched, uploaded = (a - b for a, b in zip(now, self._progress_before, strict=True))
+        self._progress_before = now
+        for attempt in self._attempts.values():
+            if attempt.phase is Phase.FETCHING:
+                attempt.moved += fetched
+            elif attempt.phase is Phase.UPLOADING:
+                attempt.moved += uploaded
+        return tuple((id_, attempt.progress) for id_, attempt in self._attempts.items())
 
     @property
     def undelivered_bytes(self) -> int:
@@ -169,7 +143,7 @@ class Attempts:
         if order.attempt in self._attempts or order.attempt in self._settled:
             return
         log = AttemptLog(self._log_folder, order.limits.log_bytes or LOG_BYTES_MAX)
-        attempt = _Attempt(order, log)
+        attempt = Attempt(order, log)
         self._attempts[attempt.id] = attempt
         self._none_left.clear()
         self._outbox.open_log(attempt.id, log)
@@ -206,7 +180,7 @@ class Attempts:
         if not self._attempts:
             self._none_left.set()
 
-    def _let_go(self, attempt: _Attempt) -> None:
+    def _let_go(self, attempt: Attempt) -> None:
         """Outputs are delivered, or will not be."""
         if attempt.made is None:
             return
@@ -229,7 +203,7 @@ class Attempts:
             if attempt.made is None:  # delivered meanwhile
                 self._release(attempt)
 
-    def _release(self, attempt: _Attempt) -> None:
+    def _release(self, attempt: Attempt) -> None:
         for root in attempt.roots:
             self._roots.release(root)
         attempt.roots = ()
@@ -263,27 +237,19 @@ class Attempts:
 
     # --- The life of one ---------------------------------------------------------------------
 
-    async def _run(self, attempt: _Attempt) -> None:
+    async def _run(self, attempt: Attempt) -> None:
         try:
             await self._realise(attempt)
-        except PathMissingError as error:
-            self._fail(attempt, Outcome.INPUTS_MISSING, str(error))
-        except (DaemonGone, OperatorError) as error:
-            self._fail(attempt, Outcome.AGENT_FAILED, str(error))
-        except GrangeError as error:
-            is_fetching = attempt.phase <= Phase.FETCHING
-            outcome = Outcome.FETCH_FAILED if is_fetching else Outcome.AGENT_FAILED
-            self._fail(attempt, outcome, str(error))
         except Exception as error:
-            _log.exception("attempt %d met a fault of Grange's own", attempt.id)
-            self._fail(attempt, Outcome.AGENT_FAILED, f"a fault of the agent's own: {error!r}")
+            if not isinstance(error, (GrangeError, OSError)):
+                _log.exception("attempt %d met a fault of Grange's own", attempt.id)
+            self._end(attempt, blame(error, attempt.phase))
         finally:
             attempt.task = None
 
-    async def _realise(self, attempt: _Attempt) -> None:
-        inputs = attempt.order.derivation.input_srcs
+    async def _realise(self, attempt: Attempt) -> None:
         for _ in range(TRIES):
-            if not self._present.issuperset(inputs):
+            if not self._present.issuperset(attempt.needs):
                 await self._fetch(attempt)
             if not await self._take_place(attempt):
                 self._fail(attempt, Outcome.RETURNED, "the agent's places are all taken")
@@ -298,9 +264,9 @@ class Attempts:
         message = f"{min(missing)} is collected as garbage again and again before it is used"
         self._fail(attempt, Outcome.FETCH_FAILED, message)
 
-    async def _fetch(self, attempt: _Attempt) -> None:
+    async def _fetch(self, attempt: Attempt) -> None:
         """Have all inputs in the store."""
-        inputs = attempt.order.derivation.input_srcs
+        inputs = attempt.needs
         valid = await self._fetcher.valid(inputs)
         missing = [path for path in inputs if path not in valid]
         if missing:
@@ -315,7 +281,7 @@ class Attempts:
             self._present.clear()
         self._present.update(paths)
 
-    async def _take_place(self, attempt: _Attempt) -> bool:
+    async def _take_place(self, attempt: Attempt) -> bool:
         """Wait for a place; False where it is better given back than kept waiting."""
         if not self._places.locked() and not self._undelivered.is_full:
             await self._places.acquire()
@@ -329,11 +295,16 @@ class Attempts:
             return False
         return True
 
-    async def _build(self, attempt: _Attempt) -> set[StorePath]:
+    async def _build(self, attempt: Attempt) -> set[StorePath]:
         """Build in a place; inputs that were missing after all, and so nothing was done."""
         order = attempt.order
+        if order.is_fresh and not order.is_check:
+            verdict = await self._remove_outputs(attempt)
+            if verdict is not None:
+                self._end(attempt, verdict)
+                return set()
         async with self._pool.lease() as daemon:
-            missing = await self._builder.pin(daemon, order.derivation.input_srcs)
+            missing = await self._builder.pin(daemon, attempt.needs)
             if missing:
                 return missing
             self._reach(attempt, Phase.BUILDING)
@@ -344,18 +315,35 @@ class Attempts:
         if attempt.fetch_s is not None:
             usage = replace(usage, fetch_s=attempt.fetch_s)
         if isinstance(built.end, Verdict):
-            self._fail(attempt, built.end.outcome, built.end.message, usage)
+            self._end(attempt, built.end, usage)
+        elif order.is_check:
+            attempt.phase = Phase.BUILT
+            self._outbox.end(Built(attempt.id, (), usage))
         else:
             self._succeed(attempt, built.end, usage)
         return missing
 
+    async def _remove_outputs(self, attempt: Attempt) -> Verdict | None:
+        """Have none of the outputs in the store; why that cannot be."""
+        valid = await self._fetcher.valid(attempt.outputs)
+        if not valid:
+            return None
+        self._present -= valid
+        # Connections that made or used them keep them; to close those may take from others' outputs
+        # what keeps them.
+        await self.keep_undelivered()
+        await self._pool.retire_all()
+        await self._fetch_pool.retire_all()
+        async with self._fetch_pool.lease() as daemon:
+            return await remove_outputs(daemon, valid)
+
     # --- Telling -----------------------------------------------------------------------------
 
-    def _reach(self, attempt: _Attempt, phase: Phase) -> None:
+    def _reach(self, attempt: Attempt, phase: Phase) -> None:
         attempt.phase = phase
         self._outbox.phase(attempt.id, phase)
 
-    def _succeed(self, attempt: _Attempt, made: Made, usage: Usage) -> None:
+    def _succeed(self, attempt: Attempt, made: Made, usage: Usage) -> None:
         attempt.made = made
         attempt.phase = Phase.BUILT
         attempt.undelivered_bytes = sum(output.nar_bytes for output in made.outputs)
@@ -369,7 +357,12 @@ class Attempts:
         self._outbox.end(attempt.built)
 
     def _fail(
-        self, attempt: _Attempt, outcome: Outcome, message: str, usage: Usage = _UNKNOWN
+        self, attempt: Attempt, outcome: Outcome, message: str, usage: Usage = _UNKNOWN
     ) -> None:
+        self._end(attempt, Verdict(outcome, message), usage)
+
+    def _end(self, attempt: Attempt, verdict: Verdict, usage: Usage = _UNKNOWN) -> None:
         attempt.built = None
-        self._outbox.end(Failed(attempt.id, outcome, message, usage))
+        self._outbox.end(
+            Failed(attempt.id, verdict.outcome, verdict.message, usage, verdict.missing)
+        )

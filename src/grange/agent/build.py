@@ -1,44 +1,31 @@
-"""One build by the daemon, and what its end means."""
+"""Builds by the daemon: what goes before, what their ends mean, what they left in the store."""
 
 import asyncio
-import re
-from collections.abc import Callable, Sequence
+import logging
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from grange.agent.blame import MESSAGE_CHARS_MAX, Verdict, is_disk_full, judge
+from grange.agent.compare import differences
 from grange.agent.log import AttemptLog
 from grange.agent.meter import Meters
 from grange.agent.support import Physical, has_support, parse_support
-from grange.daemon import BuildResult, BuildStatus, Daemon, DaemonError, Options
-from grange.scheduler.facts import Limits, Outcome, Usage
+from grange.agent.watch import Watch
+from grange.daemon import Daemon, DaemonError, GcAction, Options
+from grange.scheduler.facts import Outcome, Usage
 from grange.store.path import StoreDir, StorePath
 from grange.wire.messages import BuildOrder, BuiltOutput
 
-MESSAGE_CHARS_MAX: Final = 8000  # of an error for people: the log has it all
-_NO_SPACE: Final = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
-# Builders do not kill themselves with SIGKILL; the kernel does when memory runs out.
-_KILLED: Final = re.compile(r"failed due to signal 9 ")
+# With it the daemon keeps what a check has built, where it differs, beside the output itself.
+# To keep what failed would do so too, but leave behind every build directory.
+_CHECKING: Final = {"run-diff-hook": "true", "diff-hook": ""}
+CHECK_SUFFIX: Final = ".check"
 
-# LOG_LIMIT and the two kinds of TIMED_OUT are told apart below.
-_OUTCOMES: Final = {
-    BuildStatus.PERMANENT_FAILURE: Outcome.BUILD_FAILED,
-    BuildStatus.INPUT_REJECTED: Outcome.REQUEST_WRONG,
-    BuildStatus.OUTPUT_REJECTED: Outcome.BUILD_FAILED,
-    BuildStatus.HASH_MISMATCH: Outcome.BUILD_FAILED,
-    BuildStatus.CACHED_FAILURE: Outcome.BUILD_FAILED,
-    BuildStatus.LOG_LIMIT_EXCEEDED: Outcome.LOG_LIMIT,
-    BuildStatus.NOT_DETERMINISTIC: Outcome.NOT_DETERMINISTIC,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How a build failed, whoever is to blame."""
-
-    outcome: Outcome
-    message: str
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,40 +80,66 @@ class Builder:
         self, daemon: Daemon, order: BuildOrder, log: AttemptLog, log_grew: Callable[[], None]
     ) -> Built:
         """Build with all inputs pinned. Cancelling kills the builder. Raises OutsideError."""
-        await self._set_options(daemon, order.limits)
+        await self._set_options(daemon, order)
         meter = self._meters.of(daemon)
         if meter is not None:
             meter.start()
+        watch = Watch(order, log, log_grew, lambda: None if meter is None else meter.bytes_read())
         started = monotonic()
         try:
-            result = await _run(daemon, order, log, log_grew)
+            result = await watch.run(daemon)
         except DaemonError as error:  # it did not even try
-            verdict = Verdict(Outcome.AGENT_FAILED, f"the agent's daemon failed: {error.message}")
+            outcome = Outcome.AGENT_OUT_OF_DISK if is_disk_full(error) else Outcome.AGENT_FAILED
+            verdict = Verdict(outcome, f"the agent's daemon failed: {error.message}")
             return Built(verdict, Usage(build_s=monotonic() - started))
-        if result is None:
-            message = f"the log exceeds {order.limits.log_bytes or log.bytes} bytes"
-            return Built(Verdict(Outcome.LOG_LIMIT, message), Usage(build_s=monotonic() - started))
+        course = watch.course
         build_s = monotonic() - started
+        if isinstance(result, Verdict):
+            return Built(result, Usage(build_s=build_s))
         usage = replace(Usage() if meter is None else meter.stop(), build_s=build_s)
         if result.cpu_user_us is not None and result.cpu_system_us is not None:
             cpu_user_s, cpu_system_s = result.cpu_user_us / 1e6, result.cpu_system_us / 1e6
             usage = replace(usage, cpu_user_s=cpu_user_s, cpu_system_s=cpu_system_s)
-        log_bytes = log.bytes
         if not result.status.is_success:
-            return Built(judge(result, order.limits), usage)
+            verdict = judge(result, order.limits, course)
+            if order.is_check and verdict.outcome is Outcome.NOT_DETERMINISTIC:
+                verdict = await self._compare(daemon, order, verdict)
+            return Built(verdict, usage)
+        if order.is_check:
+            return Built(Made(()), usage)
+        log_bytes = log.bytes
         end = await self._look_at(daemon, order, log)
         if log.bytes != log_bytes:
             log_grew()
         return Built(end, usage)
 
-    async def _set_options(self, daemon: Daemon, limits: Limits) -> None:
+    async def _set_options(self, daemon: Daemon, order: BuildOrder) -> None:
         options = Options(
-            max_silent_s=limits.silent_s, timeout_s=limits.build_s, build_cores=self._cores
+            max_silent_s=order.limits.silent_s,
+            timeout_s=order.limits.build_s,
+            build_cores=self._cores,
+            overrides=_CHECKING if order.is_check else {},
         )
         warm = self._warmth(daemon)
         if warm.options != options:
             warm.options = options
             await daemon.set_options(options)
+
+    async def _compare(self, daemon: Daemon, order: BuildOrder, verdict: Verdict) -> Verdict:
+        """`verdict` with what differs; what the check has built is removed."""
+        lines = []
+        for name, output in sorted(order.derivation.outputs.items()):
+            place = self._physical(output.path)
+            try:
+                found = await asyncio.to_thread(_differences, place, place + CHECK_SUFFIX)
+            except OSError as error:
+                found = [f"cannot be compared: {error}"]
+            if found is None:
+                continue
+            lines += [f"{name}: {line}" for line in found]
+            await _remove(daemon, StorePath(output.path + CHECK_SUFFIX))
+        message = "\n".join(("two builds of it differ:", *lines)) if lines else verdict.message
+        return replace(verdict, message=message[:MESSAGE_CHARS_MAX])
 
     async def _look_at(self, daemon: Daemon, order: BuildOrder, log: AttemptLog) -> Made | Verdict:
         paths = {name: output.path for name, output in order.derivation.outputs.items()}
@@ -160,53 +173,23 @@ class Builder:
         return Made(tuple(outputs))
 
 
-async def _run(
-    daemon: Daemon, order: BuildOrder, log: AttemptLog, log_grew: Callable[[], None]
-) -> BuildResult | None:
-    """Build; None where the log grew too large and the build was stopped for it."""
-    task = asyncio.current_task()
-    assert task is not None
-    is_stopped = False
+def _differences(place: str, second: str) -> list[str] | None:
+    """None where there is no second: it is the same, or was not looked at."""
+    return differences(place, second) if os.path.lexists(second) else None
 
-    def on_log(line: bytes) -> None:
-        nonlocal is_stopped
-        if is_stopped:
-            return
-        log.append(line)
-        log_grew()
-        if log.is_full:
-            is_stopped = True
-            task.cancel()  # which closes the connection, and so ends the builder
 
+async def remove_outputs(daemon: Daemon, paths: Collection[StorePath]) -> Verdict | None:
+    """Delete `paths` from the store; why the attempt fails where they cannot be deleted."""
     try:
-        result = await daemon.build_derivation(order.drv_path, order.derivation, on_log)
-    except asyncio.CancelledError:
-        if is_stopped and not task.uncancel():
-            return None
-        raise
-    if is_stopped:
-        # The build ended in the same breath: the cancellation is still to come.
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            if task.uncancel():
-                raise
-        return None
-    return result
+        await daemon.collect_garbage(GcAction.DELETE_SPECIFIC, paths=paths)
+    except DaemonError as error:
+        message = f"outputs that are here already cannot be removed: {error.message}"
+        return Verdict(Outcome.OUTPUT_NOT_REMOVED, message[:MESSAGE_CHARS_MAX])
+    return None
 
 
-def judge(result: BuildResult, limits: Limits) -> Verdict:
-    """What a build that failed says: whose fault, and the daemon's words for people."""
-    message = result.error_msg[:MESSAGE_CHARS_MAX] or f"the daemon says {result.status.name}"
-    outcome = _OUTCOMES.get(result.status, Outcome.AGENT_FAILED)
-    if result.status is BuildStatus.TIMED_OUT:
-        is_silent = "silence" in message if limits.silent_s else False
-        outcome = Outcome.SILENT_TOO_LONG if is_silent else Outcome.TIMED_OUT
-    elif outcome is Outcome.BUILD_FAILED:
-        if _NO_SPACE.search(message):
-            return Verdict(Outcome.AGENT_FAILED, f"the agent's disk is full: {message}")
-        if _KILLED.search(message):
-            return Verdict(Outcome.AGENT_FAILED, f"the agent ran out of memory: {message}")
-    if result.is_non_deterministic:
-        outcome = Outcome.NOT_DETERMINISTIC
-    return Verdict(outcome, message)
+async def _remove(daemon: Daemon, path: StorePath) -> None:
+    try:
+        await daemon.collect_garbage(GcAction.DELETE_SPECIFIC, paths=[path])
+    except DaemonError as error:
+        _log.warning("%s is left in the store until garbage is collected: %s", path, error)

@@ -18,13 +18,20 @@ from grange.store.narinfo import NARINFO_BYTES_MAX, NarInfo, fingerprint, parse
 from grange.store.path import StoreDir, StorePath
 
 TRIES: Final = 5
+# Without a byte. With all its tries and the pauses between them a download that brings nothing ends
+# before a coordinator calls its attempt stalled, which is after 300 s.
+QUIET_S: Final = 45.0
 BACKOFF_S: Final = 0.2  # doubled with every try
 CHUNK_BYTES: Final = 256 << 10
 ZSTD_WINDOW_BYTES_MAX: Final = 128 << 20  # of zstd's --long; what would need more is refused
 
 
 class PathMissingError(PeerError):
-    """The cache has no such path (any more); the farm must build or find it again."""
+    """The cache has no such paths (any more); the farm must build or find them again."""
+
+    def __init__(self, message: str, paths: tuple[StorePath, ...]) -> None:
+        super().__init__(message)
+        self.paths = paths
 
 
 class _Inflate(Protocol):
@@ -140,8 +147,9 @@ def _check(response: aiohttp.ClientResponse, offset: int, path: StorePath) -> No
     status = response.status
     if status == (206 if offset else 200):
         return
-    if status in {404, 410} and not offset:
-        raise PathMissingError(f"{path} is not in the cache ({response.url} answers {status})")
+    if status in {404, 410}:
+        message = f"{path} is not in the cache ({response.url} answers {status})"
+        raise PathMissingError(message, (path,))
     if status >= 500 or status in {408, 429}:
         raise _PassingError(f"it answers {status}")
     raise PeerError(f"{path} cannot be fetched: {response.url} answers {status}")

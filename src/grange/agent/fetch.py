@@ -7,7 +7,7 @@ through, one after the other.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +21,7 @@ SMALL_NAR_BYTES: Final = 1 << 20
 MEMORY_BYTES: Final = 64 << 20  # of small NARs, from before their download until their import
 BATCH_BYTES: Final = 8 << 20
 BATCH_PATHS: Final = 512
+MISSING_MAX: Final = 10_000  # paths named; what the wire takes
 
 Requisites = Callable[[Sequence[StorePath]], Awaitable[Sequence[StorePath]]]
 """The runtime closure of paths as the coordinator knows it, references first."""
@@ -33,6 +34,7 @@ class _Flight:
     path: StorePath
     number: int  # ascending in the order of claims
     done: asyncio.Future[None]
+    is_known: asyncio.Event = field(default_factory=asyncio.Event)  # the cache has it, or has not
     is_queued: asyncio.Event = field(default_factory=asyncio.Event)
     may_load: asyncio.Event = field(default_factory=asyncio.Event)
     memory_bytes: int | None = None  # asked for; None before its narinfo is there
@@ -59,6 +61,9 @@ class Fetcher:
         self._pool = pool
         self._requisites = requisites
         self._cache: BinaryCache | None = None
+        # Grows with all that comes, whoever wants it: what waits in a line moves on with the line,
+        # and what does not move at all fails by itself.
+        self.progress = 0
         self._flights: dict[StorePath, _Flight] = {}
         self._claims = 0
         self._memory_bytes = MEMORY_BYTES
@@ -77,12 +82,13 @@ class Fetcher:
     async def fetch(self, paths: Sequence[StorePath]) -> None:
         """Have the runtime closure of `paths` in the store.
 
-        Raises PathMissingError, PeerError, OutsideError. Cancelled, it abandons what nobody else
-        wants.
+        Raises PathMissingError, which names all paths known to be missing, PeerError, OutsideError.
+        Cancelled, it abandons what nobody else wants.
         """
         closure = await self._requisites(paths)
+        self.progress += 1
         if missing := set(paths).difference(closure):
-            raise PathMissingError(f"{min(missing)} is not in the farm's cache")
+            raise _missing(missing)
         async with self._pool.lease() as daemon:
             for path in paths:
                 await daemon.add_temp_root(path)
@@ -139,6 +145,7 @@ class Fetcher:
             flight.done.exception()  # looked at: the last who waited may just have gone
         finally:
             flight.done.cancel()
+            flight.is_known.set()
             flight.is_queued.set()
             if self._flights.get(flight.path) is flight:
                 del self._flights[flight.path]
@@ -161,7 +168,10 @@ class Fetcher:
         cache = self._cache
         assert cache is not None, "a cache is known before the first order"
         narinfo = await cache.narinfo(flight.path)
+        flight.is_known.set()
+        self.progress += 1
         info = narinfo.info
+        nar = self._counted(cache.nar(narinfo))
         flight.is_big = info.nar_bytes > SMALL_NAR_BYTES
         flight.memory_bytes = 0 if flight.is_big else info.nar_bytes
         self._grant_memory()
@@ -172,18 +182,23 @@ class Fetcher:
                 await self._enter_gate()
                 try:
                     async with self._pool.lease() as daemon:
-                        await _add(daemon, [(info, cache.nar(narinfo))])
+                        await _add(daemon, [(info, nar)])
                 finally:
                     await self._leave_gate()
         else:
-            nar = b"".join([piece async for piece in cache.nar(narinfo)])
+            whole = b"".join([piece async for piece in nar])
             await self._await_references(flight, info)
-            item = _Import(info, nar, asyncio.get_running_loop().create_future())
+            item = _Import(info, whole, asyncio.get_running_loop().create_future())
             self._imports.append(item)
             flight.is_queued.set()
             if self._importer is None:
                 self._importer = asyncio.create_task(self._import_all())
             await item.done
+
+    async def _counted(self, nar: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in nar:
+            self.progress += len(piece)
+            yield piece
 
     async def _await_references(self, flight: _Flight, info: PathInfo) -> None:
         """Wait until every reference on its way here is valid, or will be before `flight` is."""
@@ -249,6 +264,7 @@ class Fetcher:
             if not isinstance(error, GrangeError):
                 raise
         else:
+            self.progress += len(batch)
             for item in batch:
                 if not item.done.done():
                     item.done.set_result(None)
@@ -270,9 +286,35 @@ async def _add_singly(daemon: Daemon, batch: Sequence[_Import]) -> None:
 
 
 async def _all_done(flights: Sequence[_Flight]) -> None:
-    """Wait for all, or for the first failure, which is raised."""
-    if flights:
-        waiting = [flight.done for flight in flights]
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
-        for future in done:
+    """Wait for all, or for the first failure, which is raised.
+
+    Where that is a path nobody serves, the cache is heard on all the others too: what is missing
+    can then be built anew at once, and not one path after the other.
+    """
+    if not flights:
+        return
+    waiting = [flight.done for flight in flights]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
+    failures = _failures(flights)
+    if not failures:
+        for future in waiting:
             future.result()
+    for failure in failures:
+        if not isinstance(failure, PathMissingError):
+            raise failure
+    if failures:
+        for flight in flights:
+            await flight.is_known.wait()
+        missing = [each for each in _failures(flights) if isinstance(each, PathMissingError)]
+        raise _missing({path for each in missing for path in each.paths}) from missing[0]
+
+
+def _failures(flights: Sequence[_Flight]) -> list[BaseException]:
+    done = [flight.done for flight in flights if flight.done.done() and not flight.done.cancelled()]
+    return [error for future in done if (error := future.exception()) is not None]
+
+
+def _missing(paths: Collection[StorePath]) -> PathMissingError:
+    named = tuple(sorted(paths)[:MISSING_MAX])
+    more = f" and {len(paths) - 1} other paths are" if len(paths) > 1 else " is"
+    return PathMissingError(f"{named[0]}{more} not in the farm's cache", named)

@@ -81,6 +81,18 @@ class Meter:
             io_write_bytes=_difference(before.written_bytes, after.written_bytes),
         )
 
+    def bytes_read(self) -> int | None:
+        """What the daemon has read so far, of builders and of everything; None: unknown.
+
+        A daemon at work for a builder that writes anything reads it.
+        """
+        if self._io is None:
+            return None
+        try:
+            return int(os.pread(self._io, 4096, 0).split()[1])  # rchar
+        except OSError:
+            return None
+
     def _read(self) -> _Reading:
         # Behind the name of the program, which may hold anything.
         stat = os.pread(self._stat, 4096, 0).rpartition(b") ")[2].split()

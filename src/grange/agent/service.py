@@ -17,7 +17,7 @@ from grange.agent.attempts import Attempts
 from grange.agent.build import Builder
 from grange.agent.cgroups import MemoryGroups
 from grange.agent.daemons import Store
-from grange.agent.download import BinaryCache
+from grange.agent.download import QUIET_S, BinaryCache
 from grange.agent.fetch import Fetcher
 from grange.agent.measure import Machine, hardware
 from grange.agent.meter import Meters
@@ -168,6 +168,8 @@ class Agent:
             )
         self._state.joined()
         self._roots.release_dead()
+        if self._uploader is not None:
+            self._uploader.forget_asks()
         known, self._answer = self._answer, answer
         if known is not None and replace(answer, lease_s=0, heartbeat_s=0) == replace(
             known, lease_s=0, heartbeat_s=0
@@ -185,8 +187,9 @@ class Agent:
                 await self._open_http(0),
                 self._store.physical(),
                 self._fetch_pool,
-                attempts.ask_again,
-                attempts.upload_failed,
+                ask_again=attempts.ask_again,
+                fail=attempts.upload_failed,
+                is_joined=lambda: self._session.is_joined,
             )
             attempts.use(self._uploader)
         self._uploader.use(answer.cache_url)
@@ -196,7 +199,7 @@ class Agent:
         return await self._http.enter_async_context(
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=connections_max),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=QUIET_S),
                 auto_decompress=False,
             )
         )
@@ -208,7 +211,9 @@ class Agent:
         attempts = self._attempts
         measurements = self._room.look(attempts.undelivered_bytes, attempts.busy)
         phases = attempts.phases()
-        return Heartbeat(attempts.orders_seen, phases, measurements, attempts.is_draining)
+        return Heartbeat(
+            attempts.orders_seen, phases, measurements, attempts.is_draining, attempts.progress()
+        )
 
     async def _collect(self, freed_bytes_max: int) -> int:
         await self._attempts.keep_undelivered()  # whose connections are about to be closed

@@ -96,6 +96,10 @@ class Session:
         self._beat_due = 0.0
         self._wake.set()
 
+    @property
+    def is_joined(self) -> bool:
+        return self._connected.is_set()
+
     def leave(self) -> None:
         """Tell what is left to tell, say goodbye, and let `run` return."""
         self._is_leaving = True

@@ -36,6 +36,12 @@ STREAMS_MAX: Final = 4  # at once; two fill a network, more hide each other's la
 COMPRESSION_THREADS: Final = 2
 BACKOFF_S: Final = 0.2
 BACKOFF_MAX_S: Final = 10.0
+# Without a byte taken, or without an answer after the last one. All tries of an upload that hangs
+# end before a coordinator calls its attempt stalled, which is after 300 s.
+QUIET_S: Final = 40.0
+BATCH_S: Final = 60.0  # for one request of BATCH_BYTES, a megabit a second
+TRIES: Final = 3  # at least, and ...
+TRY_S: Final = 150.0  # ... for so long: a cache that restarts or moves is back by then
 ASKS_MAX: Final = 5  # for a new URL, before the upload counts as failed
 MESSAGE_BYTES_MAX: Final = 4 << 10  # of an answer that says no
 
@@ -47,10 +53,11 @@ _log: Final = logging.getLogger(__name__)
 class _Upload:
     output: BuiltOutput
     grant: UploadGrant
-    asks: int = 0
     task: asyncio.Task[None] | None = None  # None while it waits in a batch
     body: bytes = b""
     broken: OutsideError | None = None  # why the output cannot be read
+    failures: int = 0  # in a row, while we are joined
+    failing_since: float = 0.0
 
     @property
     def key(self) -> tuple[AttemptId, StorePath]:
@@ -58,10 +65,11 @@ class _Upload:
 
 
 class Uploader:
-    """Uploads what is granted, retrying for as long as nobody calls it off.
+    """Uploads what is granted.
 
     `ask_again` is called where a URL has expired: a new grant will come. `fail` is called where the
-    cache refuses the bytes.
+    cache refuses the bytes, or takes none while the farm `is_joined`. Without the farm an upload is
+    tried for as long as nobody calls it off: what has been built must outlast any lost connection.
     """
 
     def __init__(
@@ -69,14 +77,18 @@ class Uploader:
         http: aiohttp.ClientSession,
         physical: Physical,
         pool: DaemonPool,
+        *,
         ask_again: Callable[[AttemptId], None],
         fail: Callable[[AttemptId, str], None],
+        is_joined: Callable[[], bool],
     ) -> None:
         self._http = http
         self._physical = physical
         self._pool = pool
         self._ask_again = ask_again
         self._fail = fail
+        self._is_joined = is_joined
+        self.progress = 0  # grows with all that leaves: what waits in a line moves on with it
         self._batch_url = ""
         self._uploads: dict[tuple[AttemptId, StorePath], _Upload] = {}
         self._asks: dict[AttemptId, int] = {}
@@ -87,6 +99,10 @@ class Uploader:
     def use(self, cache_url: str) -> None:
         """The cache that takes batches."""
         self._batch_url = f"{cache_url}/upload"
+
+    def forget_asks(self) -> None:
+        """A coordinator that may be another one: what was asked before it counts no more."""
+        self._asks.clear()
 
     def deliver(self, output: BuiltOutput, grant: UploadGrant) -> None:
         """Upload `output`. One under way goes on, with this grant for its next try."""
@@ -141,11 +157,11 @@ class Uploader:
                 for upload, (status, message) in zip(batch, answers, strict=True):
                     if self._uploads.get(upload.key) is not upload:
                         continue  # called off meanwhile
-                    if _may_pass(status):
+                    if not _may_pass(status):
+                        self._conclude(upload, status, message)
+                    elif not self._gives_up(upload, f"{status} {message}"):
                         self._ready[upload.key] = upload
                         failure = f"{status} {message}"
-                    else:
-                        self._conclude(upload, status, message)
                 tries = tries + 1 if failure else 0
                 if failure:
                     _log.warning("uploads to %s fail, trying again: %s", self._batch_url, failure)
@@ -173,11 +189,15 @@ class Uploader:
         for upload in batch:
             token = upload.grant.url.rpartition("/")[2].encode()
             parts += (_U32.pack(len(token)), token, _U32.pack(len(upload.body)), upload.body)
-        async with self._http.post(self._batch_url, data=b"".join(parts)) as response:
+        async with (
+            asyncio.timeout(BATCH_S),
+            self._http.post(self._batch_url, data=b"".join(parts)) as response,
+        ):
             if response.status != 200:
                 text = await _message(response)
                 return [(response.status, text)] * len(batch)
             answers = await response.json()
+        self.progress += sum(len(upload.body) for upload in batch)
         try:
             pairs = [(int(answer["status"]), str(answer["text"])) for answer in answers]
         except (TypeError, ValueError, KeyError) as error:
@@ -212,30 +232,42 @@ class Uploader:
             return b"".join([piece async for piece in self._from_daemon(upload)])
 
     async def _put(self, upload: _Upload) -> None:
-        tries = 0
         while True:
             try:
-                headers = {"Content-Type": "application/octet-stream"}
-                url = upload.grant.url
-                body = self._stream(upload)
-                async with self._http.put(url, data=body, headers=headers) as answer:
-                    text = await _message(answer)
-                    if not _may_pass(answer.status):
-                        self._conclude(upload, answer.status, text)
-                        return
-                    error: Exception = _PassingError(f"{answer.status} {text}")
+                status, text = await self._try_put(upload)
+                if not _may_pass(status):
+                    self._conclude(upload, status, text)
+                    return
+                error = f"{status} {text}"
             except (aiohttp.ClientError, TimeoutError) as failure:
                 if upload.broken is not None:  # which the client wraps in an error of its own
                     raise upload.broken from failure
-                error = failure
-            tries += 1
+                error = str(failure) or f"it took no byte for {QUIET_S:.0f} s"
+            if self._gives_up(upload, error):
+                return
             _log.warning("upload of %s fails, trying again: %s", upload.output.path, error)
-            await _back_off(tries)
+            await _back_off(max(1, upload.failures))
 
-    async def _stream(self, upload: _Upload) -> AsyncIterator[bytes]:
+    async def _try_put(self, upload: _Upload) -> tuple[int, str]:
+        """The answer; TimeoutError where nothing moves for QUIET_S."""
+        headers = {"Content-Type": "application/octet-stream"}
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(QUIET_S) as patience:
+
+            def moved(count: int) -> None:
+                self.progress += count
+                if not patience.expired():
+                    patience.reschedule(loop.time() + QUIET_S)
+
+            body = self._stream(upload, moved)
+            async with self._http.put(upload.grant.url, data=body, headers=headers) as answer:
+                return answer.status, await _message(answer)
+
+    async def _stream(self, upload: _Upload, moved: Callable[[int], None]) -> AsyncIterator[bytes]:
         try:
             async for piece in self._pieces(upload):
                 yield piece
+                moved(len(piece))
         except OutsideError as error:
             upload.broken = error
             raise
@@ -267,6 +299,22 @@ class Uploader:
         yield compressor.flush()
 
     # --- Answers -----------------------------------------------------------------------------
+
+    def _gives_up(self, upload: _Upload, error: str) -> bool:
+        """Whether `error`, of a try that another may better, was the last of too many."""
+        if not self._is_joined():
+            upload.failures = 0
+            return False
+        now = monotonic()
+        if not upload.failures:
+            upload.failing_since = now
+        upload.failures += 1
+        if upload.failures < TRIES or now - upload.failing_since < TRY_S:
+            return False
+        self._end(upload)
+        message = f"the cache takes no upload of {upload.output.path}, {upload.failures} tries long"
+        self._fail(upload.grant.attempt, f"{message}: {error}")
+        return True
 
     def _end(self, upload: _Upload) -> None:
         if self._uploads.get(upload.key) is upload:
