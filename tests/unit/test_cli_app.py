@@ -100,7 +100,7 @@ def test_serve_hands_over_what_it_was_told(tmp_path: Path) -> None:
     assert config.state_dir == tmp_path
     assert config.store_dir.root == "/gnu/store"
     assert config.upstreams == (Upstream("https://cache.example", ("a:AA", "b:BB")),)
-    assert config.limits.log_bytes == 5
+    assert config.farm.limits.log_bytes == 5
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:7380", "192.0.2.1:7380", "[::]:7380", "farm:7380"])

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+LIMIT_MAX = 2**53 - 1  # the largest number that all readers of JSON keep
 UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 
@@ -29,12 +30,25 @@ class StepState(StrEnum):
     CANCELLED = "cancelled"  # nobody wants it any more
 
 
+class LimitsView(BaseModel):
+    """What a build may use before it is stopped. Zero means no limit."""
+
+    silent_s: Annotated[int, Field(ge=0, le=LIMIT_MAX)] = 0
+    build_s: Annotated[int, Field(ge=0, le=LIMIT_MAX)] = 0
+    log_bytes: Annotated[int, Field(ge=0, le=LIMIT_MAX)] = 0
+    output_bytes: Annotated[int, Field(ge=0, le=LIMIT_MAX)] = 0
+
+
 class CauseView(BaseModel):
     outcome: str  # an Outcome value, in words
     message: str
     step: int | None = None
     drv_path: str | None = None  # of that step
     attempt: int | None = None
+    limit: int | None = None  # that was overrun: seconds or bytes
+    words: str = ""  # what happened, plainly
+    fault: str = ""  # whose: "the build", "the request", "the farm" or "nobody"
+    advice: str = ""  # what to do
 
 
 class ProductView(BaseModel):
@@ -77,6 +91,8 @@ class BuildView(BaseModel):
     finished: float | None
     outcome: str | None  # None while unfinished
     cause: CauseView | None
+    limits: LimitsView = LimitsView()  # its project's and its own
+    is_check: bool = False  # built again to compare with what is published
     nix_support: dict[str, SupportView] = {}  # by output; only where one build is asked for
 
 
@@ -105,6 +121,7 @@ class AttemptView(BaseModel):
     outcome: str | None
     message: str
     usage: UsageView
+    is_check: bool = False  # built again to compare; `step` is the one compared with
 
 
 class StepView(BaseModel):
@@ -121,6 +138,10 @@ class StepView(BaseModel):
     build_s: float | None = None
     outcome: str | None = None
     message: str = ""
+    words: str = ""  # of a failure: what happened, plainly
+    fault: str = ""  # of a failure: whose
+    advice: str = ""  # of a failure: what to do
+    is_suspect: bool = False  # agents were lost while they built it: it may be what kills them
 
 
 class Why(BaseModel):
@@ -167,6 +188,9 @@ class Status(BaseModel):
     public_keys: list[str]
     cache_url: str
     started: float
+    role: Literal["leader", "standby"] = "leader"  # a standby counts no builds, steps or agents
+    leader: str = ""  # URL of the coordinator that leads; "" while none does
+    epoch: int = 0  # how often the lead has been taken
     builds_unfinished: int
     steps: dict[str, int]  # number by StepState value, of those now in the scheduler
     agents_connected: int
@@ -183,6 +207,8 @@ class SubmitRequest(BaseModel):
     project: str = "default"
     priority: int = 0
     tags: list[str] = []
+    limits: LimitsView = LimitsView()  # beside those of the project: the stricter holds
+    is_check: bool = False  # once its outputs are there, build again and compare
 
 
 class SubmitAnswer(BaseModel):

@@ -42,9 +42,10 @@ from grange.errors import (
     PeerError,
 )
 from grange.ports import BuildRecord, NewBuild, StepRecord
-from grange.scheduler.facts import AttemptId, BuildId, StepId
+from grange.scheduler.facts import AttemptId, BuildId, Limits, StepId, check_of, checked
 from grange.store.content import ContentAddress
 from grange.store.hash import Hash
+from grange.web.forward import Forwarder
 from grange.web.views import Views, step_state
 from grange.web.watching import watch
 
@@ -75,13 +76,14 @@ def make_app(farm: Farm) -> FastAPI:
         redoc_url=None,
         routes=list(farm.cache.routes()),
     )
+    app.add_middleware(Forwarder, farm=farm)
     app.include_router(_api(farm, Views(farm)))
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         core = Views(farm).core
         return Response(
-            farm.metrics.render(core, farm.deliveries.pending),
+            farm.metrics.render(core, farm.deliveries.pending, is_leader=farm.is_leading),
             media_type="text/plain; version=0.0.4",
         )
 
@@ -154,8 +156,13 @@ def _farm_calls(api: APIRouter, farm: Farm, views: Views) -> None:
                 counts[state] = counts.get(state, 0) + 1
             counted = time.monotonic(), counts
         connected = [agent for agent in core.agents.values() if agent.is_connected]
+        leader = farm.leadership.leader()
         trouble = farm.trouble()
-        trouble += [f"{a.spec.name}: {a.refusal}" for a in connected if a.refusal]
+        if leader is None:
+            trouble.append("no coordinator leads; one takes over as soon as the lease has ended")
+        trouble += [
+            f"{a.spec.name}: {said}" for a in connected if (said := a.refusal or a.aside_reason)
+        ]
         if core.steps and not core.agents:
             trouble.append("steps wait, and no agent is connected")
         return Status(
@@ -164,6 +171,9 @@ def _farm_calls(api: APIRouter, farm: Farm, views: Views) -> None:
             public_keys=farm.public_keys,
             cache_url=farm.settings.cache_url,
             started=farm.started,
+            role="leader" if farm.is_leading else "standby",
+            leader=leader.url if leader is not None else "",
+            epoch=leader.epoch if leader is not None else 0,
             builds_unfinished=len(core.builds),
             steps=counted[1],
             agents_connected=len(connected),
@@ -225,6 +235,8 @@ def _build_calls(api: APIRouter, farm: Farm, views: Views) -> None:
                     tuple(sorted(set(request.tags))),
                     "",
                     farm.loop.now(),
+                    Limits(**request.limits.model_dump()),
+                    request.is_check,
                 )
                 for id_, path in zip(ids, request.drv_paths, strict=True)
             ]
@@ -260,8 +272,11 @@ def _build_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         live = [node for node in nodes if node.spec.id in views.core.steps]
         live.sort(key=lambda node: views.core.steps[node.spec.id].missing)
         wanted = [node.spec.id for node in (live or nodes)[:WHY_MAX]]
-        records = await journal.steps(wanted)
-        return [await views.why(id_, records[id_]) for id_ in wanted]
+        check = check_of(record.root)
+        if record.is_check and check in views.core.steps:
+            wanted.append(check)
+        records = await journal.steps([checked(id_) for id_ in wanted])
+        return [await views.why(id_, records[checked(id_)]) for id_ in wanted]
 
     @api.post("/watch", response_class=StreamingResponse)
     async def watch_builds(request: WatchRequest) -> StreamingResponse:

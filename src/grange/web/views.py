@@ -9,16 +9,18 @@ from grange.client.models import (
     AttemptView,
     BuildView,
     CauseView,
+    LimitsView,
     StepState,
     StepView,
     UsageView,
     Why,
 )
+from grange.client.words import explain, words_of
 from grange.coordinator.farm import Farm
 from grange.ports import AttemptRecord, BuildRecord, StepNode, StepRecord, StepSummary
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import ShowStep
-from grange.scheduler.facts import Cause, Outcome, Phase, StepId
+from grange.scheduler.facts import Cause, Outcome, Phase, StepId, checked
 from grange.scheduler.state import Agent, State
 from grange.scheduler.why import why
 from grange.store.path import StorePath
@@ -58,12 +60,11 @@ class Views:
 
     @property
     def core(self) -> Scheduler:
-        assert self._farm.loop.core is not None
-        return self._farm.loop.core
+        return self._farm.core
 
     async def builds(self, records: Sequence[BuildRecord]) -> list[BuildView]:
         steps = {record.root for record in records}
-        steps |= {r.cause.step for r in records if r.cause and r.cause.step is not None}
+        steps |= {checked(r.cause.step) for r in records if r.cause and r.cause.step is not None}
         known = await self._farm.journal.steps(list(steps))
         return [self._build(record, known) for record in records]
 
@@ -81,16 +82,24 @@ class Views:
             finished=record.finished,
             outcome=record.outcome.value if record.outcome else None,
             cause=self._cause(record.cause, steps) if record.cause else None,
+            limits=LimitsView(**asdict(record.limits)),
+            is_check=record.is_check,
         )
 
     def _cause(self, cause: Cause, steps: dict[StepId, StepRecord]) -> CauseView:
-        step = steps.get(cause.step) if cause.step is not None else None
+        id_ = checked(cause.step) if cause.step is not None else None
+        step = steps.get(id_) if id_ is not None else None
+        words = words_of(cause.outcome)
         return CauseView(
             outcome=cause.outcome.value,
             message=cause.message,
-            step=cause.step,
+            step=id_,
             drv_path=self._show(step.drv_path) if step else None,
             attempt=cause.attempt,
+            limit=cause.limit,
+            words=explain(cause),
+            fault=words.fault,
+            advice=words.advice,
         )
 
     def _outputs(self, outputs: Sequence[tuple[str, StorePath]]) -> dict[str, str]:
@@ -134,6 +143,18 @@ class Views:
             self._fail(view, node.remembered)
         return self.live(view)
 
+    def check(self, check: StepId, record: StepRecord) -> StepView:
+        """The step that builds `record` again to compare, as it stands now."""
+        view = StepView(
+            id=check,
+            drv_path=self._show(record.drv_path),
+            name=f"{record.name} (check)",
+            system=record.system,
+            outputs={},
+            state=StepState.CANCELLED,
+        )
+        return self.live(view)
+
     def live(self, view: StepView) -> StepView:
         """Bring a view up to date with the scheduler."""
         id_ = StepId(view.id)
@@ -147,6 +168,8 @@ class Views:
         attempt = step.attempts[-1] if step.attempts else None
         view.state = step_state(step.state, attempt.phase if attempt else None)
         view.outcome, view.message = None, ""
+        view.words = view.fault = view.advice = ""
+        view.is_suspect = step.is_suspect
         if attempt is not None:
             view.agent_name = attempt.agent.spec.name
             view.attempt = attempt.id
@@ -159,6 +182,7 @@ class Views:
         """Bring a view up to date with what a watch heard."""
         view.state = step_state(State[news.state], news.phase)
         view.since = self._farm.loop.now()
+        view.is_suspect = news.is_suspect
         if news.attempt is not None:
             if view.attempt != news.attempt:
                 view.started = view.since
@@ -174,9 +198,12 @@ class Views:
 
     def _fail(self, view: StepView, cause: Cause) -> None:
         is_own = cause.step is None or cause.step == view.id
+        if not is_own:
+            cause = Cause(Outcome.DEPENDENCY_FAILED, "")
+        words = words_of(cause.outcome)
         view.state = StepState.FAILED
-        view.outcome = cause.outcome.value if is_own else Outcome.DEPENDENCY_FAILED.value
-        view.message = cause.message if is_own else ""
+        view.outcome, view.message = cause.outcome.value, cause.message
+        view.words, view.fault, view.advice = explain(cause), words.fault, words.advice
         if is_own and cause.attempt is not None:
             view.attempt = cause.attempt
 
@@ -194,6 +221,7 @@ class Views:
             outcome=record.outcome.value if record.outcome else None,
             message=record.message,
             usage=UsageView(**asdict(record.usage)),
+            is_check=record.is_check,
         )
 
     async def why(self, id_: StepId, record: StepRecord) -> Why:
@@ -236,7 +264,7 @@ class Views:
                 step=id_,
                 drv_path=drv_path,
                 state=StepState.FAILED,
-                answer=f"It failed before ({node.remembered.outcome.value}), and the farm "
+                answer=f"It failed before ({explain(node.remembered)}), and the farm "
                 "remembers: `grange retry` of a build that needs it tries again.",
                 details=[node.remembered.message],
             )
@@ -286,6 +314,10 @@ def _agent_state(agent: Agent, now: float) -> tuple[AgentState, str]:
         return "draining", "it finishes what it has and takes nothing new"
     if agent.refusal:
         return "refusing", agent.refusal
+    if agent.aside_reason:
+        left_s = agent.aside_until - now
+        wait = f"for {left_s:.0f} s" if left_s > 0 else "but one to see whether it can"
+        return "refusing", f"it gets no work {wait}: {agent.aside_reason}"
     return "connected", ""
 
 

@@ -10,7 +10,7 @@ from grange.client.models import WatchBeat, WatchBuild, WatchLog, WatchStart, Wa
 from grange.coordinator.farm import Farm
 from grange.coordinator.watch import Watch
 from grange.ports import BuildRecord
-from grange.scheduler.facts import StepId
+from grange.scheduler.facts import StepId, check_of
 from grange.web.views import Views
 
 BEAT_S: Final = 10.0  # between lines, so that a client can tell a quiet farm from a dead one
@@ -27,10 +27,13 @@ async def watch(
     """Lines of WatchEvents about these builds."""
     roots = list(dict.fromkeys(r.drv_path for r in records if not _has_succeeded(r)))
     nodes = {node.spec.id: node for node in await farm.journal.unfinished_graph(roots)}
-    opened = Watch(nodes, [record.id for record in records], logs=logs)
+    checks = {check_of(r.root): r.root for r in records if r.is_check and r.finished is None}
+    opened = Watch([*nodes, *checks], [record.id for record in records], logs=logs)
     farm.watches.open(opened)
     try:
         steps = {id_: views.node(node) for id_, node in nodes.items()}
+        roots_now = await farm.journal.steps(list(checks.values()))
+        steps |= {id_: views.check(id_, roots_now[root]) for id_, root in checks.items()}
         fresh = await farm.journal.builds_of([record.id for record in records])
         yield _line(WatchStart(builds=await views.builds(fresh), steps=list(steps.values())))
         unfinished = {record.id for record in fresh if record.finished is None}
