@@ -14,6 +14,7 @@ from grange.scheduler.facts import (
     Measurements,
     Outcome,
     Phase,
+    Policy,
     QueueKey,
     StepId,
     StepSpec,
@@ -56,8 +57,8 @@ def submission(
 class Farm:
     """A scheduler and what it last wanted."""
 
-    def __init__(self) -> None:
-        self.core = Scheduler(next_attempt=AttemptId(1))
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.core = Scheduler(next_attempt=AttemptId(1), policy=policy)
         self.now = 100.0
         self.done: list[do.Effect] = []
 

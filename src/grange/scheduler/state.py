@@ -256,7 +256,7 @@ class Agent:
         if self.delivering >= DELIVERING_MAX or not self.takes_work(now):
             return 0
         if self.asides:
-            return 1 - self.occupied  # on probation
+            return 1 - len(self.attempts)  # on probation
         return self.spec.max_jobs + self._ahead(now) - self.occupied
 
     def _ahead(self, now: float) -> int:

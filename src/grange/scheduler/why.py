@@ -116,9 +116,10 @@ def _ready(core: Scheduler, step: Step, now: float) -> Answer:
 
 def _unfit(core: Scheduler, step: Step, now: float) -> str:
     """No agent that is here fits: could one appear, and how long may that take?"""
-    sentence = f"No agent can build it: it asks for {asked(step.queue)}."
+    needs = asked(step.queue)
     if core.is_offered(step.queue):
-        return f"No agent that could build it is here, but one may appear. {sentence}"
+        return f"No agent here can build it, but one that can may appear: it asks for {needs}."
+    sentence = f"No agent can build it: it asks for {needs}."
     since = core.queues[step.queue].hopeless_since
     if since is None:
         return sentence
