@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from grange.scheduler import events as on
+from grange.scheduler.effects import StartBuild
 from grange.scheduler.facts import (
     AgentId,
     AgentSpec,
@@ -11,8 +12,9 @@ from grange.scheduler.facts import (
     Measurements,
     Outcome,
     Phase,
-    StepId,
     Usage,
+    checked,
+    is_check,
 )
 from tests.simulation.graph import Node
 from tests.simulation.network import Network, Orders, Tunnel
@@ -20,14 +22,21 @@ from tests.simulation.world import World
 
 HEARTBEAT_S: Final = 10.0
 REDIAL_S: Final = 5.0  # at most
+REPEAT_S: Final = 60.0  # at most, until news is told again
+HICCUPS: Final = (Outcome.FETCH_FAILED, Outcome.AGENT_FAILED, Outcome.OUTPUT_NOT_REMOVED)
 
 
 class Try:
     """One attempt on this agent."""
 
-    def __init__(self, id_: AttemptId, node: Node) -> None:
-        self.id = id_
+    def __init__(self, order: StartBuild, node: Node) -> None:
+        self.id = order.attempt
         self.node = node
+        self.is_check = is_check(order.step)
+        self.limits = order.limits
+        self.progress = 0
+        self.is_uploaded = False
+        self.hangs_in: Phase | None = None  # it comes no further than this
         self.phase = Phase.QUEUED
         self.end: on.OutputsBuilt | on.AttemptFailed | None = None  # told until settled
         self.grants = 0  # only the upload that the latest one began still counts
@@ -35,6 +44,10 @@ class Try:
     @property
     def is_made(self) -> bool:
         return isinstance(self.end, on.OutputsBuilt)
+
+    @property
+    def is_hanging(self) -> bool:
+        return self.phase is self.hangs_in
 
 
 class SimAgent:
@@ -53,6 +66,8 @@ class SimAgent:
         self.tunnel: Tunnel | None = None
         self.tries: dict[AttemptId, Try] = {}
         self.refuses = ""
+        self.is_broken = False  # fails at whatever it is given
+        self._asleep_until = 0.0
 
     # --- the process ----------------------------------------------------------------------
 
@@ -101,12 +116,22 @@ class SimAgent:
             self._world.after(1.0, tunnel.close, "left")
             self._world.after(10.0 + self._world.soon(60.0), self.boot)
 
+    def sleep(self, for_s: float) -> None:
+        """The machine does nothing for a while; whatever was due meanwhile is late."""
+        self._asleep_until = self._world.loop.time() + for_s
+        if self.tunnel is not None:
+            self.tunnel.stall(for_s)
+
     def _later(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> None:
         """Unless the process dies before."""
         life = self._life
 
         def run() -> None:
-            if self._life == life and self.is_alive:
+            if self._life != life or not self.is_alive:
+                return
+            if self._world.loop.time() < self._asleep_until:
+                self._world.loop.call_at(self._asleep_until, run)
+            else:
                 call(*arguments)
 
         self._world.after(delay_s, run)
@@ -168,9 +193,18 @@ class SimAgent:
         listed = tuple((attempt.id, attempt.phase) for attempt in self.tries.values())
         session = self._joined.spec.session
         measurements = Measurements(refuses=self.refuses)
+        for each in self.tries.values():
+            each.progress += not (each.is_hanging or each.is_uploaded)
+        progress = tuple((each.id, each.progress) for each in self.tries.values())
         self._tell(
             on.AgentHeard(
-                self.id, session, self._orders_seen, listed, measurements, self.is_draining
+                self.id,
+                session,
+                self._orders_seen,
+                listed,
+                measurements,
+                self.is_draining,
+                progress,
             )
         )
 
@@ -180,7 +214,7 @@ class SimAgent:
         if not self.is_alive:
             return
         for start in orders.starts:
-            self._start(start.attempt, start.step)
+            self._start(start)
         for id_ in orders.grants:
             self._upload(id_)
         for id_ in [*orders.settled, *orders.aborts]:
@@ -188,14 +222,22 @@ class SimAgent:
         self._orders_seen = max(self._orders_seen, orders.number)
         self._leave_when_done()
 
-    def _start(self, id_: AttemptId, step: StepId) -> None:
+    def _start(self, order: StartBuild) -> None:
+        id_ = order.attempt
         self._world.ledger.taken(self.id, id_)
         if id_ in self.tries or id_ in self._settled:
             return
-        attempt = self.tries[id_] = Try(id_, self._world.graph.nodes[step])
+        attempt = self.tries[id_] = Try(order, self._world.graph.nodes[checked(order.step)])
         if self.is_draining:
             self._fail(attempt, Outcome.RETURNED, "about to leave")
             return
+        if self._world.chance(self._world.rates.hang_p):
+            phases = [
+                Phase.FETCHING,
+                Phase.UPLOADING,
+                *([Phase.BUILDING] * (order.limits.build_s > 0)),
+            ]
+            attempt.hangs_in = self._world.random.choice(phases)
         self._reach(attempt, Phase.FETCHING)
         self._during(attempt, self._world.soon(1.0), self._fetched)
 
@@ -203,7 +245,9 @@ class SimAgent:
         """Unless the attempt is over before."""
 
         def run() -> None:
-            if self.tries.get(attempt.id) is attempt and not self._has_failed(attempt):
+            if self.tries.get(attempt.id) is not attempt or self._has_failed(attempt):
+                return
+            if not attempt.is_hanging:
                 call(attempt, *more)
 
         self._later(delay_s, run)
@@ -212,8 +256,9 @@ class SimAgent:
         return isinstance(attempt.end, on.AttemptFailed)
 
     def _fetched(self, attempt: Try) -> None:
-        here = {other.node.step for other in self.tries.values() if other.is_made}
-        for needed in attempt.node.inputs:
+        made = [other for other in self.tries.values() if other.is_made and not other.is_check]
+        here = {other.node.step for other in made}
+        for needed in (*attempt.node.inputs, *([attempt.node.step] * attempt.is_check)):
             if needed not in here and not self._world.ledger.is_published(needed):
                 self._fail(attempt, Outcome.INPUTS_MISSING, f"{needed} is nowhere")
                 return
@@ -223,11 +268,15 @@ class SimAgent:
     def _fill_places(self) -> None:
         while self._waiting and self._building < self._max_jobs:
             attempt = self._waiting.pop(0)
-            if attempt.id not in self.tries:
+            if attempt.id not in self.tries or attempt.is_hanging:
                 continue
             self._building += 1
             self._reach(attempt, Phase.BUILDING)
-            self._during(attempt, attempt.node.build_s, self._built)
+            limit_s = attempt.limits.build_s
+            if limit_s and attempt.node.build_s > limit_s:
+                self._during(attempt, limit_s, self._fail, Outcome.TIMED_OUT, "too long")
+            else:
+                self._during(attempt, attempt.node.build_s, self._built)
 
     def _free_place(self, attempt: Try) -> None:
         if attempt.phase is Phase.BUILDING and attempt.end is None:
@@ -237,21 +286,28 @@ class SimAgent:
     def _built(self, attempt: Try) -> None:
         if attempt.node.is_doomed:
             self._fail(attempt, Outcome.BUILD_FAILED, "exit 1")
+        elif self.is_broken:
+            self._fail(attempt, Outcome.AGENT_OUT_OF_DISK, "a simulated wreck")
+        elif attempt.is_check and attempt.node.is_fickle:
+            self._fail(attempt, Outcome.NOT_DETERMINISTIC, "out/a differs")
         elif self._world.chance(self._world.rates.attempt_p):
-            outcome = self._world.random.choice((Outcome.FETCH_FAILED, Outcome.AGENT_FAILED))
+            outcome = self._world.random.choice(HICCUPS)
             self._fail(attempt, outcome, "a simulated hiccup")
         else:
             self._free_place(attempt)
             attempt.phase = Phase.BUILT
             usage = Usage(build_s=attempt.node.build_s)
             attempt.end = on.OutputsBuilt(self.id, attempt.id, 100, usage)
-            self._tell(attempt.end)
+            self._tell_of(attempt, attempt.end)
 
     def _upload(self, id_: AttemptId) -> None:
         attempt = self.tries.get(id_)
         if attempt is None or not attempt.is_made:
             return
         attempt.phase = Phase.UPLOADING
+        if attempt.is_hanging:
+            self._world.ledger.hanging.add(attempt.id)
+        attempt.is_uploaded = False
         attempt.grants += 1
         self._during(attempt, attempt.node.upload_s, self._uploaded, 0, attempt.grants)
 
@@ -265,16 +321,30 @@ class SimAgent:
             self._tell(attempt.end)  # which asks for a new grant
         elif index + 1 < len(attempt.node.outputs):
             self._during(attempt, attempt.node.upload_s, self._uploaded, index + 1, grant)
+        else:
+            attempt.is_uploaded = True
 
     def _reach(self, attempt: Try, phase: Phase) -> None:
         attempt.phase = phase
-        self._tell(on.PhaseReached(self.id, attempt.id, phase))
+        if attempt.is_hanging:
+            self._world.ledger.hanging.add(attempt.id)
+        self._tell_of(attempt, on.PhaseReached(self.id, attempt.id, phase))
+
+    def _tell_of(self, attempt: Try, news: on.Event) -> None:
+        self._tell(news)
+        if self._world.chance(self._world.rates.repeat_p):
+
+            def again() -> None:
+                if attempt.id in self.tries:
+                    self._tell(news)
+
+            self._later(self._world.soon(REPEAT_S), again)
 
     def _fail(self, attempt: Try, outcome: Outcome, message: str) -> None:
         self._free_place(attempt)
         self._world.ledger.injected.add(attempt.id)
         attempt.end = on.AttemptFailed(self.id, attempt.id, outcome, message)
-        self._tell(attempt.end)
+        self._tell_of(attempt, attempt.end)
 
     def _drop(self, id_: AttemptId) -> None:
         self._settled.add(id_)

@@ -6,7 +6,7 @@ from random import Random
 from typing import Final
 
 from grange.scheduler.core import Scheduler
-from grange.scheduler.facts import BuildId
+from grange.scheduler.facts import NO_LIMITS, BuildId, Limits
 from tests.simulation.agent import SimAgent
 from tests.simulation.coordinator import LEASE_S, Coordinator
 from tests.simulation.disk import Disk
@@ -65,6 +65,9 @@ class Farm:
         for rate_h, strike in (
             (rates.cut_h, self._cut),
             (rates.stall_h, self._stall),
+            (rates.one_way_h, self._stall_one_way),
+            (rates.sleep_h, self._sleep),
+            (rates.break_h, self._break),
             (rates.kill_h, self._kill),
             (rates.vanish_h, self._vanish),
             (rates.drain_h, self._drain),
@@ -88,6 +91,7 @@ class Farm:
         self.world.rates.heal()
         for agent in self.agents:
             agent.refuses = ""
+            agent.is_broken = False
             agent.boot()
 
     def _pick(self) -> SimAgent | None:
@@ -107,6 +111,34 @@ class Farm:
             self.world.note(f"stall {agent.id} for {for_s:.0f} s")
             agent.tunnel.stall(for_s)
             self.world.ledger.trouble(agent.id, for_s + LEASE_S)
+
+    def _stall_one_way(self) -> None:
+        agent = self._pick()
+        if agent is not None and agent.tunnel is not None:
+            for_s = self.world.soon(2 * LEASE_S)
+            way = self.world.random.randint(0, 1)
+            self.world.note(f"stall {agent.id} {('up', 'down')[way]} for {for_s:.0f} s")
+            agent.tunnel.stall(for_s, (way,))
+            self.world.ledger.trouble(agent.id, for_s + LEASE_S)
+
+    def _sleep(self) -> None:
+        agent = self._pick()
+        if agent is not None:
+            for_s = self.world.soon(2 * LEASE_S)
+            self.world.note(f"{agent.id} sleeps for {for_s:.0f} s")
+            agent.sleep(for_s)
+            self.world.ledger.trouble(agent.id, for_s + LEASE_S)
+
+    def _break(self) -> None:
+        agent = self._pick()
+        if agent is not None:
+
+            def repair() -> None:
+                agent.is_broken = False
+
+            self.world.note(f"{agent.id} breaks")
+            agent.is_broken = True
+            self.world.after(self.world.soon(300.0), repair)
 
     def _kill(self) -> None:
         agent = self._pick()
@@ -230,6 +262,10 @@ def draw_plans(
                 if is_cancelled
                 else None,
                 2 if random.random() < rates.retry_p else 0,
+                Limits(build_s=random.choice((1, 5, 20, 60)))
+                if random.random() < rates.limit_p
+                else NO_LIMITS,
+                random.random() < rates.check_p,
             )
         )
     return plans

@@ -10,6 +10,9 @@ class Rates:
 
     cut_h: float = 0.0  # a tunnel breaks; both ends notice in their own time
     stall_h: float = 0.0  # a tunnel holds back everything for up to two leases
+    one_way_h: float = 0.0  # the same in one direction alone: its other end hears as ever
+    sleep_h: float = 0.0  # an agent's machine sleeps for up to two leases; its tunnel stays
+    break_h: float = 0.0  # an agent fails at whatever it is given, for up to five minutes
     kill_h: float = 0.0  # an agent's process dies and is started again
     vanish_h: float = 0.0  # an agent dies; the first one comes back when faults end, others never
     drain_h: float = 0.0  # an agent hands in what it has and leaves for a while
@@ -17,6 +20,8 @@ class Rates:
     crash_h: float = 0.0  # the coordinator's process dies
     freeze_h: float = 0.0  # the coordinator's machine, and the world with it, sleeps for a while
     attempt_p: float = 0.0  # an attempt fails for reasons of its agent
+    hang_p: float = 0.0  # an attempt stands still in some phase, until it is stopped
+    repeat_p: float = 0.0  # of news of an attempt: it is told a second time, much later
     upload_p: float = 0.0  # an upload fails and is given up
     put_p: float = 0.0  # a narinfo cannot be put
     refused_p: float = 0.0  # a commit certainly does not apply
@@ -28,6 +33,9 @@ class Rates:
     doomed_p: float = 0.0  # of a derivation: its builds fail
     cancel_p: float = 0.0  # of a build
     retry_p: float = 0.0  # of a build that did not succeed
+    limit_p: float = 0.0  # of a build: it may not take as long as it likes
+    check_p: float = 0.0  # of a build: its root is built again to compare
+    fickle_p: float = 0.0  # of a derivation: it builds something else each time
     twice_p: float = 0.0  # of a submission: it is sent a second time
     skew_p: float = 0.0  # of a start of the coordinator: its wall clock is wrong by up to an hour
 
@@ -61,10 +69,15 @@ class Rates:
         return " ".join(shown) or "calm"
 
 
-_LASTING = frozenset({"doomed_p", "cancel_p", "retry_p", "twice_p"})
+_LASTING = frozenset(
+    {"doomed_p", "fickle_p", "limit_p", "check_p", "cancel_p", "retry_p", "twice_p"}
+)
 _MOST = {
     "cut_h": 200.0,
     "stall_h": 60.0,
+    "one_way_h": 40.0,
+    "sleep_h": 20.0,
+    "break_h": 20.0,
     "kill_h": 60.0,
     "vanish_h": 12.0,
     "drain_h": 20.0,
@@ -72,6 +85,8 @@ _MOST = {
     "crash_h": 30.0,
     "freeze_h": 10.0,
     "attempt_p": 0.5,
+    "hang_p": 0.1,
+    "repeat_p": 0.3,
     "upload_p": 0.2,
     "put_p": 0.3,
     "refused_p": 0.1,
@@ -83,6 +98,9 @@ _MOST = {
     "doomed_p": 0.08,
     "cancel_p": 0.3,
     "retry_p": 0.7,
+    "limit_p": 0.5,
+    "check_p": 0.4,
+    "fickle_p": 0.1,
     "twice_p": 0.4,
     "skew_p": 0.5,
 }

@@ -9,6 +9,7 @@ from grange.scheduler.facts import AttemptId, QueueKey, StepId
 from grange.store.hash import BASE32_CHARS, Hash
 from grange.store.narinfo import NarInfo, PathInfo
 from grange.store.path import StorePath
+from tests.simulation.faults import Rates
 
 SYSTEMS: Final = ("x86_64-linux", "aarch64-linux")
 
@@ -24,6 +25,7 @@ class Node:
     build_s: float
     upload_s: float  # of each output
     is_doomed: bool  # every build of it fails
+    is_fickle: bool = False  # no two builds of it make the same
 
     @property
     def drv_path(self) -> StorePath:
@@ -91,6 +93,7 @@ def node(
     outputs: int = 1,
     system: str = SYSTEMS[0],
     is_doomed: bool = False,
+    is_fickle: bool = False,
 ) -> Node:
     return Node(
         StepId(number),
@@ -100,10 +103,11 @@ def node(
         build_s,
         upload_s,
         is_doomed,
+        is_fickle,
     )
 
 
-def draw_graph(random: Random, doomed_p: float, steps_max: int) -> Graph:
+def draw_graph(random: Random, rates: Rates, steps_max: int) -> Graph:
     """A random acyclic graph with a deep chain and a wide fan in it."""
     size = random.randint(1, steps_max)
     chain = random.randint(0, size // 2)
@@ -126,7 +130,8 @@ def draw_graph(random: Random, doomed_p: float, steps_max: int) -> Graph:
                 upload_s=random.uniform(0.1, random.choice((1.0, 20.0))),
                 outputs=random.choice((1, 1, 2)),
                 system=random.choice((SYSTEMS[0], SYSTEMS[0], SYSTEMS[1])),
-                is_doomed=random.random() < doomed_p,
+                is_doomed=random.random() < rates.doomed_p,
+                is_fickle=random.random() < rates.fickle_p,
             )
         )
     return Graph(nodes)

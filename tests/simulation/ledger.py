@@ -5,13 +5,24 @@ it finds wrong first ends the run. It keeps the accounts for the economy oracle 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from grange.ports import PublishedOutput
 from grange.scheduler import effects as do
 from grange.scheduler.core import FAILURES_MAX
-from grange.scheduler.facts import AgentId, AttemptId, BuildId, Outcome, StepId
+from grange.scheduler.facts import (
+    AgentId,
+    AttemptId,
+    BuildId,
+    Cause,
+    Limits,
+    Outcome,
+    StepId,
+    check_of,
+    checked,
+    is_check,
+)
 from grange.store.hash import Hash
 from grange.store.path import StorePath
 from tests.simulation.graph import Graph
@@ -31,6 +42,10 @@ class Ledger:
         self._lost: set[AttemptId] = set()  # ended, and may be revived
         self.succeeded: set[AttemptId] = set()
         self.roots: dict[BuildId, StepId] = {}
+        self._limits: dict[BuildId, Limits] = {}
+        self._checks: set[BuildId] = set()  # builds that want theirs compared
+        self._compared: set[StepId] = set()  # steps that a check found to be the same
+        self.hanging: set[AttemptId] = set()  # come no further by themselves
         self.outcomes: dict[BuildId, Outcome] = {}  # of finished builds
         self.accepted: set[BuildId] = set()  # submissions that were answered
         self.may_cancel: set[BuildId] = set()  # somebody has asked for it
@@ -54,6 +69,13 @@ class Ledger:
         if not holds:
             self.blame(f"{oracle}: {message}")
 
+    def plan(self, build: BuildId, root: StepId, limits: Limits, *, is_check: bool) -> None:
+        """Somebody is going to want this."""
+        self.roots[build] = root
+        self._limits[build] = limits
+        if is_check:
+            self._checks.add(build)
+
     def is_published(self, step: StepId) -> bool:
         return self._narinfos.issuperset(self.graph.nodes[step].outputs)
 
@@ -66,7 +88,8 @@ class Ledger:
                 case do.SaveAttempt(attempt, step, agent, _):
                     self._demand(attempt not in self.attempts, f"attempt {attempt} twice")
                     self._demand(
-                        not self.is_published(step), f"published step {step} is tried again"
+                        is_check(step) == self.is_published(checked(step)),
+                        f"attempt {attempt} of {step}, which is published or to be compared",
                     )
                     self._excuse_second(step, attempt)
                     self.attempts[attempt] = self.open[attempt] = (step, agent)
@@ -81,7 +104,7 @@ class Ledger:
                 case do.SaveStepFailed(step, cause, _):
                     self._failed.add(step)
                     self._demand(
-                        self.graph.nodes[step].is_doomed, f"good step {step} failed: {cause}"
+                        self._is_right_to_fail(step, cause), f"good step {step} failed: {cause}"
                     )
                 case do.SaveFailureForgotten(step):
                     self._failed.discard(step)
@@ -110,6 +133,8 @@ class Ledger:
             self._lost.add(attempt)
         if outcome.is_success:
             self.succeeded.add(attempt)
+            if is_check(step):
+                self._compared.add(checked(step))
         if outcome.is_infrastructure and (is_counted or self._is_wanted(step)):
             self._spoilt[step] += 1
             self._demand(self._spoilt[step] <= FAILURES_MAX, f"{step} is tried for ever", "economy")
@@ -117,9 +142,10 @@ class Ledger:
             outcome is not Outcome.INPUTS_MISSING,
             f"attempt {attempt} was sent where its inputs were not: {message}",
         )
-        if outcome in (Outcome.AGENT_LOST, Outcome.RETURNED):
+        if outcome.is_infrastructure or outcome in (Outcome.AGENT_LOST, Outcome.RETURNED):
+            is_excused = attempt in self.injected or attempt in self.hanging
             self._demand(
-                attempt in self.injected or self._is_troubled(AgentId(agent)),
+                is_excused or self._is_troubled(AgentId(agent)),
                 f"attempt {attempt} on the healthy agent {agent} ended as {outcome}: {message}",
                 "economy",
             )
@@ -136,11 +162,27 @@ class Ledger:
 
     def _is_wanted(self, step: StepId) -> bool:
         """Whether a build that was accepted and goes on needs the step."""
-        return any(
-            step in (needed.step for needed in self.graph.closure(self.roots[build]))
-            for build in self.accepted
-            if build not in self.outcomes
-        )
+        return any(self._wanting(step))
+
+    def _wanting(self, step: StepId) -> Iterator[BuildId]:
+        """The builds that were accepted, go on and need the step."""
+        for build in self.accepted:
+            if build in self.outcomes:
+                continue
+            if is_check(step):
+                if build in self._checks and check_of(self.roots[build]) == step:
+                    yield build
+            elif any(step == needed.step for needed in self.graph.closure(self.roots[build])):
+                yield build
+
+    def _is_right_to_fail(self, step: StepId, cause: Cause) -> bool:
+        """Its builds fail anywhere, or it overran the limits of all builds that want it."""
+        node = self.graph.nodes[step]
+        if cause.outcome is not Outcome.TIMED_OUT:
+            return node.is_doomed
+        limit_s = cause.limit or 0
+        most = [self._limits[build].build_s for build in self._wanting(step)]
+        return 0 < limit_s < node.build_s and all(0 < other <= limit_s for other in most)
 
     def _saved(self, step: StepId, infos: Sequence[PublishedOutput]) -> None:
         outputs = {info.narinfo.info.path for info in infos}
@@ -157,12 +199,18 @@ class Ledger:
         root = self.roots[build]
         if outcome.is_success:
             right = self.is_published(root)
+            right = right and (build not in self._checks or root in self._compared)
         elif outcome is Outcome.CANCELLED:
             right = build in self.may_cancel
+        elif outcome is Outcome.NOT_DETERMINISTIC:
+            right = build in self._checks and self.graph.nodes[root].is_fickle and blamed == root
+        elif outcome is Outcome.TIMED_OUT and build in self._checks and self.is_published(root):
+            limit_s = self._limits[build].build_s
+            right = 0 < limit_s < self.graph.nodes[root].build_s and blamed == root
         elif outcome.is_remembered or blamed in self._failed:
             self._demand(blamed in self._failed, f"the failure of {blamed} is not remembered")
             needed = self.graph.closure(root)
-            right = any(node.is_doomed and node.step == blamed for node in needed)
+            right = any(node.step == blamed for node in needed)
             right = right and (outcome is Outcome.DEPENDENCY_FAILED) == (blamed != root)
         else:
             right = self.may_trouble

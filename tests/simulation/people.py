@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from grange.coordinator.submit import Submissions
 from grange.ports import NewBuild
-from grange.scheduler.facts import BuildId, StepId
+from grange.scheduler.facts import NO_LIMITS, BuildId, Limits, StepId
 from tests.simulation.coordinator import Coordinator
 from tests.simulation.disk import Disk
 from tests.simulation.world import World
@@ -23,6 +23,8 @@ class Plan:
     again_s: float | None = None  # how long after the first the submission is said again
     cancel_s: float | None = None  # how long after the submission was answered
     retries: int = 0
+    limits: Limits = NO_LIMITS
+    is_check: bool = False
 
 
 class People:
@@ -34,7 +36,7 @@ class People:
         self._known: set[BuildId] = set()
 
     def follow(self, plan: Plan) -> None:
-        self._world.ledger.roots[plan.build] = plan.root
+        self._world.ledger.plan(plan.build, plan.root, plan.limits, is_check=plan.is_check)
         self.tasks.append(self._world.loop.create_task(self._live(plan)))
         if plan.again_s is not None:
             self.tasks.append(
@@ -66,6 +68,8 @@ class People:
             (),
             "ada",
             0.0,
+            plan.limits,
+            plan.is_check,
         )
 
         async def submit(farm: Submissions) -> None:

@@ -63,7 +63,7 @@ async def _simulate(
     seed: int, random: Random, scale: Scale, rates: Rates, on_note: Callable[[str], None] | None
 ) -> Verdict:
     shown = str(rates)
-    farm = Farm(random, rates, draw_graph(random, rates.doomed_p, scale.steps_max))
+    farm = Farm(random, rates, draw_graph(random, rates, scale.steps_max))
     if on_note is not None:
         farm.world.on_note = on_note
     faulty_s = random.uniform(30.0, scale.faulty_max_s)
