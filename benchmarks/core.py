@@ -5,20 +5,19 @@ become ready as others end, and at least 200,000 wait all the time.
 """
 
 import asyncio
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 import uvloop
 
+from benchmarks.database import Databases, leading
 from benchmarks.private import Place
 from benchmarks.report import Result, Series
 from benchmarks.synthetic import NAR_BYTES, SYSTEM, fill, narinfo
 from grange.clock import SystemClock
 from grange.coordinator.loop import WriterLoop
-from grange.db.journal import SqliteJournal
+from grange.db.open import open_journal
 from grange.ports import PublishedOutput
 from grange.scheduler import effects as do
 from grange.scheduler.events import (
@@ -42,22 +41,19 @@ LEASE_S: Final = 3600.0  # nobody renews it here
 
 def core(place: Place, runs: int) -> Result:
     """Completions a second."""
-    filled = place.folder("core") / "journal.db"
-    uvloop.run(_fill(filled))
     rates = []
-    for _ in range(runs):
-        copy = filled.with_name("run.db")
-        for file in filled.parent.glob("run.db*"):
-            file.unlink()
-        shutil.copy(filled, copy)
-        rates.append(uvloop.run(_complete(copy)))
+    with Databases.running(place) as databases:
+        filled = databases.new("core")
+        uvloop.run(_fill(filled))
+        for _ in range(runs):
+            rates.append(uvloop.run(_complete(databases.copy(filled, "run"))))
     return Result(
-        bench="core",
+        bench=f"core{databases.suffix}",
         aim="value >= 20000",
         ours=Series("completions", "steps/s", rates),
         notes=(
             f"{MEASURED} completions, {WAITING} steps and more waiting, {INPUTS} inputs a step",
-            f"{AGENTS} agents of {MAX_JOBS} places; SQLite on disk, synchronous = FULL",
+            f"{AGENTS} agents of {MAX_JOBS} places; {databases.what}",
         ),
     )
 
@@ -78,16 +74,16 @@ def agent_specs(count: int, max_jobs: int) -> Iterator[AgentSpec]:
         )
 
 
-async def _fill(path: Path) -> None:
-    journal = SqliteJournal.open(str(path))
+async def _fill(url: str) -> None:
+    journal = await open_journal(url)
     await fill(journal, WAITING + MEASURED, INPUTS)
     await journal.close()
 
 
-async def _complete(path: Path) -> float:
+async def _complete(url: str) -> float:
     """Completions a second, from the first agent's arrival."""
-    journal = SqliteJournal.open(str(path))
-    try:
+    async with leading(url) as (journal, leadership):
+        await leadership.acquire()
         (build,) = await journal.builds(unfinished_only=True)
         nodes = await journal.unfinished_graph([build.drv_path])
         outputs: dict[StepId, tuple[PublishedOutput, ...]] = {
@@ -107,8 +103,6 @@ async def _complete(path: Path) -> float:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         return rate
-    finally:
-        await journal.close()
 
 
 class _Agents:

@@ -7,6 +7,7 @@ has decided on every step.
 from pathlib import Path
 from typing import Final
 
+from benchmarks.database import Databases, serve_options
 from benchmarks.farm_builds import graph_expression
 from benchmarks.private import GRANGE, Place, farm, wait_until
 from benchmarks.report import Result, Series
@@ -25,12 +26,13 @@ def ingest(place: Place, runs: int) -> Result:
     _, _, roots = place.run([*command, *expression.salted("ingest")])
     # "!dev" behind a path names an output; the farm builds all.
     drvs = [root.partition("!")[0] for root in roots.split()]
-    ours = [_submit(place, graph, drvs, GRAPH_STEPS) for _ in range(runs)]
     large = place.folder("synthetic-store")
     folder = large / "nix/store"
     folder.mkdir(parents=True)
     root = f"/nix/store/{write_drvs(SYNTHETIC, SYNTHETIC_INPUTS, folder)}"
-    synthetic = [_submit(place, large, [root], SYNTHETIC) for _ in range(runs)]
+    with Databases.running(place) as databases:
+        ours = [_submit(databases, graph, drvs, GRAPH_STEPS) for _ in range(runs)]
+        synthetic = [_submit(databases, large, [root], SYNTHETIC) for _ in range(runs)]
     others = [
         Series("100,000 synthetic", "s", [run["wall"] for run in synthetic]),
         *[
@@ -40,7 +42,7 @@ def ingest(place: Place, runs: int) -> Result:
         ],
     ]
     return Result(
-        bench="ingest",
+        bench=f"ingest{databases.suffix}",
         aim="value <= 1.5 s, value_100k <= 20 s",
         ours=Series("the distribution's graph", "s", [run["wall"] for run in ours]),
         others=others,
@@ -48,12 +50,15 @@ def ingest(place: Place, runs: int) -> Result:
         notes=(
             "wall time of grange build --detach; each run with a new farm, without agents",
             f"synthetic: {_mean_bytes(folder):.0f} bytes and {SYNTHETIC_INPUTS} inputs each",
+            databases.what,
         ),
     )
 
 
-def _submit(place: Place, store: Path, drvs: list[str], steps: int) -> dict[str, float]:
-    with farm(place, max_jobs=None) as running:
+def _submit(databases: Databases, store: Path, drvs: list[str], steps: int) -> dict[str, float]:
+    place = databases.place
+    state, options = serve_options(databases.new("farm"))
+    with farm(place, max_jobs=None, state=state, serve_options=options) as running:
         before = running.cpu()["coordinator"]
         command = [GRANGE, "build", "--detach", "--store", str(store), "--url", running.url]
         wall_s, cpu_s, _ = place.run([*command, *drvs])

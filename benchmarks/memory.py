@@ -13,10 +13,11 @@ from typing import Final
 
 import uvloop
 
+from benchmarks.database import Databases, serve_options
 from benchmarks.private import Place, RunningFarm, farm, resident_bytes, wait_until
 from benchmarks.report import Result, Series
 from benchmarks.synthetic import BUILD, SYSTEM, edges, fill
-from grange.db.journal import SqliteJournal
+from grange.db.open import open_journal
 from grange.scheduler.core import Scheduler
 from grange.scheduler.events import BuildsSubmitted, Wish
 from grange.scheduler.facts import QueueKey, StepId, StepSpec
@@ -27,28 +28,34 @@ INPUTS: Final = 3
 
 def memory(place: Place, runs: int) -> Result:
     """Bytes a waiting step."""
-    state = place.folder("filled")
-    uvloop.run(_fill(str(state / "journal.db")))
     whole, alone = [], []
-    for _ in range(runs):
-        with farm(place, max_jobs=None) as running:
-            idle = resident_bytes(running.coordinator)
-        with farm(place, max_jobs=None, state=state) as running:
-            _check(running)
-            whole.append((resident_bytes(running.coordinator) - idle) / STEPS)
-        command = [sys.executable, "-m", "benchmarks.memory"]
-        alone.append(float(subprocess.run(command, check=True, capture_output=True).stdout))
+    with Databases.running(place) as databases:
+        filled = databases.new("filled")
+        uvloop.run(_fill(filled))
+        for _ in range(runs):
+            state, options = serve_options(databases.new("idle"))
+            with farm(place, max_jobs=None, state=state, serve_options=options) as running:
+                idle = resident_bytes(running.coordinator)
+            state, options = serve_options(filled)
+            with farm(place, max_jobs=None, state=state, serve_options=options) as running:
+                _check(running)
+                whole.append((resident_bytes(running.coordinator) - idle) / STEPS)
+            command = [sys.executable, "-m", "benchmarks.memory"]
+            alone.append(float(subprocess.run(command, check=True, capture_output=True).stdout))
     return Result(
-        bench="memory",
+        bench=f"memory{databases.suffix}",
         aim="value <= 1024",
         ours=Series("coordinator, recovered", "bytes/step", whole),
         others=(Series("scheduler alone", "bytes/step", alone),),
-        notes=(f"{STEPS} steps of {INPUTS} inputs; resident memory, against an idle coordinator",),
+        notes=(
+            f"{STEPS} steps of {INPUTS} inputs; resident memory, against an idle coordinator",
+            databases.what,
+        ),
     )
 
 
-async def _fill(path: str) -> None:
-    journal = SqliteJournal.open(path)
+async def _fill(url: str) -> None:
+    journal = await open_journal(url)
     await fill(journal, STEPS, INPUTS)
     await journal.close()
 

@@ -105,14 +105,20 @@ class RunningFarm:
 
 
 @contextmanager
-def farm(place: Place, *, max_jobs: int | None, state: Path | None = None) -> Iterator[RunningFarm]:
+def farm(
+    place: Place,
+    *,
+    max_jobs: int | None,
+    state: Path | None = None,
+    serve_options: Sequence[str] = (),
+) -> Iterator[RunningFarm]:
     """A coordinator that answers, with one agent that has joined unless `max_jobs` is None."""
     state = place.folder("farm") if state is None else state
     store = place.folder("agent-store")
     http, agents = free_port(), free_port()
     url = f"http://127.0.0.1:{http}"
     serve = [GRANGE, "serve", "--listen", f"127.0.0.1:{http}", "--state-dir", str(state)]
-    serve += ["--listen-agents", f"127.0.0.1:{agents}"]
+    serve += ["--listen-agents", f"127.0.0.1:{agents}", *serve_options]
     with process(place, serve, "coordinator.log") as coordinator, GrangeClient(url) as client:
         wait_until(lambda: _answers(client), coordinator, "the coordinator to answer")
         running = RunningFarm(url, state / "cache", coordinator.pid, None, store)

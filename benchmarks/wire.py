@@ -19,12 +19,15 @@ from typing import Final
 import uvloop
 
 from benchmarks.core import agent_specs
+from benchmarks.database import Databases, leading
 from benchmarks.private import Place, free_port, own_cpu_s
 from benchmarks.report import Result, Series
 from benchmarks.synthetic import NAR_BYTES, NAR_HASH, fill, narinfo
+from grange.db.open import open_journal
 from grange.errors import OutsideError
+from grange.ports import Journal, Leadership
 from grange.scheduler.facts import AgentSpec, AttemptId, Measurements, Phase, Usage
-from grange.store.path import NIX_STORE
+from grange.store.path import NIX_STORE, StorePath
 from grange.wire.channel import ClientTunnel, RunnerChannel
 from grange.wire.messages import BuildOrder, Built, BuiltOutput, Heartbeat, Orders, Report
 
@@ -39,22 +42,14 @@ HEARTBEAT_S: Final = 10.0
 def wire(place: Place, runs: int) -> Result:
     """Steps a second."""
     rates, ours_s, theirs_s = [], [], []
-    for _ in range(runs):
-        state, port = place.folder("wire"), free_port()
-        command = [sys.executable, "-m", "benchmarks.wire", str(state), str(port)]
-        with Popen(command, stdout=PIPE, env={**os.environ, "GRPC_VERBOSITY": "ERROR"}) as child:
-            try:
-                assert child.stdout is not None
-                if child.stdout.readline() != b"ready\n":
-                    raise OutsideError("the coordinator of the wire benchmark did not start")
-                before, agents_before = own_cpu_s(child.pid), time.process_time()
-                rates.append(uvloop.run(_build_all(f"127.0.0.1:{port}")))
-                ours_s.append(own_cpu_s(child.pid) - before)
-                theirs_s.append(time.process_time() - agents_before)
-            finally:
-                child.send_signal(signal.SIGKILL)
+    with Databases.running(place) as databases:
+        for _ in range(runs):
+            rate, our_s, their_s = _measure(place.folder("wire"), databases.new("wire-journal"))
+            rates.append(rate)
+            ours_s.append(our_s)
+            theirs_s.append(their_s)
     return Result(
-        bench="wire",
+        bench=f"wire{databases.suffix}",
         aim="value >= 1000",
         ours=Series("steps from dispatch to settled", "steps/s", rates),
         others=(
@@ -64,8 +59,25 @@ def wire(place: Place, runs: int) -> Result:
         notes=(
             f"{STEPS} steps of {INPUTS} inputs; {AGENTS} agents of {MAX_JOBS} places, one process",
             "outputs present beforehand: no uploads; narinfos are put, commits are durable",
+            databases.what,
         ),
     )
+
+
+def _measure(state: Path, database: str) -> tuple[float, float, float]:
+    """Steps a second, and CPU seconds of the coordinator and of all agents."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.wire", str(state), database, str(port)]
+    with Popen(command, stdout=PIPE, env={**os.environ, "GRPC_VERBOSITY": "ERROR"}) as child:
+        try:
+            assert child.stdout is not None
+            if child.stdout.readline() != b"ready\n":
+                raise OutsideError("the coordinator of the wire benchmark did not start")
+            before, agents_before = own_cpu_s(child.pid), time.process_time()
+            rate = uvloop.run(_build_all(f"127.0.0.1:{port}"))
+            return rate, own_cpu_s(child.pid) - before, time.process_time() - agents_before
+        finally:
+            child.send_signal(signal.SIGKILL)
 
 
 # --- agents ---------------------------------------------------------------------------------
@@ -154,20 +166,27 @@ def _built(order: BuildOrder) -> Built:
 # --- the coordinator ------------------------------------------------------------------------
 
 
-async def _coordinate(state: Path, port: int) -> None:
+async def _coordinate(state: Path, database: str, port: int) -> None:
     """Serve until killed; says "ready" once all steps wait and agents may come."""
+    journal = await open_journal(database)
+    root = await fill(journal, STEPS, INPUTS)
+    await journal.close()
+    async with leading(database) as (journal, leadership):
+        await _serve(state, journal, leadership, root, port)
+
+
+async def _serve(
+    state: Path, journal: Journal, leadership: Leadership, root: StorePath, port: int
+) -> None:
     from grange.cache.tokens import TokenKey
     from grange.clock import SystemClock
     from grange.coordinator.farm import Farm, FarmSettings
     from grange.coordinator.logs import Logs
-    from grange.db.journal import SqliteJournal
     from grange.objects.directory import DirectoryObjects
     from grange.scheduler.facts import Limits
     from grange.store.keys import SecretKey
     from grange.wire.server import add_runner_service, new_server
 
-    journal = SqliteJournal.open(str(state / "journal.db"))
-    root = await fill(journal, STEPS, INPUTS)
     farm = Farm(
         FarmSettings(
             NIX_STORE,
@@ -179,6 +198,7 @@ async def _coordinate(state: Path, port: int) -> None:
         ),
         clock=SystemClock(),
         journal=journal,
+        leadership=leadership,
         objects=DirectoryObjects(state / "cache"),
         token_key=TokenKey.load(state / "token-key"),
         logs=Logs(state / "logs", log_bytes_max=1 << 20),
@@ -197,4 +217,4 @@ async def _coordinate(state: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_coordinate(Path(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(_coordinate(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
