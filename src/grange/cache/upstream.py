@@ -95,6 +95,22 @@ class Upstream:
             return Available((), wanted - present)
         return Available(tuple(found[path] for path in order), wanted - found.keys() - present)
 
+    async def serves(self, url: str) -> bool:
+        """Whether the file at `url`, from a narinfo of here, is there.
+
+        One that does not say counts as being there: only a clear no is a no.
+        """
+        try:
+            async with asyncio.timeout(QUERY_S), self._http.head(url) as response:
+                return response.status not in _MISSES
+        except (aiohttp.ClientError, TimeoutError):
+            return True
+
+    async def note_gone(self, path: StorePath) -> None:
+        """What was remembered of this path has proved wrong."""
+        expires = self._clock.wall_s() + MISS_S
+        await self._journal.save_upstream_answers(self._url, {path.hash_part: ""}, expires)
+
     async def _query(self, paths: list[StorePath]) -> dict[StorePath, NarInfo]:
         """The narinfos of those that are here."""
         texts = await asyncio.gather(*(self._text(path) for path in paths))

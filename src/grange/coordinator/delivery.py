@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 COMPRESSION: Final = "zstd"
 COMPRESSION_LEVEL: Final = 3  # 4.1 times smaller at 240 MB/s a core; 1 is a third faster
+GRANT_RETRY_S: Final = 1.0  # while the journal cannot be read
 CLOSURES_MAX: Final = 1_024  # kept by input set: a wide fan-out asks for the same one again
 
 SendGrants = Callable[[AgentId, Sequence[UploadGrant]], None]
@@ -101,12 +102,11 @@ class Deliveries:
     def built(self, agent: AgentId, built: Built) -> None:
         """The agent says what it built; it will be granted uploads."""
         delivery = self._under_way.get(built.attempt)
-        size = sum(output.nar_bytes for output in built.outputs)
-        event = OutputsBuilt(agent, built.attempt, size, built.usage)
-        if delivery is None and self._is_live(agent, built.attempt):
+        if delivery is None:
             self._adopted.put_nowait((agent, built))
             return
-        if delivery is None or delivery.agent != agent:
+        event = _event(agent, built)
+        if delivery.agent != agent:
             self._loop.tell(event)  # the scheduler tells the agent to let go of it
             return
         wrong = _mismatch(delivery, built.outputs)
@@ -131,25 +131,27 @@ class Deliveries:
 
     async def adopt(self) -> None:
         """Until cancelled: read back the steps of attempts that an earlier life of this process
-        sent out, in the order in which agents say that they are built."""
+        sent out or that were thought lost, in the order in which agents say that they are built."""
         while True:
             agent, built = await self._adopted.get()
-            if built.attempt not in self._under_way and self._is_live(agent, built.attempt):
-                assert self._loop.core is not None
-                step = self._loop.core.attempts[built.attempt].step.id
-                try:
-                    record = (await self._journal.steps([checked(step)])).get(checked(step))
-                except OutsideError as error:
-                    message = f"its step could not be read back from the journal: {error}"
-                    self._loop.tell(
-                        AttemptFailed(agent, built.attempt, Outcome.UPLOAD_FAILED, message)
-                    )
-                    continue
-                assert record is not None, "an attempt's step is in the journal"
-                if self._is_live(agent, built.attempt):
-                    delivery = Delivery(agent, record, is_check(step))
-                    self._under_way.setdefault(built.attempt, delivery)
-            self.built(agent, built)
+            try:
+                if not self._is_live(agent, built.attempt):
+                    await self._loop.settle(_event(agent, built))  # which may revive it
+                if built.attempt not in self._under_way and self._is_live(agent, built.attempt):
+                    await self._adopt(agent, built.attempt)
+            except OutsideError as error:
+                message = f"its step could not be read back from the journal: {error}"
+                self._loop.tell(AttemptFailed(agent, built.attempt, Outcome.UPLOAD_FAILED, message))
+            if built.attempt in self._under_way:
+                self.built(agent, built)
+
+    async def _adopt(self, agent: AgentId, id_: AttemptId) -> None:
+        assert self._loop.core is not None
+        step = self._loop.core.attempts[id_].step.id
+        record = (await self._journal.steps([checked(step)])).get(checked(step))
+        assert record is not None, "an attempt's step is in the journal"
+        if self._is_live(agent, id_):
+            self._under_way.setdefault(id_, Delivery(agent, record, is_check(step)))
 
     async def run(self, send: SendGrants) -> None:
         """Answer with upload grants until cancelled, all that is waiting at a time."""
@@ -159,7 +161,14 @@ class Deliveries:
                 waiting.append(self._wanted.get_nowait())
             live = [each for each in waiting if self._under_way.get(each[0]) is each[1]]
             claimed = {path for _, delivery in live for path in delivery.claims}
-            present = await self._journal.narinfos(await self._journal.valid_paths(claimed))
+            try:
+                present = await self._journal.narinfos(await self._journal.valid_paths(claimed))
+            except OutsideError as error:
+                log.error("uploads cannot be granted, trying again: %s", error)
+                await asyncio.sleep(GRANT_RETRY_S)
+                for each in live:
+                    self._wanted.put_nowait(each)
+                continue
             answers = await asyncio.gather(*[self._answer(*each, present) for each in live])
             grants: dict[AgentId, list[UploadGrant]] = {}
             for (_, delivery), answer in zip(live, answers, strict=True):
@@ -239,6 +248,10 @@ class Deliveries:
                 self._closures.popitem(last=False)
         return closure
 
+    def forget_closures(self) -> None:
+        """Paths have been lost: what was read of their closures does not hold any more."""
+        self._closures.clear()
+
     async def on_stored(self, items: Sequence[Stored]) -> None:
         """Verified NARs are in the object store: sign them, and tell when an attempt has all."""
         for item in items:
@@ -270,6 +283,11 @@ async def put_narinfo(objects: Objects, narinfo: NarInfo, store_dir: StoreDir) -
     """Put the narinfo where clients of the bare store look, if absent."""
     key = f"{narinfo.info.path.hash_part}.narinfo"
     await objects.put_if_absent(key, show(narinfo, store_dir).encode())
+
+
+def _event(agent: AgentId, built: Built) -> OutputsBuilt:
+    size = sum(output.nar_bytes for output in built.outputs)
+    return OutputsBuilt(agent, built.attempt, size, built.usage)
 
 
 def _mismatch(delivery: Delivery, outputs: Sequence[BuiltOutput]) -> str:

@@ -8,11 +8,12 @@ from grange.coordinator.delivery import Deliveries
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.outbox import Outbox
+from grange.coordinator.repair import Repairs
 from grange.coordinator.watch import Watches
 from grange.errors import OperatorError, OutsideError
 from grange.ports import Journal
 from grange.scheduler.events import AgentHeard, AgentLeft, AttemptFailed, PhaseReached
-from grange.scheduler.facts import AgentId, AttemptId, Phase
+from grange.scheduler.facts import AgentId, AttemptId, Outcome, Phase
 from grange.store.path import StorePath
 from grange.wire.messages import (
     Built,
@@ -39,6 +40,7 @@ class AgentService:
         journal: Journal,
         outbox: Outbox,
         deliveries: Deliveries,
+        repairs: Repairs,
         logs: Logs,
         watches: Watches,
     ) -> None:
@@ -46,6 +48,7 @@ class AgentService:
         self._journal = journal
         self._outbox = outbox
         self._deliveries = deliveries
+        self._repairs = repairs
         self._logs = logs
         self._watches = watches
 
@@ -89,6 +92,9 @@ class AgentService:
         for built in report.built:
             self._deliveries.built(agent, built)
         for failed in report.failed:
+            if failed.outcome is Outcome.INPUTS_MISSING:
+                self._repairs.failed(agent, failed)
+                continue
             self._loop.tell(
                 AttemptFailed(agent, failed.attempt, failed.outcome, failed.message, failed.usage)
             )

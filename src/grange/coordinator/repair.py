@@ -1,0 +1,168 @@
+"""Inputs that an agent could not have: is it the road to it, or has the farm itself lost them?
+
+What the farm has lost is forgotten and built again; what nobody can build has to be sent again.
+Nothing an agent says is taken on trust: the farm looks for itself.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from grange.cache.upstream import Upstream
+from grange.coordinator.loop import WriterLoop
+from grange.coordinator.submit import Submissions
+from grange.errors import GrangeError
+from grange.ports import Journal, Objects
+from grange.scheduler.events import AttemptFailed, InputsLost
+from grange.scheduler.facts import AgentId, AttemptId, Outcome, StepId
+from grange.scheduler.state import Attempt
+from grange.store.narinfo import NarInfo
+from grange.store.path import StorePath
+from grange.wire.messages import Failed
+
+log = logging.getLogger(__name__)
+
+PATHS_MAX: Final = 1_000  # looked at for one attempt; its next try will tell of more
+SOURCES_MAX: Final = 100_000  # lost ones that are remembered; beyond that the oldest is not
+
+
+class Repairs:
+    """One attempt is looked at after another: what the first finds, the next need not."""
+
+    def __init__(
+        self,
+        *,
+        loop: WriterLoop,
+        journal: Journal,
+        objects: Objects,
+        submissions: Submissions,
+        upstreams: Sequence[tuple[str, Upstream]],
+        on_lost: Callable[[Collection[StorePath]], None],
+    ) -> None:
+        """`on_lost` hears of paths whose path infos are not to be served any more."""
+        self._loop = loop
+        self._journal = journal
+        self._objects = objects
+        self._submissions = submissions
+        self._upstreams = [upstream for _, upstream in upstreams]
+        self._on_lost = on_lost
+        self._asked: asyncio.Queue[tuple[AgentId, Failed]] = asyncio.Queue()
+        self._looked_at: set[AttemptId] = set()  # so the queue is no longer than live attempts
+        self._lost_sources: dict[StorePath, None] = {}  # oldest first
+
+    def failed(self, agent: AgentId, failed: Failed) -> None:
+        """An attempt found inputs missing: look into it, and tell the scheduler whose fault."""
+        if self._live(agent, failed.attempt) is None or not failed.missing:
+            self._loop.tell(_failure(agent, failed, Outcome.INPUTS_MISSING, failed.message))
+        elif failed.attempt not in self._looked_at:
+            self._looked_at.add(failed.attempt)
+            self._asked.put_nowait((agent, failed))
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            agent, failed = await self._asked.get()
+            life = None
+            while life != self._loop.life:  # what was found is stale in a scheduler made anew
+                life = self._loop.life
+                event = await self._judge(agent, failed)
+            self._looked_at.discard(failed.attempt)
+            self._loop.tell(event)
+
+    async def needs_lost_sources(self, drvs: Iterable[StorePath]) -> bool:
+        """Whether any of these known derivations waits for a lost source to be sent again."""
+        if self._lost_sources:
+            lost = self._lost_sources.keys()
+            self._lost_sources = dict.fromkeys(lost - await self._journal.valid_paths(lost))
+        if not self._lost_sources:
+            return False
+        nodes = await self._journal.unfinished_graph([*drvs])
+        records = await self._journal.steps([node.spec.id for node in nodes])
+        return any(not self._lost_sources.keys().isdisjoint(r.inputs) for r in records.values())
+
+    async def _judge(self, agent: AgentId, failed: Failed) -> AttemptFailed | InputsLost:
+        try:
+            return await self._look(agent, failed)
+        except GrangeError as error:
+            message = f"{failed.message}; the farm could not look for them: {error}"
+            return _failure(agent, failed, Outcome.FETCH_FAILED, message)
+
+    async def _look(self, agent: AgentId, failed: Failed) -> AttemptFailed | InputsLost:
+        gone = await self._gone(failed.missing[:PATHS_MAX])
+        if not gone:
+            message = f"{failed.message}; the farm has them: the agent or the network is at fault"
+            return _failure(agent, failed, Outcome.FETCH_FAILED, message)
+        log.warning("the farm has lost %d inputs of a step, such as %s", len(gone), gone[0])
+        _, keys = await self._journal.forget_paths(gone)
+        for key in keys:
+            await self._objects.delete(key)
+        self._on_lost(gone)
+        makers = {path: await self._journal.step_with_output(path) for path in gone}
+        sources = [path for path, step in makers.items() if step is None]
+        if sources:
+            self._remember(sources)
+            others = f" ({len(sources)} such in all)" if len(sources) > 1 else ""
+            message = (
+                f"the farm has lost {sources[0]}, which no derivation makes{others}; submit the "
+                "build again from where its sources are, and they are sent anew"
+            )
+            return _failure(agent, failed, Outcome.INPUTS_MISSING, message)
+        return await self._rebuilt(agent, failed, {step for step in makers.values() if step})
+
+    async def _rebuilt(
+        self, agent: AgentId, failed: Failed, lost: set[StepId]
+    ) -> AttemptFailed | InputsLost:
+        """Have the steps built that made what is lost, unless an upstream has it."""
+        records = await self._journal.steps(sorted(lost))
+        nodes = await self._submissions.walk([record.drv_path for record in records.values()])
+        attempt = self._live(agent, failed.attempt)
+        if attempt is None:  # then nobody waits for it
+            return _failure(agent, failed, Outcome.INPUTS_MISSING, failed.message)
+        tags = attempt.step.queue.tags
+        specs = [replace(n.spec, queue=replace(n.spec.queue, tags=tags)) for n in nodes]
+        return InputsLost(
+            agent,
+            failed.attempt,
+            f"the farm had lost inputs of it, which are built again: {failed.message}",
+            tuple(sorted(lost.intersection(spec.id for spec in specs))),
+            tuple(specs),
+            tuple([(n.spec.id, n.remembered) for n in nodes if n.remembered is not None]),
+            failed.usage,
+        )
+
+    async def _gone(self, paths: Sequence[StorePath]) -> list[StorePath]:
+        """Those that the farm itself cannot serve."""
+        narinfos = await self._journal.narinfos(paths)
+        return [path for path in paths if not await self._is_served(narinfos.get(path))]
+
+    async def _is_served(self, narinfo: NarInfo | None) -> bool:
+        if narinfo is None:
+            return False
+        if "://" in narinfo.url:
+            for upstream in self._upstreams:
+                if await upstream.serves(narinfo.url):
+                    return True
+                await upstream.note_gone(narinfo.info.path)
+            return False
+        size = await self._objects.size(narinfo.url)
+        if size is None:
+            return False
+        if narinfo.file_bytes is not None and size != narinfo.file_bytes:
+            await self._objects.delete(narinfo.url)  # else the right one could not take its place
+            return False
+        return True
+
+    def _remember(self, sources: Iterable[StorePath]) -> None:
+        self._lost_sources |= dict.fromkeys(sources)
+        while len(self._lost_sources) > SOURCES_MAX:
+            del self._lost_sources[next(iter(self._lost_sources))]
+
+    def _live(self, agent: AgentId, id_: AttemptId) -> Attempt | None:
+        attempt = self._loop.core.attempts.get(id_) if self._loop.core else None
+        return attempt if attempt is not None and attempt.agent.spec.id == agent else None
+
+
+def _failure(agent: AgentId, failed: Failed, outcome: Outcome, message: str) -> AttemptFailed:
+    return AttemptFailed(agent, failed.attempt, outcome, message, failed.usage)
