@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -103,7 +104,7 @@ class Builder:
         if not result.status.is_success:
             verdict = judge(result, order.limits, course)
             if order.is_check and verdict.outcome is Outcome.NOT_DETERMINISTIC:
-                verdict = await self._compare(daemon, order, verdict)
+                verdict = await self._compare(order, verdict)
             return Built(verdict, usage)
         if order.is_check:
             return Built(Made(()), usage)
@@ -125,19 +126,13 @@ class Builder:
             warm.options = options
             await daemon.set_options(options)
 
-    async def _compare(self, daemon: Daemon, order: BuildOrder, verdict: Verdict) -> Verdict:
+    async def _compare(self, order: BuildOrder, verdict: Verdict) -> Verdict:
         """`verdict` with what differs; what the check has built is removed."""
         lines = []
         for name, output in sorted(order.derivation.outputs.items()):
             place = self._physical(output.path)
-            try:
-                found = await asyncio.to_thread(_differences, place, place + CHECK_SUFFIX)
-            except OSError as error:
-                found = [f"cannot be compared: {error}"]
-            if found is None:
-                continue
+            found = await asyncio.to_thread(_differences, place, place + CHECK_SUFFIX)
             lines += [f"{name}: {line}" for line in found]
-            await _remove(daemon, StorePath(output.path + CHECK_SUFFIX))
         message = "\n".join(("two builds of it differ:", *lines)) if lines else verdict.message
         return replace(verdict, message=message[:MESSAGE_CHARS_MAX])
 
@@ -173,11 +168,6 @@ class Builder:
         return Made(tuple(outputs))
 
 
-def _differences(place: str, second: str) -> list[str] | None:
-    """None where there is no second: it is the same, or was not looked at."""
-    return differences(place, second) if os.path.lexists(second) else None
-
-
 async def remove_outputs(daemon: Daemon, paths: Collection[StorePath]) -> Verdict | None:
     """Delete `paths` from the store; why the attempt fails where they cannot be deleted."""
     try:
@@ -188,8 +178,26 @@ async def remove_outputs(daemon: Daemon, paths: Collection[StorePath]) -> Verdic
     return None
 
 
-async def _remove(daemon: Daemon, path: StorePath) -> None:
+def _differences(place: str, second: str) -> list[str]:
+    """What differs between an output and its second build, which is then removed."""
+    if not os.path.lexists(second):  # it is the same, or was not looked at, or is not for us to see
+        return []
     try:
-        await daemon.collect_garbage(GcAction.DELETE_SPECIFIC, paths=[path])
-    except DaemonError as error:
-        _log.warning("%s is left in the store until garbage is collected: %s", path, error)
+        return differences(place, second)
+    except OSError as error:
+        return [f"cannot be compared: {error}"]
+    finally:
+        _remove(second)
+
+
+def _remove(place: str) -> None:
+    # Not through the daemon: to it this path is alive as long as the output itself is in use.
+    try:
+        if os.path.isdir(place) and not os.path.islink(place):
+            for folder, _, _ in os.walk(place):
+                os.chmod(folder, 0o700)  # in a store nobody may write but root
+            shutil.rmtree(place)
+        else:
+            os.unlink(place)
+    except OSError as error:
+        _log.warning("%s is left until garbage is collected: %s", place, error)
