@@ -245,7 +245,7 @@ class Outbox:
             if record is None:
                 message = f"step {start.step} could not be read back from the journal"
                 self._loop.tell(
-                    AttemptFailed(start.agent, start.attempt, Outcome.AGENT_FAILED, message)
+                    AttemptFailed(start.agent, start.attempt, Outcome.RETURNED, message)
                 )
                 continue
             if builds and size + len(record.basic) > ORDERS_BYTES_MAX:
