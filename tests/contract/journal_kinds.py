@@ -213,3 +213,9 @@ def completed(step: StepId, attempt: int, *names: str, build_s: float = 5.0) -> 
         SaveStepDone(step, build_s),
         SaveAttemptEnded(id_, step, Outcome.SUCCEEDED, "", usage, 9.0),
     ]
+
+
+async def add(journal: Journal, *derivations: NewDerivation) -> list[StepId]:
+    await journal.add_derivations(derivations)
+    steps = [await journal.step_of(each.path) for each in derivations]
+    return [step for step in steps if step is not None]

@@ -1,8 +1,6 @@
 """What every journal promises. Nothing here knows of a database."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -31,10 +29,8 @@ from grange.scheduler.effects import (
 from grange.scheduler.facts import AttemptId, Cause, Outcome, QueueKey, StepId, Usage
 from tests.contract.journal_kinds import (
     BIG,
-    KINDS,
     JournalKind,
-    PostgresKind,
-    SqliteKind,
+    add,
     agent,
     build,
     completed,
@@ -43,32 +39,8 @@ from tests.contract.journal_kinds import (
     path,
     saved_paths,
 )
-from tests.postgres import Postgres
 
 FAILED = Cause(Outcome.BUILD_FAILED, "exit code 1", None, AttemptId(1))
-
-
-@pytest.fixture(params=KINDS)
-async def kind(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JournalKind]:
-    opened: JournalKind
-    if request.param == "postgres":
-        server: Postgres = request.getfixturevalue("postgres")
-        opened = await PostgresKind.open(await asyncio.to_thread(server.new_database))
-    else:
-        opened = SqliteKind(request.param, tmp_path)
-    yield opened
-    await opened.journal.close()
-
-
-@pytest.fixture
-async def journal(kind: JournalKind) -> Journal:
-    return kind.journal
-
-
-async def add(journal: Journal, *derivations: NewDerivation) -> list[StepId]:
-    await journal.add_derivations(derivations)
-    steps = [await journal.step_of(each.path) for each in derivations]
-    return [step for step in steps if step is not None]
 
 
 async def names(journal: Journal, *roots: str) -> list[str]:

@@ -51,8 +51,9 @@ def is_outside(error: Exception) -> bool:
     """The database or the way there is to blame, not what was asked."""
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "")[:2] in _OUTSIDE
-    # TimeoutError is an OSError. InterfaceError: the connection went while it was used.
-    return isinstance(error, OSError | asyncpg.InterfaceError)
+    # TimeoutError is an OSError. The other two: the connection went while it was used, or before,
+    # of which asyncpg has heard half.
+    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
 def is_certain(error: Exception) -> bool:
