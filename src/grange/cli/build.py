@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 import click
@@ -19,7 +19,9 @@ from grange.cli.text import console, print_json
 from grange.client.api import GrangeClient
 from grange.client.closure import StorePlace
 from grange.client.models import (
+    LIMIT_MAX,
     BuildView,
+    LimitsView,
     StepState,
     StepView,
     SubmitAnswer,
@@ -36,12 +38,27 @@ RETRY_S: Final = 1.0
 BUILDS_DETAILED_MAX: Final = 20  # of so many builds the farm is asked for all steps at the end
 
 
+FuncT = TypeVar("FuncT", bound=Callable[..., Any])
+
+
 @dataclass(frozen=True, slots=True)
 class _Shown:
     """How much a person wants to see."""
 
     as_json: bool
     is_progress_wanted: bool
+
+
+def _limit(flag: str, name: str, unit: str, text: str) -> Callable[[FuncT], FuncT]:
+    """An option for a limit; the project's holds as well."""
+    return click.option(
+        flag,
+        name,
+        default=0,
+        type=click.IntRange(0, LIMIT_MAX),
+        metavar=unit,
+        help=f"{text} 0: as its project has it.",
+    )
 
 
 @click.command()
@@ -73,6 +90,11 @@ class _Shown:
 @click.option("--project", default=DEFAULT_PROJECT, show_default=True, help="Who it is for.")
 @click.option("--priority", default=0, show_default=True, help="Higher goes first.")
 @click.option("--tag", "tags", multiple=True, help="Only agents with this tag; may be repeated.")
+@click.option("--check", "is_check", is_flag=True, help="Build again elsewhere, and compare.")
+@_limit("--timeout", "build_s", "SECONDS", "Stop it where it runs longer.")
+@_limit("--silence", "silent_s", "SECONDS", "Stop it where it logs nothing for so long.")
+@_limit("--log-limit", "log_bytes", "BYTES", "Stop it where it logs more.")
+@_limit("--output-limit", "output_bytes", "BYTES", "Fail it where an output is larger.")
 @click.option("--no-progress", is_flag=True, help="Say nothing before the end.")
 @options.JSON
 @options.URL
@@ -90,6 +112,11 @@ def build(
     project: str,
     priority: int,
     tags: tuple[str, ...],
+    is_check: bool,
+    build_s: int,
+    silent_s: int,
+    log_bytes: int,
+    output_bytes: int,
     no_progress: bool,
     as_json: bool,
     url: str,
@@ -115,6 +142,10 @@ def build(
             project=project,
             priority=priority,
             tags=list(tags),
+            limits=LimitsView(
+                build_s=build_s, silent_s=silent_s, log_bytes=log_bytes, output_bytes=output_bytes
+            ),
+            is_check=is_check,
         )
         tell = _teller(is_wanted=shown.is_progress_wanted)
         try:

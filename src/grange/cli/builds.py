@@ -14,7 +14,17 @@ from rich.text import Text
 from grange.cli import options
 from grange.cli.ids import find_build
 from grange.cli.progress import ENDED
-from grange.cli.text import STYLES, console, count, duration, moment, print_json, size, step_name
+from grange.cli.text import (
+    STYLES,
+    clean,
+    console,
+    count,
+    duration,
+    moment,
+    print_json,
+    size,
+    step_name,
+)
 from grange.client.api import GrangeClient
 from grange.client.models import BuildView, StepState, StepView
 from grange.scheduler.facts import Outcome
@@ -108,6 +118,10 @@ def _print_build(screen: Console, build: BuildView) -> None:
     for name, path in build.outputs.items():
         grid.add_row(f"output {name}", path)
     grid.add_row("project", f"{build.project}, priority {build.priority}")
+    if build.is_check:
+        grid.add_row("check", "built again, and compared with what is published")
+    if limits := _limits(build):
+        grid.add_row("limits", limits)
     if build.tags:
         grid.add_row("tags", ", ".join(build.tags))
     grid.add_row("submitted", f"{moment(build.created)} by {build.submitted_by or 'unknown'}")
@@ -115,8 +129,12 @@ def _print_build(screen: Console, build: BuildView) -> None:
         took = duration(build.finished - build.created)
         grid.add_row("finished", f"{moment(build.finished)}, after {took}")
     grid.add_row("outcome", _outcome(build))
+    if build.cause and build.cause.words:
+        grid.add_row("that is", f"{build.cause.words} (at fault: {build.cause.fault})")
     if build.cause and build.cause.message:
-        grid.add_row("because", build.cause.message)
+        grid.add_row("because", clean(build.cause.message))
+    if build.cause and build.cause.advice:
+        grid.add_row("what to do", build.cause.advice)
     for support in build.nix_support.values():
         if support.release_name:
             grid.add_row("release", support.release_name)
@@ -127,6 +145,18 @@ def _print_build(screen: Console, build: BuildView) -> None:
         for name, metric in support.metrics.items():
             grid.add_row("metric", f"{name} = {metric.value:g} {metric.unit or ''}".rstrip())
     screen.print(grid)
+
+
+def _limits(build: BuildView) -> str:
+    """Those that its project or it itself sets; its derivations may set stricter ones."""
+    limits = build.limits
+    parts = (
+        ("runs", duration(limits.build_s), limits.build_s),
+        ("silence", duration(limits.silent_s), limits.silent_s),
+        ("log", size(limits.log_bytes), limits.log_bytes),
+        ("outputs", size(limits.output_bytes), limits.output_bytes),
+    )
+    return ", ".join(f"{name} {text}" for name, text, is_set in parts if is_set)
 
 
 def _steps_table(steps: Sequence[StepView]) -> Table:
@@ -144,9 +174,15 @@ def _steps_table(steps: Sequence[StepView]) -> Table:
             Text(step.state.value, STYLES[step.state]),
             step.agent_name or "",
             duration(step.build_s if step.state in ENDED else running_s),
-            (step.outcome or "") if step.state is StepState.FAILED else "",
+            _remark(step),
         )
     return table
+
+
+def _remark(step: StepView) -> str:
+    if step.state is StepState.FAILED:
+        return step.outcome or ""
+    return "suspect: agents were lost under it" if step.is_suspect else ""
 
 
 def _outcome(build: BuildView) -> Text:

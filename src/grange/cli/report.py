@@ -13,8 +13,9 @@ from grange.cli.app import EXIT_FAILED, EXIT_OUTSIDE, EXIT_REQUEST
 from grange.cli.text import clean, count, duration, step_name
 from grange.client.api import GrangeClient
 from grange.client.models import BuildView, StepState, StepView
+from grange.client.words import FARM, REQUEST, said_of
 from grange.errors import GrangeError
-from grange.scheduler.facts import Outcome
+from grange.scheduler.facts import Outcome, StepId, is_check
 
 ROWS_MAX: Final = 60  # of built steps; of more only the longest are shown
 LONGEST_SHOWN: Final = 20
@@ -24,39 +25,20 @@ LOG_LINES: Final = 20
 LOG_TAIL_BYTES: Final = 64 << 10
 
 _SUCCESSES: Final = frozenset(each.value for each in Outcome if each.is_success)
-_WRONG_REQUEST: Final = frozenset({Outcome.REQUEST_WRONG.value})
-_INFRASTRUCTURE: Final = frozenset(
-    each.value for each in Outcome if each.is_infrastructure or each is Outcome.AGENT_LOST
-)
-_IN_WORDS: Final = {
-    Outcome.BUILD_FAILED.value: "its builder failed",
-    Outcome.FAILED_WITH_OUTPUT.value: "it built, and says in nix-support/failed that it failed",
-    Outcome.TIMED_OUT.value: "it ran longer than allowed",
-    Outcome.SILENT_TOO_LONG.value: "it logged nothing for longer than allowed",
-    Outcome.LOG_LIMIT.value: "it logged more than allowed",
-    Outcome.OUTPUT_TOO_LARGE.value: "an output is larger than allowed",
-    Outcome.NOT_DETERMINISTIC.value: "two builds of it differ",
-    Outcome.REQUEST_WRONG.value: "it cannot be built as it was asked for",
-    Outcome.INPUTS_MISSING.value: "its inputs are missing (not its own fault)",
-    Outcome.FETCH_FAILED.value: "fetching its inputs failed (not its own fault)",
-    Outcome.UPLOAD_FAILED.value: "uploading its outputs failed (not its own fault)",
-    Outcome.AGENT_FAILED.value: "its agent failed (not its own fault)",
-    Outcome.AGENT_LOST.value: "its agents were lost (not its own fault)",
-}
 
 
 def exit_code_of(builds: Iterable[BuildView]) -> int:
     """0 if all were built, else by whose fault it was."""
-    causes = {
-        build.cause.outcome if build.cause else build.outcome
+    faults = {
+        said_of(build.cause.outcome if build.cause else build.outcome).fault
         for build in builds
         if build.outcome not in _SUCCESSES
     }
-    if not causes:
+    if not faults:
         return 0
-    if causes <= _WRONG_REQUEST:
+    if faults == {REQUEST}:
         return EXIT_REQUEST
-    return EXIT_OUTSIDE if causes <= _INFRASTRUCTURE else EXIT_FAILED
+    return EXIT_OUTSIDE if faults == {FARM} else EXIT_FAILED
 
 
 def report(
@@ -138,7 +120,9 @@ def _report_failures(
     if not own:
         causes = [each.cause for each in builds if each.cause and each.outcome not in _SUCCESSES]
         for message in dict.fromkeys(cause.message for cause in causes if cause.message):
-            console.print(Text(message, "red"), soft_wrap=True)
+            console.print(Text(clean(message), "red"), soft_wrap=True)
+        for advice in dict.fromkeys(cause.advice for cause in causes if cause.advice):
+            console.print(f"What to do: {advice}.", soft_wrap=True)
 
 
 def _is_blocked(build: BuildView) -> bool:
@@ -146,17 +130,23 @@ def _is_blocked(build: BuildView) -> bool:
 
 
 def _report_failure(console: Console, client: GrangeClient, step: StepView) -> None:
-    words = _IN_WORDS.get(step.outcome or "", step.outcome or "")
+    said = said_of(step.outcome)
+    words = step.words or said.happened
+    if said.fault == FARM:
+        words += " (not its own fault)"
     where = f" on {step.agent_name}" if step.agent_name else ""
     console.print()
     console.print(Text.assemble(("✗ ", "bold red"), (step.name, "bold"), f": {words}{where}"))
     console.print(Text(f"  {step.drv_path}", "dim"), soft_wrap=True)
     # What Nix says goes on with the end of the log, which comes below anyway.
     message = clean(step.message)
-    if step.attempt is not None:
+    is_difference = step.outcome == Outcome.NOT_DETERMINISTIC.value
+    if step.attempt is not None and not is_difference:
         message = message.partition("\n")[0].rstrip(";")
     if message:
         console.print(Text(_indented(message)), soft_wrap=True)
+    if advice := step.advice or said.advice:
+        console.print(Text(f"  What to do: {advice}."), soft_wrap=True)
     if step.attempt is None:
         return
     try:
@@ -168,7 +158,8 @@ def _report_failure(console: Console, client: GrangeClient, step: StepView) -> N
         console.print(Text(f"  last {count(len(lines), 'line')} of its log:", "dim"))
         for line in lines:
             console.print(Text.assemble(("  │ ", "red"), clean(line)), soft_wrap=True)
-    console.print(Text(f"  whole log: grange log {step.id}", "dim"))
+    if not is_check(StepId(step.id)):
+        console.print(Text(f"  whole log: grange log {step.id}", "dim"))
     console.print()
 
 
