@@ -4,6 +4,7 @@ import pytest
 
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
+from grange.scheduler.core import LEASE_S
 from grange.scheduler.facts import (
     AgentSpec,
     AttemptId,
@@ -22,7 +23,7 @@ from grange.scheduler.facts import (
 )
 from grange.scheduler.state import State
 from grange.scheduler.why import why
-from tests.unit.test_scheduler import LEASE_S, X86, Farm, outcomes, spec, starts
+from tests.unit.test_scheduler import X86, Farm, outcomes, spec, starts
 
 
 def step(id_: int, *inputs: int) -> StepSpec:

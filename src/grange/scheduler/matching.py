@@ -1,6 +1,6 @@
 """Which agents a step may go to, which of them is best, and what would fail anywhere."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from grange.scheduler.facts import AgentSpec, Cause, Limits, Measurements, Offer, QueueKey
 from grange.scheduler.state import Agent, Step
@@ -75,7 +75,7 @@ def is_final(cause: Cause, limits: Limits) -> bool:
     return 0 < limits.of(cause.outcome) <= cause.limit
 
 
-def choose(step: Step, agents: Iterable[Agent]) -> Agent | None:
+def choose(step: Step, agents: Collection[Agent]) -> Agent | None:
     """The best of `agents` that are free: bytes of input already there, then room, then speed.
 
     Ties go to the agent that comes first. Agents that failed this step before are left out.
@@ -83,16 +83,23 @@ def choose(step: Step, agents: Iterable[Agent]) -> Agent | None:
     present: dict[Agent, int] = {}
     for needed in step.inputs:
         for holder in needed.holders:
-            present[holder] = present.get(holder, 0) + needed.nar_bytes + 1
+            if holder.free > 0:
+                present[holder] = present.get(holder, 0) + needed.nar_bytes + 1
+    avoid = step.avoid
     best: Agent | None = None
     best_score = (0, 0.0, 0.0)
-    for agent in agents:
-        if agent.free <= 0 or agent.spec.id in step.avoid:
-            continue
-        spec = agent.spec
-        score = (present.get(agent, 0), agent.free / spec.max_jobs, spec.speed_factor)
-        if best is None or score > best_score:
+    for agent, held_bytes in present.items():
+        score = (held_bytes, agent.free / agent.spec.max_jobs, agent.spec.speed_factor)
+        if score > best_score and agent in agents and agent.spec.id not in avoid:
             best, best_score = agent, score
+    if best is not None:
+        return best
+    for agent in agents:
+        free = agent.free
+        if free > 0 and (not avoid or agent.spec.id not in avoid):
+            score = (0, free / agent.spec.max_jobs, agent.spec.speed_factor)
+            if best is None or score > best_score:
+                best, best_score = agent, score
     return best
 
 

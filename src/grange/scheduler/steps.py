@@ -5,12 +5,15 @@ nobody wants is dropped unless an attempt of it is under way and useful.
 """
 
 import heapq
+from typing import Final
 
 from grange.scheduler import effects as do
 from grange.scheduler.facts import BuildId, Cause, Outcome, Phase, StepId, checked, is_check
 from grange.scheduler.memory import Memory, Timer
 from grange.scheduler.ready import entry, is_ready_at
 from grange.scheduler.state import Agent, Attempt, State, Step
+
+_NAMES: Final = tuple([state.name for state in State])  # asking an enum costs more
 
 
 def make_ready(memory: Memory, step: Step) -> None:
@@ -83,7 +86,8 @@ def settle_home(step: Step, agent: Agent) -> None:
     for dependant in step.dependants:
         if dependant.state < State.PUBLISHING:
             dependant.unbuilt -= 1
-            offer_locally(dependant)
+            if not dependant.unbuilt:
+                offer_locally(dependant)
 
 
 def _lose_home(memory: Memory, step: Step) -> None:
@@ -211,7 +215,8 @@ def _finish(memory: Memory, step: Step) -> None:
         dependant.missing -= 1
         dependant.unbuilt -= step.home is None
         if dependant.missing:
-            offer_locally(dependant)
+            if not dependant.unbuilt:
+                offer_locally(dependant)
         elif dependant.stored is not None:
             publish(memory, dependant)
         elif dependant.state is State.WAITING:
@@ -264,11 +269,13 @@ def finish_build(memory: Memory, build: BuildId, outcome: Outcome, cause: Cause 
 
 def show(memory: Memory, step: Step, attempt: Attempt | None, cause: Cause | None = None) -> None:
     if attempt is None:
-        news = do.ShowStep(step.id, step.state.name, None, None, None, None, cause, step.is_suspect)
+        news = do.ShowStep(
+            step.id, _NAMES[step.state], None, None, None, None, cause, step.is_suspect
+        )
     else:
         news = do.ShowStep(
             step.id,
-            step.state.name,
+            _NAMES[step.state],
             attempt.agent.spec.id,
             attempt.id,
             attempt.phase,
