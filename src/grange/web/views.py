@@ -197,7 +197,10 @@ class Views:
         return view
 
     def _fail(self, view: StepView, cause: Cause) -> None:
-        is_own = cause.step is None or cause.step == view.id
+        step = checked(StepId(view.id))
+        is_own = cause.step is None or cause.step == step
+        if view.id < 0 and self.core.settled.failure(step) is not None:
+            is_own = False  # there is nothing to compare with
         if not is_own:
             cause = Cause(Outcome.DEPENDENCY_FAILED, "")
         words = words_of(cause.outcome)
