@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from grange.cli.app import Adapters, make_cli
 
 if TYPE_CHECKING:
     from grange.cli.config import AgentOptions, ServeConfig
+    from grange.cli.db import JournalTools
     from grange.client.sources import LocalStore
     from grange.store.keys import SecretKey
 
@@ -21,17 +23,27 @@ def main() -> None:
     # Read by grpcio when it is imported. Agents fork daemons, which never speak gRPC.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    make_cli(Adapters(serve=serve, run_agent=run_agent, local_store=local_store))()
+    make_cli(
+        Adapters(
+            serve=serve,
+            run_agent=run_agent,
+            local_store=local_store,
+            journal_tools=journal_tools,
+        )
+    )()
 
 
 def serve(config: "ServeConfig") -> None:
     """Run a coordinator until told to stop."""
     import uvloop
 
-    from grange.coordinator.serve import listen, only_coordinator
+    from grange.coordinator.serve import listen
+    from grange.db.leadership import only_coordinator, state_folder
+    from grange.db.open import is_shared
 
     _log_to_stderr()
-    with only_coordinator(config.state_dir):
+    state = state_folder(config.state_dir)
+    with nullcontext() if is_shared(config.journal_url) else only_coordinator(state):
         http = listen(config.http.host, config.http.port)
         url = config.public_url or f"http://{_shown(http.getsockname())}"
         uvloop.run(_serve(config, http, url.rstrip("/")))
@@ -46,7 +58,9 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.coordinator.farm import Farm, FarmSettings
     from grange.coordinator.logs import Logs
     from grange.coordinator.serve import serve as serve_farm
-    from grange.db.journal import SqliteJournal
+    from grange.db.leadership import SharedLeadership, SoleLeadership
+    from grange.db.open import open_journal
+    from grange.db.postgres.journal import PostgresJournal
     from grange.objects.directory import DirectoryObjects
     from grange.store.keys import PublicKey, TrustedKeys
     from grange.web.app import make_app
@@ -54,8 +68,14 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     clock = SystemClock()
     state = config.state_dir
     cache_dir = config.cache_dir or state / "cache"
-    journal = SqliteJournal.open(str(state / "journal.db"))
+    agents = str(config.agents)
+    journal = await open_journal(config.journal_url)
     try:
+        leadership = (
+            SharedLeadership(config.journal_url, journal, url, agents)
+            if isinstance(journal, PostgresJournal)
+            else SoleLeadership(url, agents)
+        )
         async with aiohttp.ClientSession(auto_decompress=False) as session:
             upstreams = [
                 (
@@ -87,16 +107,17 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                 ),
                 clock=clock,
                 journal=journal,
+                leadership=leadership,
                 objects=DirectoryObjects(cache_dir),
                 token_key=TokenKey.load(state / "upload-token-key"),
                 logs=Logs(state / "logs", log_bytes_max=config.farm.log_bytes_max),
                 upstreams=upstreams,
             )
             _say(f"API and cache: {url}")
-            _say(f"agents:        {config.agents}")
+            _say(f"agents:        {agents}")
             _say(f"signing key:   {' '.join(farm.public_keys)}")
             _say(f"cache in:      {cache_dir}")
-            await serve_farm(farm, make_app(farm), http, str(config.agents), config.store_dir)
+            await serve_farm(farm, make_app(farm), http, agents, config.store_dir)
     finally:
         await journal.close()
 
@@ -121,13 +142,15 @@ def _keys(config: "ServeConfig") -> list["SecretKey"]:
 
 
 def _write_secret(path: Path, text: str) -> None:
-    """Whole or not at all, and for this user's eyes only."""
-    new = path.with_suffix(".new")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    """Whole or not at all, for this user's eyes only; where another was faster, its stays."""
+    new = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    new.rename(path)
+    with suppress(FileExistsError):
+        os.link(new, path)
+    new.unlink()
 
 
 def run_agent(options: "AgentOptions") -> None:
@@ -139,7 +162,7 @@ def run_agent(options: "AgentOptions") -> None:
 
     _log_to_stderr()
     config = AgentConfig(
-        coordinator=options.coordinator,
+        coordinators=options.coordinators,
         state_dir=options.state_dir,
         name=options.name or socket.gethostname(),
         store=options.store,
@@ -175,6 +198,12 @@ def local_store(root: str | None) -> "LocalStore":
     from grange.daemon.local import LocalStore
 
     return LocalStore(root)
+
+
+def journal_tools() -> "JournalTools":
+    from grange.db import tools
+
+    return tools
 
 
 def _shown(address: Any) -> str:

@@ -15,6 +15,7 @@ from grange.cli.app import Adapters, make_cli
 from grange.cli.config import Address, AgentOptions, ServeConfig, Upstream
 from grange.client.sources import LocalStore
 from grange.errors import GrangeError, OperatorError, OutsideError, PeerError
+from grange.main import journal_tools
 from grange.store.keys import SecretKey
 
 
@@ -30,7 +31,7 @@ class Started:
         self.agents: list[AgentOptions] = []
 
     def run(self, *arguments: str) -> Result:
-        adapters = Adapters(self.serve.append, self.agents.append, no_store)
+        adapters = Adapters(self.serve.append, self.agents.append, no_store, journal_tools)
         return CliRunner().invoke(make_cli(adapters), arguments)
 
 
@@ -76,7 +77,7 @@ def test_an_error_is_one_line_and_an_exit_code(error: GrangeError, code: int) ->
     def fail(_: ServeConfig) -> NoReturn:
         raise error
 
-    result = CliRunner().invoke(make_cli(Adapters(fail, fail, no_store)), ["serve"])  # type: ignore[arg-type]
+    result = CliRunner().invoke(make_cli(Adapters(fail, fail, no_store, journal_tools)), ["serve"])  # type: ignore[arg-type]
     assert (result.exit_code, result.stderr) == (code, "grange: wrong\n")
 
 
@@ -84,7 +85,7 @@ def test_interrupting_has_an_exit_code_of_its_own() -> None:
     def interrupted(_: ServeConfig) -> NoReturn:
         raise KeyboardInterrupt
 
-    adapters = Adapters(interrupted, interrupted, no_store)  # type: ignore[arg-type]
+    adapters = Adapters(interrupted, interrupted, no_store, journal_tools)  # type: ignore[arg-type]
     assert CliRunner().invoke(make_cli(adapters), ["serve"]).exit_code == 130
 
 
@@ -131,7 +132,7 @@ def test_agent_run_hands_over_what_it_was_told(tmp_path: Path) -> None:
     result = started.run("agent", "run", *arguments, "--load-per-cpu", "2", "--no-sandbox")
     assert result.exit_code == 0, result.output
     [options] = started.agents
-    assert options.coordinator == "http://127.0.0.1:7381"
+    assert options.coordinators == ("http://127.0.0.1:7381",)
     assert (options.store, options.systems, options.max_jobs) == (
         str(tmp_path), ("x86_64-linux",), 3
     )  # fmt: skip
@@ -156,6 +157,6 @@ def test_key_generate_makes_a_key_once(tmp_path: Path) -> None:
 
 
 def test_the_command_line_is_a_click_group() -> None:
-    cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store))
+    cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store, journal_tools))
     assert isinstance(cli, click.Group)
     assert Started().run("nonsense").exit_code == 2

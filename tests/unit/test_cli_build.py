@@ -15,6 +15,7 @@ from grange.client.api import GrangeClient
 from grange.client.models import Problem, StepState, WatchStep
 from grange.client.sources import LocalStore
 from grange.errors import OutsideError
+from grange.main import journal_tools
 from tests.unit.fake_farm import FakeFarm, build_view, cause, running, step_view
 from tests.unit.test_client_closure import name, write
 
@@ -33,7 +34,7 @@ def farm() -> Iterator[FakeFarm]:
 
 
 def run(farm: FakeFarm, *arguments: str) -> Result:
-    cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store))
+    cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store, journal_tools))
     return CliRunner().invoke(cli, ["build", "--url", farm.url, *arguments])
 
 

@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 from grange.cli.app import Adapters, make_cli
 from grange.client.models import AgentView, StepState, WatchLog, WatchStep, Why
 from grange.client.sources import LocalStore
+from grange.main import journal_tools
 from tests.unit.fake_farm import FakeFarm, build_view, cause, running, step_view
 
 UUID = "abcdef00-0000-4000-8000-000000000000"
@@ -47,7 +48,7 @@ def farm() -> Iterator[FakeFarm]:
 
 
 def run(farm: FakeFarm, command: str, *arguments: str) -> Result:
-    cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store))
+    cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store, journal_tools))
     return CliRunner().invoke(cli, [command, "--url", farm.url, *arguments])
 
 

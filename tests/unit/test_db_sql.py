@@ -33,7 +33,8 @@ def test_a_name_belongs_to_one_query(tmp_path: Path) -> None:
         load_queries(tmp_path)
 
 
-@pytest.mark.parametrize("name", QUERIES)
+# The checks read everything.
+@pytest.mark.parametrize("name", [name for name in QUERIES if not name.startswith("check_")])
 def test_a_query_fits_the_tables(name: str) -> None:
     connection = connect(MEMORY)
     parameters = [None] * max(

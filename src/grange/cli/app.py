@@ -17,6 +17,7 @@ from grange import errors
 
 if TYPE_CHECKING:
     from grange.cli.config import AgentOptions, ServeConfig
+    from grange.cli.db import JournalTools
     from grange.client.sources import LocalStore
 
 EXIT_FAILED: Final = 1
@@ -32,6 +33,7 @@ class Adapters:
     serve: "Callable[[ServeConfig], None]"  # returns when the farm was told to stop
     run_agent: "Callable[[AgentOptions], None]"
     local_store: "Callable[[str | None], LocalStore]"  # a chroot store's directory, or the system's
+    journal_tools: "Callable[[], JournalTools]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ _COMMANDS: Final = {
     "agents": _Entry("farm", "agents", "List the agents and what they do."),
     "serve": _Entry("serve", "serve", "Run a farm: coordinator, cache and web."),
     "agent": _Entry("agent", "agent", "Run an agent, which builds."),
+    "db": _Entry("db", "db", "Migrate, check and move the farm's journal."),
     "key": _Entry("key", "key", "Make signing keys."),
 }
 

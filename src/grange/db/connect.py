@@ -56,21 +56,21 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
-    migrations = _migrations()
+    scripts = migrations()
     connection.execute("BEGIN IMMEDIATE")  # or two that start at once would both migrate
     try:
         connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
         (version,) = connection.execute(
             "SELECT coalesce(max(version), 0) FROM schema_version"
         ).fetchone()
-        if version > len(migrations):
+        if version > len(scripts):
             raise OperatorError(
                 f"the journal {path} was written by a newer Grange: it has schema version "
-                f"{version}, and this Grange knows {len(migrations)}; start the newer one, or "
+                f"{version}, and this Grange knows {len(scripts)}; start the newer one, or "
                 "restore the backup made before the upgrade"
             )
-        for number in range(version + 1, len(migrations) + 1):
-            for statement in _statements(migrations[number - 1]):
+        for number in range(version + 1, len(scripts) + 1):
+            for statement in _statements(scripts[number - 1]):
                 connection.execute(statement)
             connection.execute("INSERT INTO schema_version VALUES (?1)", (number,))
     except BaseException:
@@ -79,7 +79,7 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
     connection.execute("COMMIT")
 
 
-def _migrations() -> list[str]:
+def migrations() -> list[str]:
     """The scripts in order; the first makes version 1."""
     folder = files("grange.db") / "migrations"
     scripts = sorted((file for file in folder.iterdir()), key=lambda file: file.name)

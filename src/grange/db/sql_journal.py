@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
+from grange.db.checks import check
 from grange.db.commit import apply_effects
 from grange.db.ingest import add_builds, add_derivations, add_paths, forget_paths, read_valid
 from grange.db.lru import Lru
@@ -196,6 +197,10 @@ class SqlJournal:
             yield from change("save_upstream_answer", rows)
 
         await self._engine.write(save)
+
+    async def check(self) -> list[str]:
+        """Where the journal contradicts itself, in words for a person; empty where nowhere."""
+        return await self._engine.read(check)
 
     async def close(self) -> None:
         await self._engine.close()

@@ -1,5 +1,7 @@
 """Connecting to PostgreSQL, what its errors mean, and bringing its tables up to this version."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
@@ -90,19 +92,37 @@ async def _keep(_connection: object) -> None:
 async def migrate(url: str) -> int:
     """Bring the tables up to this version; returns how many rows they had when last analyzed.
 
-    Raises OperatorError where the database cannot be used or was written by a newer Grange, and
-    OutsideError where it does not answer.
+    Raises OperatorError where the database was written by a newer Grange; else as `session`.
+    """
+    async with session(url) as connection:
+        async with connection.transaction():
+            await _migrate(connection, url)
+        rows: int = await connection.fetchval(
+            "SELECT sum(greatest(reltuples, 0))::int8 FROM pg_class "
+            "WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
+        )
+        return rows
+
+
+async def version(url: str) -> int:
+    """The schema's version as it is; 0 where there is none. Raises as `session`."""
+    async with session(url) as connection:
+        if await connection.fetchval("SELECT to_regclass('schema_version') IS NULL"):
+            return 0
+        found: int = await connection.fetchval("SELECT max(version) FROM schema_version")
+        return found
+
+
+@asynccontextmanager
+async def session(url: str) -> AsyncIterator[Connection]:
+    """A connection for one task at the start, or by an operator.
+
+    Raises OperatorError where the database cannot be used, OutsideError where it does not answer.
     """
     try:
         connection = await connect(url, SETTINGS)
         try:
-            async with connection.transaction():
-                await _migrate(connection, url)
-            rows: int = await connection.fetchval(
-                "SELECT sum(greatest(reltuples, 0))::int8 FROM pg_class "
-                "WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"
-            )
-            return rows
+            yield connection
         finally:
             await connection.close(timeout=CONNECT_S)
     except asyncpg.PostgresError as error:

@@ -95,7 +95,7 @@ class PostgresEngine:
         """One query, which needs no transaction to see one state."""
 
         async def one(connection: Loaned) -> list[Row]:
-            found: Any = await connection.fetch(QUERIES[query], *parameters)
+            found: Any = await connection.fetch(QUERIES[query], *map(plain, parameters))
             rows: list[Row] = found
             return rows
 
@@ -223,14 +223,14 @@ class PostgresEngine:
                 return value
             match wanted:
                 case Ask(query, parameters):
-                    answer = await connection.fetch(QUERIES[query], *parameters)
+                    answer = await connection.fetch(QUERIES[query], *map(plain, parameters))
                 case Change(query, rows):
                     answer = await self._change(connection, query, rows)
                 case _:
                     assert_never(wanted)
 
     async def _change(self, connection: Loaned, query: str, rows: Sequence[Row]) -> int:
-        columns = [list(column) for column in zip(*rows, strict=True)]
+        columns = [[*map(plain, column)] for column in zip(*rows, strict=True)]
         try:
             status: str = await connection.execute(QUERIES[query], *columns)
         except asyncpg.IntegrityConstraintViolationError as error:
@@ -252,6 +252,13 @@ class PostgresEngine:
         # Without it plans are slower and no worse; the next growth tries again.
         with suppress(OutsideError):
             await self._read(lambda connection: connection.execute("ANALYZE"))
+
+
+def plain(value: Any) -> Any:
+    """`value` as PostgreSQL can keep it: its text has no NUL, which an agent's or an upstream's may
+    have.
+    """
+    return value.replace("\0", "\ufffd") if isinstance(value, str) and "\0" in value else value
 
 
 def _refusal(cause: Exception) -> Answer:

@@ -1,0 +1,32 @@
+"""Whether a journal contradicts itself."""
+
+from typing import Final
+
+from grange.db.script import Script, ask
+
+# What a query counts, in words for a person.
+_COUNTED: Final = {
+    "check_derivations_without_step": "derivations belong to steps that are not there",
+    "check_derivations_without_queue": "derivations wait in queues that are not there",
+    "check_derivations_without_text": "derivations have lost their text",
+    "check_steps_without_derivation": "steps have no derivation to build",
+    "check_outputs_without_step": "outputs belong to steps that are not there",
+    "check_done_without_path": "outputs of steps that are done have no path info",
+    "check_builds_without_derivation": "builds are of derivations that are not there",
+    "check_builds_half_finished": "builds have an end or an outcome, and not both",
+    "check_attempts_without_step": "attempts are of steps that are not there",
+    "check_attempts_without_derivation": "attempts built derivations that are not there",
+    "check_attempts_without_agent": "attempts ran on agents that are not there",
+    "check_attempts_half_ended": "attempts have an end or an outcome, and not both",
+}
+
+
+def check() -> Script[list[str]]:
+    """What is wrong, for a person; empty where nothing is."""
+    found = [f"the file is damaged: {row[0]}" for row in (yield from ask("check_file"))]
+    found = [each for each in found if not each.endswith(" ok")]
+    for query, words in _COUNTED.items():
+        ((count,),) = yield from ask(query)
+        if count:
+            found.append(f"{count} {words}")
+    return found
