@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import grange.agent.upload
 from grange.agent.state import StateDir
 from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Limits, Outcome, Phase
 from grange.store.nar import nar_of_text
@@ -147,6 +149,49 @@ async def test_cut_while_uploading(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 3_000_000])
+async def test_what_is_built_outlasts_any_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The farm is gone while one builds, one waits for its grant and one uploads."""
+    monkeypatch.setattr("grange.agent.upload.BACKOFF_MAX_S", 0.05)
+    async with bench(tmp_path, lambda config: replace(config, max_jobs=3)) as b:
+        b.farm.grants = False
+        waits = b.farm.order(b.drv("waits", "echo > $out"))
+        uploads = b.farm.order(b.drv("uploads", f"seq 1 {size // 7} > $out"))
+        await b.farm.until(lambda: {built.attempt for built in b.farm.built} == {waits, uploads})
+        builds = b.farm.order(b.drv("builds", "echo started; sleep 1; echo done; echo > $out"))
+        await b.farm.until(lambda: builds in b.farm.logs)
+        tried: list[str] = []
+
+        def gone(token: str) -> int:
+            tried.append(token)
+            b.farm.note()
+            return 503
+
+        b.farm.answer_upload = gone
+        b.farm.may_join.clear()
+        b.farm.grant(next(built for built in b.farm.built if built.attempt == uploads))
+        await b.farm.until(lambda: bool(tried))
+        b.farm.cut()
+        await b.farm.until(lambda: not b.agent._session.is_joined)  # looked at with every try
+        monkeypatch.setattr("grange.agent.upload.TRY_S", 0.0)
+        failures = len(tried)
+        tries = 4 * grange.agent.upload.TRIES
+        await b.farm.until(lambda: len(tried) > failures + tries)
+        attempts = b.agent._attempts
+        await b.farm.until(lambda: dict(attempts.phases()).get(builds) is Phase.BUILT)
+        assert len(attempts.phases()) == 3
+        b.farm.built.clear()
+        b.farm.grants = True
+        b.farm.answer_upload = lambda _: 200
+        b.farm.may_join.set()
+        for id_ in (waits, uploads, builds):
+            await b.delivered(id_)
+        assert not b.farm.failed
+        assert bytes(b.farm.logs[builds]) == b"started\ndone\n"
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
 @pytest.mark.parametrize("status", [503, 410, 409, 422])
 async def test_answers_to_uploads(tmp_path: Path, status: int, size: int) -> None:
     async with bench(tmp_path) as b:
@@ -242,7 +287,7 @@ from tests.integration.scripted_farm import agent_config
 from tests.peers import NixStore
 store, state, coordinator = sys.argv[1:]
 config = agent_config(NixStore("2.8", Path(store)), store, Path(state))
-uvloop.run(run_agent(replace(config, coordinator=coordinator)))
+uvloop.run(run_agent(replace(config, coordinators=(coordinator,))))
 """
 
 

@@ -85,7 +85,12 @@ class Attempts:
         return tuple((id_, attempt.phase) for id_, attempt in self._attempts.items())
 
     def progress(self) -> tuple[tuple[AttemptId, int], ...]:
-        """A number for each attempt that grows while its work goes on; to be asked now and then."""
+        """A number for each attempt that grows while its work goes on."""
+        self._credit()
+        return tuple((id_, attempt.progress) for id_, attempt in self._attempts.items())
+
+    def _credit(self) -> None:
+        """What has moved since the last look counts for all that were on the move till now."""
         now = self._fetcher.progress, 0 if self._uploader is None else self._uploader.progress
         fetched, uploaded = (a - b for a, b in zip(now, self._progress_before, strict=True))
         self._progress_before = now
@@ -94,7 +99,6 @@ class Attempts:
                 attempt.moved += fetched
             elif attempt.phase is Phase.UPLOADING:
                 attempt.moved += uploaded
-        return tuple((id_, attempt.progress) for id_, attempt in self._attempts.items())
 
     @property
     def undelivered_bytes(self) -> int:
@@ -161,6 +165,7 @@ class Attempts:
         assert self._uploader is not None, "a cache is known before the first grant"
         for output in attempt.made.outputs:
             if output.path == grant.path:
+                self._credit()
                 attempt.phase = Phase.UPLOADING  # no news to whoever granted it
                 self._uploader.deliver(output, grant)
 
@@ -340,6 +345,7 @@ class Attempts:
     # --- Telling -----------------------------------------------------------------------------
 
     def _reach(self, attempt: Attempt, phase: Phase) -> None:
+        self._credit()
         attempt.phase = phase
         self._outbox.phase(attempt.id, phase)
 

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -44,7 +45,7 @@ _log: Final = logging.getLogger(__name__)
 class AgentConfig:
     """What an operator says of an agent. None and 0: as this machine and its Nix say."""
 
-    coordinator: str  # http://host:port
+    coordinators: tuple[str, ...]  # each http://host:port; one of them leads
     state_dir: Path
     name: str = field(default_factory=socket.gethostname)
     token: str = field(default="", repr=False)
@@ -72,7 +73,7 @@ class Agent:
         config: AgentConfig,
         state: StateDir,
         spec: AgentSpec,
-        dial: Callable[[], Channel],
+        dials: Sequence[Callable[[], Channel]],
         groups: MemoryGroups | None = None,
     ) -> None:
         store = _store(config)
@@ -86,7 +87,7 @@ class Agent:
         self._uploader: Uploader | None = None
         self._draining: asyncio.Task[None] | None = None
         self._session = Session(
-            dial=dial,
+            dials=dials,
             check=VersionCheck(__version__, spec.id, spec.name, config.store_dir.root),
             specs=[replace(spec, previous_session=ended) for ended in _ended(state)],
             on_join=self._join,
@@ -163,17 +164,15 @@ class Agent:
     async def _join(self, answer: JoinAnswer) -> None:
         if not answer.is_grange:
             raise OperatorError(
-                f"the coordinator at {self._config.coordinator} is no Grange coordinator;"
-                " point this agent at one"
+                f"what answers at {' or '.join(self._config.coordinators)} is no Grange"
+                " coordinator; point this agent at one"
             )
         self._state.joined()
         self._roots.release_dead()
         if self._uploader is not None:
             self._uploader.forget_asks()
         known, self._answer = self._answer, answer
-        if known is not None and replace(answer, lease_s=0, heartbeat_s=0) == replace(
-            known, lease_s=0, heartbeat_s=0
-        ):
+        if known is not None and _where(answer) == _where(known):
             return
         try:
             keys = TrustedKeys.of(map(PublicKey.parse, answer.public_keys))
@@ -223,6 +222,11 @@ class Agent:
             )
         finally:
             self._attempts.forget_present()
+
+
+def _where(answer: JoinAnswer) -> JoinAnswer:
+    """What of it tells how to reach the cache and whom to believe."""
+    return replace(answer, lease_s=0, heartbeat_s=0, ping_s=0)
 
 
 def _store(config: AgentConfig) -> Store:
@@ -289,7 +293,10 @@ async def run_agent(config: AgentConfig) -> None:
             config,
             state,
             spec,
-            lambda: RunnerChannel(config.coordinator, config.store_dir, token=config.token),
+            [
+                partial(RunnerChannel, address, config.store_dir, token=config.token)
+                for address in config.coordinators
+            ],
             groups,
         )
         running = asyncio.create_task(agent.run())
