@@ -93,13 +93,13 @@ class CrashFarm:
         else:
             self._processes[target] = self._start(target)
 
-    def revive(self) -> Sequence[str]:
-        """Start again whoever ended by itself, as systemd would; who they were."""
-        ended = [
-            name
+    def revive(self) -> Mapping[str, str]:
+        """Start again whoever ended by itself, as systemd would; the last words of each."""
+        ended = {
+            name: process.log.strip().rpartition("\n")[2]
             for name, process in self._processes.items()
             if name not in self._down and process.popen.poll() is not None
-        ]
+        }
         for name in ended:
             self._processes[name] = self._start(name)
         return ended

@@ -126,13 +126,15 @@ class _Conductor:
         self._fallen.append(audit.Struck(agent, since, time.time()))
 
     def _revive(self, now_s: float) -> None:
-        for name in self._farm.revive():
+        for name, words in self._farm.revive().items():
             self._revived += 1
-            self._verdict.blows.append(f"{now_s:5.1f} s  {name} ended by itself")
+            self._verdict.blows.append(f"{now_s:5.1f} s  {name} ended by itself: {words}")
             # A coordinator may give up where its database is gone: it is started again by whoever
             # watches over it. Nothing else explains an end.
             if self._farm.is_agent(name) or not self._is_database_hurt():
-                self._verdict.problems.append(f"{name} ended by itself after {now_s:.1f} s")
+                self._verdict.problems.append(
+                    f"{name} ended by itself after {now_s:.1f} s: {words}"
+                )
 
     def _is_database_hurt(self) -> bool:
         return self._verdict.database == "postgres" and any(
