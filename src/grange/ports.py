@@ -197,6 +197,10 @@ class Leader:
 class Leadership(Protocol):
     """The leader lease among the coordinators of one farm (design D7)."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether another may lead; where not, this process leads for as long as it lives."""
+
     async def acquire(self) -> Leader:
         """Wait until this process leads. From then on the journal takes its writes."""
 

@@ -394,7 +394,7 @@ def derivation(
 
 def agent_config(store: NixStore, uri: str, state_dir: Path) -> AgentConfig:
     return AgentConfig(
-        coordinator="http://127.0.0.1:1",
+        coordinators=("http://127.0.0.1:1",),
         state_dir=state_dir,
         name="bench",
         store=uri,
@@ -477,7 +477,7 @@ async def bench(
         settings = config(agent_config(store, uri, tmp_path / "state"))
         before_join(farm)
         with StateDir(settings.state_dir) as state:
-            agent = Agent(settings, state, await describe(settings, state), farm.dial, groups)
+            agent = Agent(settings, state, await describe(settings, state), [farm.dial], groups)
             running = asyncio.create_task(agent.run())
             try:
                 await farm.until(lambda: bool(farm.beats))

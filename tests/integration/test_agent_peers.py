@@ -165,7 +165,7 @@ async def test_where_sandboxes_are_forbidden_it_says_so(
     daemon.chmod(0o755)
     monkeypatch.setenv("PATH", f"{daemon.parent}:{os.environ['PATH']}")
     config = AgentConfig(
-        "http://127.0.0.1:1",
+        ("http://127.0.0.1:1",),
         tmp_path / "state",
         store=str(tmp_path / "store"),
         nix_config=NIX_CONFIG.replace("sandbox-fallback = false", ""),
@@ -178,7 +178,7 @@ async def test_without_nix_it_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    config = AgentConfig("http://127.0.0.1:1", tmp_path / "state")
+    config = AgentConfig(("http://127.0.0.1:1",), tmp_path / "state")
     with (
         StateDir(config.state_dir) as state,
         pytest.raises(OperatorError, match="apt-get install nix-bin"),

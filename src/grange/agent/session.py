@@ -1,8 +1,9 @@
 """The agent's conversation with the farm, over as many connections as it takes.
 
 Of several coordinators one leads, and all are asked at the same time which: the one that says so is
-talked to until it falls silent. One session lasts as long as the process. A new connection begins with a heartbeat, from which the
-coordinator sees what the agent has, and then with everything that is not settled yet.
+talked to until it falls silent. One session lasts as long as the process. A new connection begins
+with a heartbeat, from which the coordinator sees what the agent has, and then with everything that
+is not settled yet.
 """
 
 import asyncio

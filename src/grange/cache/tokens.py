@@ -7,6 +7,7 @@ upload may be is remembered by whoever granted it.
 import hmac
 import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_bytes
@@ -45,7 +46,9 @@ class TokenKey:
                     file.write(token_bytes(KEY_BYTES))
                     file.flush()
                     os.fsync(descriptor)
-                new.rename(path)
+                with suppress(FileExistsError):  # another coordinator was faster: that one holds
+                    os.link(new, path)
+                new.unlink()
             key = path.read_bytes()
         except OSError as error:
             raise OperatorError(

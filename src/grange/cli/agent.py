@@ -22,10 +22,13 @@ def agent() -> None:
 @agent.command()
 @click.option(
     "--coordinator",
-    default=f"127.0.0.1:{AGENTS_PORT}",
+    "coordinators",
+    multiple=True,
+    default=(f"127.0.0.1:{AGENTS_PORT}",),
     show_default=True,
     metavar="HOST:PORT",
-    help="Where the farm listens for agents.",
+    help="Where the farm listens for agents. Repeat it for a farm of several coordinators: the "
+    "one that leads is found.",
 )
 @click.option("--name", help="What people call it [default: this machine's host name].")
 @click.option(
@@ -126,7 +129,7 @@ def agent() -> None:
 def run(
     adapters: Adapters,
     *,
-    coordinator: str,
+    coordinators: tuple[str, ...],
     name: str | None,
     state_dir: Path,
     store: str,
@@ -146,7 +149,7 @@ def run(
     """Build for a farm until SIGTERM or Ctrl-C, which let what runs end; a second one does not."""
     adapters.run_agent(
         AgentOptions(
-            coordinator=_target(coordinator),
+            coordinators=tuple(map(_target, coordinators)),
             name=name,
             state_dir=state_dir.absolute(),
             store=_store(store),

@@ -80,16 +80,22 @@ class ServeConfig:
     store_dir: StoreDir = NIX_STORE
     upstreams: tuple[Upstream, ...] = ()
     key_files: tuple[Path, ...] = ()  # none: a key is made in the state directory
+    database: str | None = None  # URL of PostgreSQL; None: SQLite in the state directory
     public_url: str | None = None  # what others reach the farm by; None: http://{http}
     farm: FarmFile = field(default_factory=lambda: FarmFile(Limits()))
     lease_s: float = LEASE_S
+
+    @property
+    def journal_url(self) -> str:
+        """As `grange.db.open.open_journal` takes it."""
+        return self.database or str(self.state_dir / "journal.db")
 
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
     """Named as in the agent. None, 0 and "" where it finds out by itself."""
 
-    coordinator: str = f"http://127.0.0.1:{AGENTS_PORT}"
+    coordinators: tuple[str, ...] = (f"http://127.0.0.1:{AGENTS_PORT}",)
     state_dir: Path = field(default_factory=lambda: default_state_dir() / "agent")
     name: str | None = None  # its host name
     store: str = ""  # "" or "daemon": the system's; "unix:SOCKET"; or an absolute directory

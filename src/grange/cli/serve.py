@@ -39,7 +39,15 @@ from grange.scheduler.facts import Limits
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=default_state_dir,
-    help="Database, logs and, unless told otherwise, cache and key.",
+    help="Logs and, unless told otherwise, database, cache and key. Coordinators that share a "
+    "--database share this too.",
+)
+@click.option(
+    "--database",
+    envvar="GRANGE_DATABASE",
+    metavar="URL",
+    help="postgresql://…, which several coordinators may share: one leads, the others stand by "
+    "[default: journal.db in the state directory].",
 )
 @click.option(
     "--cache-dir",
@@ -123,6 +131,7 @@ def serve(
     listen: str,
     listen_agents: str,
     state_dir: Path,
+    database: str | None,
     cache_dir: Path | None,
     store_dir: str,
     substituters: tuple[tuple[str, str], ...],
@@ -143,6 +152,7 @@ def serve(
         http=Address.parse(listen),
         agents=Address.parse(listen_agents),
         state_dir=state_dir,
+        database=database,
         cache_dir=cache_dir,
         store_dir=parse_store_dir(store_dir),
         upstreams=tuple(_upstream(url, keys) for url, keys in substituters),

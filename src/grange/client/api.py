@@ -67,6 +67,7 @@ class GrangeClient:
             # reading takes longer than a call.
             verify=is_far,
             trust_env=is_far,
+            follow_redirects=True,  # to the coordinator that leads
             transport=transport,
         )
 

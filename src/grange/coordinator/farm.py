@@ -1,7 +1,8 @@
 """The coordinator as a whole: its parts, wired, and what it does on its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,17 +16,24 @@ from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.metrics import Metrics
 from grange.coordinator.outbox import Outbox
+from grange.coordinator.repair import Repairs
 from grange.coordinator.service import AgentService
 from grange.coordinator.submit import Submissions
 from grange.coordinator.watch import Watches
-from grange.ports import Clock, Journal, Objects
+from grange.errors import FencedError, OutsideError
+from grange.ports import Clock, Journal, Leadership, Objects
+from grange.scheduler.core import Scheduler
 from grange.scheduler.facts import AgentId, AttemptId, Limits, Policy
 from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import SecretKey
 from grange.store.path import StoreDir, StorePath
 from grange.wire.messages import JoinAnswer
 
+log = logging.getLogger(__name__)
+
 HEARTBEATS_PER_LEASE = 3  # two may be lost before an agent is
+PING_S = 1.0  # where another may lead: an agent that misses three looks for it
+LEAD_AGAIN_S = 0.5  # after the database failed under a leader
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class Farm:
         *,
         clock: Clock,
         journal: Journal,
+        leadership: Leadership,
         objects: Objects,
         token_key: TokenKey,
         logs: Logs,
@@ -59,6 +68,9 @@ class Farm:
     ) -> None:
         self.settings = settings
         self.journal = journal
+        self.leadership = leadership
+        self.term = asyncio.Event()  # of its latest lead: set when that has ended
+        self._idle = Scheduler(next_attempt=AttemptId(1))
         self.objects = objects
         self.logs = logs
         self.started = clock.wall_s()
@@ -94,11 +106,20 @@ class Farm:
             store_dir=settings.store_dir,
         )
         self.submissions = Submissions(self.loop, journal, upstreams, self._limits_of)
+        self.repairs = Repairs(
+            loop=self.loop,
+            journal=journal,
+            objects=objects,
+            submissions=self.submissions,
+            upstreams=upstreams,
+            on_lost=self._forget,
+        )
         self.agents = AgentService(
             loop=self.loop,
             journal=journal,
             outbox=self.outbox,
             deliveries=self.deliveries,
+            repairs=self.repairs,
             logs=logs,
             watches=self.watches,
         )
@@ -111,13 +132,74 @@ class Farm:
         )
 
     async def run(self) -> None:
-        """Until cancelled. Nothing is decided before the journal has been read back."""
+        """Until cancelled: lead whenever it may, and stand by otherwise."""
+        while True:
+            await self.leadership.acquire()
+            await self._lead()
+
+    async def _lead(self) -> None:
+        """Until another leads or the database fails, for longer than a commit can be retried."""
+        self.term = asyncio.Event()
+        lost = asyncio.create_task(self.leadership.wait_lost())
+        working = asyncio.create_task(self._work())
+        try:
+            await asyncio.wait((lost, working), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            lost.cancel()
+            working.cancel()
+            await asyncio.gather(lost, working, return_exceptions=True)
+            self._stand_by()
+        if not working.cancelled() and (error := working.exception()) is not None:
+            _excuse(error)
+            await asyncio.sleep(LEAD_AGAIN_S)
+
+    async def _work(self) -> None:
+        """Nothing is decided before the journal has been read back."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.loop.run(self.outbox))
             group.create_task(self.outbox.send_orders())
             group.create_task(self.outbox.publish_outputs())
             group.create_task(self.deliveries.run(self.outbox.grant))
             group.create_task(self.deliveries.adopt())
+            group.create_task(self.repairs.run())
+
+    def _stand_by(self) -> None:
+        """Forget and end all that only a leader has."""
+        attempts = list(self.core.attempts)
+        self.loop.stop()
+        self.outbox.reset()
+        for attempt in attempts:
+            self.logs.end(attempt)  # another may write them from now on
+        self.term.set()
+
+    @property
+    def core(self) -> Scheduler:
+        """What the scheduler knows; nothing where this process does not lead."""
+        return self._idle if self.loop.core is None else self.loop.core
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether it may decide anything now: false as soon as its lease is known to have ended."""
+        leader = self.leadership.leader()
+        is_ours = leader is not None and leader.url == self.settings.cache_url
+        return is_ours and self.loop.ready.is_set()
+
+    def check_leading(self) -> None:
+        """Raises OutsideError, which says where agents should go, unless this process leads."""
+        if self.is_leading:
+            return
+        leader = self.leadership.leader()
+        if leader is None:
+            raise OutsideError("no coordinator leads the farm just now; try again in a moment")
+        if leader.url == self.settings.cache_url:
+            raise OutsideError("this coordinator is reading its journal back; try again soon")
+        raise OutsideError(f"not the leader; agents go to {leader.agents}")
+
+    @property
+    def ping_s(self) -> float:
+        """How often something goes down each agent's tunnel at least."""
+        heartbeat_s = self.settings.lease_s / HEARTBEATS_PER_LEASE
+        return min(PING_S, heartbeat_s) if self.leadership.is_shared else heartbeat_s
 
     def trouble(self) -> list[str]:
         """What keeps the farm from its work, for an operator; empty where nothing does."""
@@ -132,6 +214,12 @@ class Farm:
         """Whether the attempt may still log."""
         return self.loop.core is not None and attempt in self.loop.core.attempts
 
+    def _forget(self, paths: Collection[StorePath]) -> None:
+        """Their path infos are not to be served any more."""
+        self.deliveries.forget_closures()
+        for path in paths:
+            self.cache.forget(path)
+
     def _limits_of(self, project: str) -> Limits:
         return self.settings.projects.get(project, self.settings.limits)
 
@@ -144,6 +232,7 @@ class Farm:
             settings.lease_s,
             settings.lease_s / HEARTBEATS_PER_LEASE,
             settings.downloads_max,
+            ping_s=self.ping_s,
         )
 
     async def _derivation(self, hash_part: str) -> DerivationText | None:
@@ -160,3 +249,13 @@ class Farm:
         attempts = await self.journal.attempts(step) if step is not None else []
         logged = [attempt for attempt in attempts if self.logs.size(attempt.id)]
         return self.logs.read(logged[-1].id) if logged else None
+
+
+def _excuse(error: BaseException) -> None:
+    """What a leader may end with and go on; anything else is raised again."""
+    group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+    outside, other = group.split(OutsideError)
+    if other is not None:
+        raise other
+    is_fenced = group.split(FencedError)[0] is not None
+    log.warning("%s", "another leads" if is_fenced else f"starting over: {outside}")

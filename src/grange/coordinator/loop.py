@@ -79,8 +79,8 @@ class WriterLoop:
         return self._epoch + self._clock.monotonic_s()
 
     def tell(self, *events: Event) -> None:
-        """Hand over events; they are decided in order, with all others."""
-        if events:
+        """Hand over events; they are decided in order, with all others. Not after `stop`."""
+        if events and not self._is_stopped:
             self._inbox += [(event, None) for event in events]
             self._has_news.set()
 
@@ -107,7 +107,7 @@ class WriterLoop:
             effects = self.core.handle(self.now(), [event for event, _ in batch])
             try:
                 await self._commit(effects)
-            except FencedError as error:
+            except (FencedError, asyncio.CancelledError) as error:
                 self._doubt(batch, error)
                 raise
             except Exception as error:
@@ -128,7 +128,7 @@ class WriterLoop:
         self.core = None
         self.trouble = ""
         self.ready.clear()
-        self._doubt((), OutsideError("another coordinator leads now"))
+        self._doubt((), OutsideError("this coordinator leads no more"))
 
     async def _next_batch(self) -> list[tuple[Event, asyncio.Future[None] | None]]:
         assert self.core is not None
@@ -168,7 +168,7 @@ class WriterLoop:
                 return
 
     def _doubt(
-        self, batch: Sequence[tuple[Event, asyncio.Future[None] | None]], error: Exception
+        self, batch: Sequence[tuple[Event, asyncio.Future[None] | None]], error: BaseException
     ) -> None:
         """Nobody waits for what was under way: agents will repeat it, people must ask again."""
         for _, done in [*batch, *self._inbox]:

@@ -40,6 +40,12 @@ class Metrics:
             "grange_uploads_pending", "Outputs built and not stored", registry=self._registry
         )
 
+        self._is_leader = Gauge(
+            "grange_is_leader",
+            "1 where this coordinator decides, 0 where it stands by",
+            registry=self._registry,
+        )
+
     def count(self, effect: SaveAttemptEnded | SaveBuildFinished) -> None:
         if isinstance(effect, SaveBuildFinished):
             self._builds.labels(effect.outcome.value).inc()
@@ -48,7 +54,7 @@ class Metrics:
         if effect.usage.build_s is not None:
             self._durations.observe(effect.usage.build_s)
 
-    def render(self, core: Scheduler, uploads_pending: int) -> bytes:
+    def render(self, core: Scheduler, uploads_pending: int, *, is_leader: bool) -> bytes:
         """Prometheus' text format."""
         states = dict.fromkeys(State, 0)
         queued: dict[tuple[str, str], int] = {}
@@ -71,4 +77,5 @@ class Metrics:
         self._places.labels("free").set(places - used)
         self._unfinished.set(len(core.builds))
         self._uploads.set(uploads_pending)
+        self._is_leader.set(is_leader)
         return generate_latest(self._registry)

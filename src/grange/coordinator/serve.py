@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import signal
 import socket
-from collections.abc import Generator, Iterator
-from pathlib import Path
+from collections.abc import Generator
 from typing import Any
 
 import uvicorn
@@ -20,28 +18,6 @@ from grange.wire.server import add_runner_service, new_server
 log = logging.getLogger(__name__)
 
 GOODBYE_S = 3.0  # for calls under way when the process ends
-
-
-@contextlib.contextmanager
-def only_coordinator(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory, made if need be, for this process alone."""
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        lock = (state_dir / "lock").open("w")
-    except OSError as error:
-        raise OperatorError(
-            f"the state directory {state_dir} cannot be used: {error.strerror}; "
-            "choose another with --state-dir"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OperatorError(
-                f"another coordinator runs on {state_dir}; stop it, or give this one its own "
-                "--state-dir"
-            ) from None
-        yield
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -75,7 +51,9 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     grpc_server = new_server()
-    add_runner_service(grpc_server, farm.agents, store_dir)
+    add_runner_service(
+        grpc_server, farm.agents, store_dir, check_serving=farm.check_leading, ping_s=farm.ping_s
+    )
     try:
         port = grpc_server.add_insecure_port(agents)
     except RuntimeError as error:
@@ -96,22 +74,28 @@ async def serve(
     )
     working = asyncio.create_task(farm.run())
     stop = asyncio.create_task(stopping.wait())
+    ready = asyncio.create_task(farm.loop.ready.wait())
     try:
-        await asyncio.wait(
-            (working, stop, ready := asyncio.create_task(farm.loop.ready.wait())),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if ready.done():
+        if not farm.leadership.is_shared:  # else others can be asked while this one reads
+            await asyncio.wait((working, stop, ready), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done() and not stop.done():
             await grpc_server.start()
             serving = asyncio.create_task(web.serve(sockets=[http]))
             log.info("agents: %s, port %d", agents, port)
             await asyncio.wait((working, stop, serving), return_when=asyncio.FIRST_COMPLETED)
+            await _end(working)  # first, and then the lead: another may have it at once
+            await farm.leadership.release()
             web.should_exit = True
             await grpc_server.stop(GOODBYE_S / 2)
             await asyncio.wait((serving,))
-        if working.done():
+        if working.done() and not working.cancelled():
             working.result()
     finally:
         for task in (working, stop, ready):
-            task.cancel()
-        await asyncio.gather(working, stop, ready, return_exceptions=True)
+            await _end(task)
+        await farm.leadership.release()
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))

@@ -68,7 +68,7 @@ class Fenced(Protocol):
 class SoleLeadership:
     """The leadership of a coordinator that shares nothing: a lock on its state directory."""
 
-    is_shared = False
+    is_shared: Final = False
 
     def __init__(self, url: str, agents: str) -> None:
         self._leader = Leader(1, url, agents)
@@ -86,10 +86,29 @@ class SoleLeadership:
         """The lock ends with the process."""
 
 
+def state_folder(path: Path) -> Path:
+    """The state directory, made if need be; OperatorError where that is not allowed."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(
+            f"the state directory {path} cannot be used: {error.strerror}; "
+            "choose another with --state-dir"
+        ) from error
+    return path
+
+
 @contextlib.contextmanager
 def only_coordinator(state_dir: Path) -> Iterator[None]:
     """Hold the state directory for this process alone; OperatorError where another has it."""
-    with (state_dir / "lock").open("w") as lock:
+    try:
+        lock = (state_dir / "lock").open("w")
+    except OSError as error:
+        raise OperatorError(
+            f"the state directory {state_dir} cannot be used: {error.strerror}; "
+            "choose another with --state-dir"
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -114,7 +133,7 @@ class SharedLeadership:
     `journal` is told the epoch it may write in. A thread looks who leads until `release`.
     """
 
-    is_shared = True
+    is_shared: Final = True
 
     def __init__(self, database: str, journal: Fenced, url: str, agents: str) -> None:
         self._database = database

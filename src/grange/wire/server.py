@@ -92,13 +92,15 @@ def add_runner_service(
     store_dir: StoreDir,
     *,
     is_welcome: Callable[[str], bool] | None = None,
+    check_serving: Callable[[], None] | None = None,
     ping_s: float = PING_S,
 ) -> None:
     """Have `server` answer agents through `handler`.
 
     `is_welcome` judges the bearer token of every call ("" for none); without it all are.
+    `check_serving` raises OutsideError while agents must go elsewhere.
     """
-    service = _RunnerService(handler, store_dir, is_welcome, ping_s)
+    service = _RunnerService(handler, store_dir, is_welcome, check_serving, ping_s)
     unary: dict[str, _Unary] = {
         "CheckVersion": service.check_version,
         "BuildStepUpdate": service.step_update,
@@ -168,11 +170,13 @@ class _RunnerService:
         handler: RunnerHandler,
         store_dir: StoreDir,
         is_welcome: Callable[[str], bool] | None,
+        check_serving: Callable[[], None] | None,
         ping_s: float,
     ) -> None:
         self._handler = handler
         self._store_dir = store_dir
         self._is_welcome = is_welcome
+        self._check_serving = check_serving
         self._ping_s = ping_s
 
     def guarded(self, method: _Unary) -> _Unary:
@@ -195,14 +199,14 @@ class _RunnerService:
         return call
 
     async def _admit(self, context: Any) -> None:
-        if self._is_welcome is None:
-            return
         value = dict(context.invocation_metadata()).get("authorization", "")
-        if not self._is_welcome(value.removeprefix("Bearer ")):
+        if self._is_welcome is not None and not self._is_welcome(value.removeprefix("Bearer ")):
             await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "the token is missing or not known here; give the agent one of the coordinator's",
             )
+        if self._check_serving is not None:
+            self._check_serving()
 
     async def check_version(self, data: bytes, _: Any) -> bytes:
         """Hydra compares version strings for equality, so the caller hears its own."""
