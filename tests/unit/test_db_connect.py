@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grange.db.connect import connect
+from grange.db.connect import connect, migrations
 from grange.errors import OperatorError
 
 
@@ -57,3 +57,18 @@ def test_what_is_no_journal_is_the_operators_to_mend(tmp_path: Path) -> None:
         connect(str(file))
     with pytest.raises(OperatorError, match="directory"):
         connect(str(tmp_path / "missing" / "j.db"))
+
+
+def test_a_journal_of_the_first_version_keeps_its_rows(tmp_path: Path) -> None:
+    file = str(tmp_path / "j.db")
+    connection = sqlite3.connect(file)
+    connection.executescript(migrations()[0])
+    connection.execute("CREATE TABLE schema_version (version INTEGER NOT NULL)")
+    connection.execute("INSERT INTO schema_version VALUES (1)")
+    connection.execute("INSERT INTO steps (id, drv, outputs, failures) VALUES (1, 1, 'out x', 3)")
+    connection.commit()
+    connection.close()
+    connection = connect(file)
+    rows = connection.execute("SELECT failures, tries, cause_limit FROM steps").fetchall()
+    assert rows == [(3, 0, None)]
+    connection.close()

@@ -91,7 +91,8 @@ def apply_effects(effects: Sequence[JournalEffect]) -> Script[None]:
     yield from _update("end_attempt", batch.ended)
     for query, rows in batch.in_order:
         yield from _update(query, rows)
-    yield from ask("advance_clock", batch.clock_s)
+    if batch.clock_s:
+        yield from ask("advance_clock", batch.clock_s)
 
 
 def _update(query: str, rows: Rows) -> Script[None]:

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Final, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
@@ -44,9 +43,9 @@ _SETUP: Final = frozenset({"28", "3D", "42"})
 
 def shown(url: str) -> str:
     """`url` for people, without its password."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}{at}{host}", query=""))
+    scheme, separator, rest = url.partition("://")
+    user, at, place = rest.partition("?")[0].rpartition("@")
+    return f"{scheme}{separator}{user.partition(':')[0]}{at}{place}"
 
 
 def is_outside(error: Exception) -> bool:
