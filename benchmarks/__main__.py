@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from benchmarks import bulk, core, farm_builds, ingest, memory, restart, wire
+from benchmarks import bulk, core, failover, farm_builds, ingest, memory, restart, wire
 from benchmarks.private import Place
 from benchmarks.report import Result, print_result
 from grange.errors import GrangeError
@@ -25,6 +25,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "memory": memory.memory,
     "bulk": bulk.bulk,
     "restart": restart.restart,
+    "failover": failover.failover,
 }
 
 

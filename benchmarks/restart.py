@@ -73,15 +73,29 @@ async def _first_order(address: str) -> None:
     """Return when the coordinator has told an agent to build. TimeoutError after `START_S`."""
     [spec] = agent_specs(1, MAX_JOBS)
     async with asyncio.timeout(START_S):
+        await _listens(address)
         while True:
             channel = RunnerChannel(address, NIX_STORE)
             try:
                 await _wait_for_order(channel, spec)
                 return
-            except OutsideError:  # it does not listen yet
+            except OutsideError:  # it does not lead yet
                 await asyncio.sleep(AGAIN_S)
             finally:
                 await channel.close()
+
+
+async def _listens(address: str) -> None:
+    """Return once somebody does. gRPC itself, once refused, would not try again for a second."""
+    host, _, port = address.partition(":")
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            await asyncio.sleep(AGAIN_S)
+        else:
+            writer.close()
+            return
 
 
 async def _wait_for_order(channel: RunnerChannel, spec: AgentSpec) -> None:
