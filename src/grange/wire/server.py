@@ -259,7 +259,7 @@ class _RunnerService:
         return _EMPTY
 
     async def open_tunnel(self, _: Any, context: Any) -> None:
-        tunnel = Tunnel(await _joined(context), context, self._ping_s)
+        tunnel = Tunnel(await _joined(context), context, self._ping_s, self._check_serving)
         reading = asyncio.create_task(tunnel.take_in())
         writing = asyncio.create_task(tunnel.send_out())
         handling = asyncio.create_task(self._handler.tunnel(tunnel))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -27,8 +28,17 @@ class Tunnel:
     Iteration raises PeerError where the agent sends junk. Not to be iterated twice at a time.
     """
 
-    def __init__(self, spec: AgentSpec, context: Any, ping_s: float) -> None:
+    def __init__(
+        self,
+        spec: AgentSpec,
+        context: Any,
+        ping_s: float,
+        check_serving: Callable[[], None] | None = None,
+    ) -> None:
+        """Nothing is taken in once `check_serving` raises OutsideError: the agent goes on to who
+        serves it now, and says it there."""
         self.spec = spec
+        self._check_serving = check_serving
         self.ended: asyncio.Future[tuple[grpc.StatusCode, str] | None] = (
             asyncio.get_running_loop().create_future()
         )  # set once: by `close` to a status, by the loss of the connection to None
@@ -136,6 +146,8 @@ class Tunnel:
 
     def _take(self, data: bytes) -> None:
         try:
+            if self._check_serving is not None:
+                self._check_serving()
             message = agent_message_from_bytes(data)
         except GrangeError as error:
             self._is_read_out = True
