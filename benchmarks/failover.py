@@ -23,7 +23,7 @@ from grange.client.api import GrangeClient
 from grange.errors import GrangeError, OutsideError
 from tests.postgres import running_postgres
 
-KILLS: Final = 2  # of each kind, whatever the number of runs
+KILLS: Final = 10  # of each kind, whatever the number of runs
 AIM_S: Final = 5.0
 BUILD_S: Final = 0.2  # so that an agent has a free place several times a second
 BUILDS: Final = 3_000  # more than are built while the benchmark runs
