@@ -84,6 +84,29 @@ async def test_a_question_lost_with_its_connection_is_asked_again(tmp_path: Path
         assert b.farm.requisites_asked == 3
 
 
+async def test_a_fetch_outlasts_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The farm's cache goes with the farm, and comes back with it."""
+    monkeypatch.setattr("grange.agent.download.TRIES", 1)
+    async with bench(tmp_path) as b:
+        path = path_named("input")
+        b.farm.publish(path, nar_of_text(b"input"))
+        gate = asyncio.Event()
+        b.farm.before_nar = lambda _: gate
+        id_ = b.farm.order(b.drv("use", f"cat {NIX_STORE.show(path)} > $out", inputs=[path]))
+        await b.farm.until(lambda: bool(b.farm.nar_requests))
+        b.farm.may_join.clear()
+        b.farm.refuse_join = lambda _: b.farm.note()
+        b.farm.cut()
+        await b.farm.until(lambda: len(b.farm.joins) > 1)  # and it waits there
+        b.farm.nar_status = 503
+        flight = b.agent._fetcher._flights[path].done
+        gate.set()
+        await asyncio.wait((flight,))
+        b.farm.nar_status = 200
+        b.farm.may_join.set()
+        await b.delivered(id_)
+
+
 async def test_cut_while_building(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         gate = "while [ ! -e /proc/self/never ]; do echo line; sleep 0.05; done"

@@ -6,7 +6,7 @@ builds: inputs are fetched before, outputs are uploaded while the next one build
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -21,7 +21,7 @@ from grange.agent.outbox import Outbox
 from grange.agent.roots import Roots
 from grange.agent.upload import Uploader
 from grange.daemon import DaemonPool
-from grange.errors import GrangeError
+from grange.errors import GrangeError, OutsideError
 from grange.scheduler.facts import AttemptId, Outcome, Phase, Usage
 from grange.store.path import StorePath
 from grange.wire.messages import BuildOrder, Built, Failed, Orders, UploadGrant
@@ -52,6 +52,7 @@ class Attempts:
         log_folder: Path,
         max_jobs: int,
         undelivered_bytes_max: int,
+        is_joined: Callable[[], bool],
     ) -> None:
         self._pool = pool
         self._fetch_pool = fetch_pool
@@ -60,6 +61,7 @@ class Attempts:
         self._roots = roots
         self._outbox = outbox
         self._log_folder = log_folder
+        self._is_joined = is_joined
         self._uploader: Uploader | None = None
         self._progress_before = 0, 0  # of the fetcher and the uploader, as last looked at
         self._attempts: dict[AttemptId, Attempt] = {}
@@ -277,9 +279,20 @@ class Attempts:
         if missing:
             self._reach(attempt, Phase.FETCHING)
             started = monotonic()
-            await self._fetcher.fetch(missing)
+            await self._fetch_through(missing)
             attempt.fetch_s = monotonic() - started + (attempt.fetch_s or 0.0)
         self._note_present(inputs)
+
+    async def _fetch_through(self, paths: Sequence[StorePath]) -> None:
+        """Fetch, and where the farm was gone begin again when it is back: its cache was too."""
+        while True:
+            try:
+                await self._fetcher.fetch(paths)
+            except OutsideError:
+                if self._is_joined():
+                    raise
+            else:
+                return
 
     def _note_present(self, paths: Iterable[StorePath]) -> None:
         if len(self._present) > PRESENT_MAX:

@@ -107,6 +107,7 @@ class Agent:
             log_folder=state.root,
             max_jobs=spec.max_jobs,
             undelivered_bytes_max=config.undelivered_bytes_max,
+            is_joined=lambda: self._session.is_joined,
         )
         self._room = Room(
             Machine(store.folder, config.build_dir),
