@@ -117,6 +117,35 @@ def test_exit_codes_say_whose_fault_it_was(
     assert run(farm, DRV).exit_code == code
 
 
+def test_a_check_that_differs_lists_the_files(farm: FakeFarm) -> None:
+    message = "2 files differ:\n/bin/a: 10 bytes, then 11\n/bin/b: only in the second"
+    told = {"outcome": "not deterministic", "attempt": 7, "message": message}
+    farm.events = [WatchStep(step=step_view(-4, "bread (check)", StepState.FAILED, **told))]
+    farm.outcome, farm.cause = "not deterministic", cause("not deterministic", message)
+    result = run(farm, DRV, "--check")
+    assert result.exit_code == 1
+    assert "built again, it came out otherwise" in result.stdout
+    assert "/bin/a: 10 bytes, then 11" in result.stdout
+    assert "/bin/b: only in the second" in result.stdout
+    assert "What to do: find what the differing files depend on" in result.stdout
+    assert "grange log -4" not in result.stdout
+    [asked] = farm.submitted
+    assert asked.is_check
+
+
+def test_limits_are_asked_for(farm: FakeFarm) -> None:
+    limits = ("--timeout", "1", "--silence", "2", "--log-limit", "3", "--output-limit", "4")
+    assert run(farm, DRV, *limits).exit_code == 0
+    [asked] = farm.submitted
+    assert asked.limits.model_dump() == {
+        "build_s": 1,
+        "silent_s": 2,
+        "log_bytes": 3,
+        "output_bytes": 4,
+    }
+    assert not asked.is_check
+
+
 def test_json_is_one_document_and_nothing_else(farm: FakeFarm) -> None:
     farm.events = [built(1, "dough")]
     result = run(farm, DRV, "--json")
