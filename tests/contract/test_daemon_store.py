@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from grange.daemon import Daemon, DaemonError, DaemonGone, GcAction, Options
-from grange.daemon.client import Nar
+from grange.daemon.body import Nar
 from grange.errors import OperatorError, PeerError
 from grange.store.hash import Hash
 from grange.store.nar import nar_of_text

@@ -54,7 +54,7 @@ class SharedFarm:
     def _start(self, name: str, http_port: int, agents_port: int) -> Coordinator:
         listen = ["--listen", f"127.0.0.1:{http_port}"]
         listen += ["--listen-agents", f"127.0.0.1:{agents_port}"]
-        state = ["--state-dir", self.farm.state_dir, "--database", self._database]
+        state = ["--state-dir", str(self.farm.state_dir), "--database", self._database]
         process = Process(
             f"coordinator-{name}", ["serve", *listen, *state], self.farm.root, self.farm.environment
         )
