@@ -82,6 +82,7 @@ def test_a_check_of_what_is_deterministic_succeeds_elsewhere(farm: Farm) -> None
     first, second = farm.attempts(build)
     assert (first.is_check, second.is_check) == (False, True)
     assert second.outcome == "succeeded"
+    assert first.agent_name != second.agent_name
 
 
 def test_a_check_of_what_is_not_tells_the_files_that_differ(farm: Farm) -> None:

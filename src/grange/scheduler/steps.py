@@ -212,6 +212,9 @@ def _finish(memory: Memory, step: Step) -> None:
     for dependant in step.dependants:
         if dependant.state >= State.PUBLISHING:
             continue
+        if attempt is not None and is_check(dependant.id):
+            builder = attempt.agent.spec.id
+            dependant.avoid = (*dependant.avoid, builder)  # another's word is worth more
         dependant.missing -= 1
         dependant.unbuilt -= step.home is None
         if dependant.missing:
