@@ -39,6 +39,13 @@ def assign(memory: Memory, id_: AttemptId, step: Step, agent: Agent, *, order: i
     return attempt
 
 
+def adopt(memory: Memory, id_: AttemptId, step: Step, agent: Agent) -> Attempt:
+    """Enter an attempt that was sent long ago, and with which limits nobody wrote down."""
+    attempt = assign(memory, id_, step, agent, order=0)
+    attempt.is_limit_known = False
+    return attempt
+
+
 def of_agent(memory: Memory, agent: AgentId, id_: AttemptId, phase: Phase) -> Attempt | None:
     """An agent may speak of its own attempts only; of others it is told to let go.
 
@@ -68,7 +75,9 @@ def _revive(memory: Memory, agent_id: AgentId, id_: AttemptId, phase: Phase) -> 
     if any(each.state is not State.DONE and each.home is not agent for each in step.inputs):
         return None  # it was built on outputs that are lost
     memory.given_up.forget(id_)
-    attempt = assign(memory, id_, step, agent, order=0)
+    attempt = adopt(memory, id_, step, agent)
+    if loss.limits is not None:
+        attempt.limits, attempt.is_limit_known = loss.limits, True
     attempt.enter(min(phase, Phase.BUILDING), memory.now)
     attempt.build_since = memory.now
     step.losses = max(0, step.losses - 1)
@@ -83,7 +92,7 @@ def _revive(memory: Memory, agent_id: AgentId, id_: AttemptId, phase: Phase) -> 
 def give_up(memory: Memory, event: on.AttemptsGivenUp) -> None:
     """Remember whose attempts an earlier life of the farm gave up."""
     for id_, step, agent in event.attempts:
-        memory.given_up.remember(id_, Loss(step, agent, Phase.SENT))
+        memory.given_up.remember(id_, Loss(step, agent, Phase.SENT, None))
 
 
 def reached(memory: Memory, event: on.PhaseReached) -> None:
@@ -183,6 +192,8 @@ def _blame_build(
     memory: Memory, step: Step, attempt: Attempt, outcome: Outcome, message: str
 ) -> None:
     """The build itself failed: for good, unless it may use more now or has tries left."""
+    if outcome.is_limit and not attempt.is_limit_known:
+        return  # it may have overrun less than what it may use now
     limit = attempt.limits.of(outcome) or None
     cause = Cause(outcome, message, checked(step.id), attempt.id, limit)
     if not is_final(cause, step.limits):
@@ -236,7 +247,9 @@ def lose(memory: Memory, attempt: Attempt) -> None:
     step = attempt.step
     message = f"agent {attempt.agent.spec.name} was lost in phase {attempt.phase.name.lower()}"
     steps.end_attempt(memory, attempt, Outcome.AGENT_LOST, message)
-    memory.given_up.remember(attempt.id, Loss(step.id, attempt.agent.spec.id, attempt.phase))
+    limits = attempt.limits if attempt.is_limit_known else None
+    loss = Loss(step.id, attempt.agent.spec.id, attempt.phase, limits)
+    memory.given_up.remember(attempt.id, loss)
     if step.state >= State.PUBLISHING or step.stored is not None:
         return
     step.losses += 1

@@ -61,7 +61,7 @@ def expect(memory: Memory, event: on.AgentAwaited) -> None:
                 )
             )
             continue
-        attempts.assign(memory, id_, step, agent, order=0)
+        attempts.adopt(memory, id_, step, agent)
     for attempt in list(agent.attempts.values()):
         for needed in attempt.step.inputs:
             _infer_built(needed, agent)

@@ -8,7 +8,16 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from grange.scheduler.facts import AgentId, AttemptId, BuildId, Cause, Outcome, Phase, StepId
+from grange.scheduler.facts import (
+    AgentId,
+    AttemptId,
+    BuildId,
+    Cause,
+    Limits,
+    Outcome,
+    Phase,
+    StepId,
+)
 
 SETTLED_MAX: Final = 65_536  # far more than can end during one walk
 
@@ -68,6 +77,7 @@ class Loss:
     step: StepId
     agent: AgentId
     phase: Phase  # it had when it was lost, as far as is known
+    limits: Limits | None  # it was sent with; None where that is not known
 
 
 class GivenUp:
