@@ -19,6 +19,7 @@ from tests.simulation.world import World
 HEALED_S: Final = 7200.0  # within which everything must end once nothing fails any more
 QUIET_S: Final = 120.0  # within which nobody may remember anything of it
 LOOK_EVERY_S: Final = 1.0  # a run's end is found out this late at most
+HUNG_QUIET_S: Final = 1800.0  # the same where attempts hang: some times what stops them
 CALM_QUIET_S: Final = 2.0  # the same where nothing ever failed: less than a heartbeat
 
 
@@ -184,10 +185,14 @@ class Farm:
         if not await self._until(self._is_over, deadline):
             return self.world.ledger.violation or f"liveness: unfinished: {self._unfinished()}"
         self.heal()
-        quiet_s = CALM_QUIET_S if self.is_calm else QUIET_S
-        if not await self._until(self._is_quiet, self.world.loop.time() + quiet_s):
+        if not await self._until(self._is_quiet, self.world.loop.time() + self._quiet_s()):
             return self.world.ledger.violation or f"liveness: not forgotten: {self._left_over()}"
         return self.world.ledger.violation or await self._reckon()
+
+    def _quiet_s(self) -> float:
+        if self.is_calm:
+            return CALM_QUIET_S
+        return HUNG_QUIET_S if self.world.ledger.hanging else QUIET_S
 
     async def _until(self, holds: Callable[[], bool], deadline: float) -> bool:
         while not holds():

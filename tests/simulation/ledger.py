@@ -77,11 +77,19 @@ class Ledger:
             self._checks.add(build)
 
     def is_published(self, step: StepId) -> bool:
-        return self._narinfos.issuperset(self.graph.nodes[step].outputs)
+        """Never where it is a check: that has nothing to publish."""
+        return not is_check(step) and self._narinfos.issuperset(self.graph.nodes[step].outputs)
 
     # --- what became durable --------------------------------------------------------------
 
     def committed(self, effects: Sequence[do.JournalEffect]) -> None:
+        """Never raises: the farm would take it for a failure of its disk."""
+        try:
+            self._book(effects)
+        except Exception as error:
+            self.blame(f"safety: what was committed makes no sense: {error!r} in {effects}")
+
+    def _book(self, effects: Sequence[do.JournalEffect]) -> None:
         troubled = {effect.step for effect in effects if isinstance(effect, do.SaveStepTroubled)}
         for effect in effects:
             match effect:

@@ -148,7 +148,8 @@ def test_a_cut_shorter_than_the_lease_costs_nothing(stage: Phase) -> None:
     play([node(1, upload_s=30.0), node(2, 1)], scene)
 
 
-def test_a_silent_agent_that_outlives_its_lease_works_again() -> None:
+@pytest.mark.parametrize("is_needed", [True, False])
+def test_a_silent_agent_that_outlives_its_lease_is_believed(is_needed: bool) -> None:
     async def scene(farm: Farm) -> None:
         a = farm.add_agent("a")
         want(farm, 1)
@@ -156,8 +157,13 @@ def test_a_silent_agent_that_outlives_its_lease_works_again() -> None:
         assert a.tunnel is not None
         a.tunnel.stall(50.0)
         farm.world.ledger.trouble(a.id, 100.0)
+        if not is_needed:
+            b = farm.add_agent("b")
+            await phase(farm, b, 1, Phase.BUILDING)
         await farm.world.until(lambda: X in farm.world.ledger.outcomes)
-        assert tried(farm, 1) == 2
+        assert farm.world.ledger.revived == 1
+        assert tried(farm, 1) == 1 + (not is_needed)
+        assert farm.world.ledger.ended[Outcome.SUCCEEDED] == 1
 
     play([node(1, build_s=60.0)], scene)
 
