@@ -149,3 +149,16 @@ def test_a_log_stops_at_its_limit(tmp_path: Path) -> None:
     assert log.part(0, 100) == b"1234567\n12"
     log.note("stopped")
     assert log.part(10, 100) == b"grange: stopped\n"
+
+
+def test_the_tail_of_a_log_spans_disk_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "MEMORY_BYTES", 10)
+    log = AttemptLog(tmp_path, 1000)
+    log.append(b"on the disk\n")
+    log.append(b"not yet\n")
+    assert log.tail(14) == b" disk\nnot yet\n"
+    assert log.tail(100) == b"on the disk\nnot yet\n"
+    assert not AttemptLog(tmp_path, 1000).tail(100)
+    log.close()

@@ -55,6 +55,14 @@ class AttemptLog:
         start = offset - self._file_bytes
         return bytes(self._tail[start : start + bytes_max])
 
+    def tail(self, bytes_max: int) -> bytes:
+        """The last bytes, wherever they are kept."""
+        start = max(0, self.bytes - bytes_max)
+        tail = b""
+        while piece := self.part(start + len(tail), bytes_max):
+            tail += piece
+        return tail
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

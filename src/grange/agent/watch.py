@@ -42,7 +42,7 @@ class Watch:
     @property
     def course(self) -> Course:
         now = self._loop.time()
-        tail = self._log.part(max(0, self._log.bytes - TAIL_BYTES), TAIL_BYTES)
+        tail = self._log.tail(TAIL_BYTES)
         return Course(now - self._started, now - self._line_at, tail.decode(errors="replace"))
 
     async def run(self, daemon: Daemon) -> BuildResult | Verdict:
