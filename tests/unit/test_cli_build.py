@@ -105,6 +105,8 @@ def test_a_failure_shows_the_log_and_what_it_stopped(farm: FakeFarm) -> None:
         ("dependency failed", "timed out", 1),
         ("cancelled", None, 1),
         ("request wrong", "request wrong", 2),
+        ("no agent can ever build this", "no agent can ever build this", 2),
+        ("agent out of disk", "agent out of disk", 3),
         ("agent failed", "agent failed", 3),
         ("dependency failed", "agent lost", 3),
     ],

@@ -12,6 +12,7 @@ from grange.scheduler.facts import Limits, Policy
 _SECTIONS: Final = ("limits", "projects", "retries", "present_outputs")
 _PRESENT: Final = ("reuse", "delete")
 _LEASE: Final = "lease_s"  # has its own option: agents are told of it
+_COUNTS: Final = ("build_tries", "failures_max", "losses_max", "aside_failures")  # the first counts
 
 FactsT = TypeVar("FactsT", Limits, Policy)
 
@@ -75,8 +76,10 @@ def _facts(path: Path, where: str, default: FactsT, said: Mapping[str, Any]) -> 
     _only(path, where, said, [name for name in kinds if name != _LEASE])
     for name, value in said.items():
         is_number = isinstance(value, kinds[name] if kinds[name] is int else int | float)
-        if not is_number or isinstance(value, bool) or not 0 <= value < float("inf"):
+        least = 1 if name in _COUNTS else 0
+        if not is_number or isinstance(value, bool) or not least <= value < float("inf"):
             what = "a whole number" if kinds[name] is int else "a number"
+            what += f" of at least {least}"
             raise OperatorError(f"{path}: {name} in {where} is {value!r}; {what} is wanted")
     return replace(default, **{name: kinds[name](value) for name, value in said.items()})
 
