@@ -115,6 +115,9 @@ class _Conductor:
         return min(LOOK_S, max(0.0, began + next_s - time.monotonic()))
 
     def _strike(self, blow: Blow, now_s: float) -> None:
+        # On a busy machine the last blow may have fallen late: who is hit is up before.
+        for each in [each for each in self._healing if each[1].target == blow.target]:
+            self._heal(*each)
         self._farm.strike(blow.target, blow.kind)
         self._verdict.blows.append(str(blow))
         self._healing.append((now_s + blow.lasts_s, blow, time.time()))
