@@ -85,6 +85,7 @@ class Agent:
         self._http = AsyncExitStack()
         self._answer: JoinAnswer | None = None
         self._uploader: Uploader | None = None
+        self._uploads: aiohttp.ClientSession | None = None
         self._draining: asyncio.Task[None] | None = None
         self._session = Session(
             dials=dials,
@@ -181,10 +182,11 @@ class Agent:
             raise PeerError(f"the coordinator names a key that is none: {error}") from error
         downloads = await self._open_http(max(1, answer.downloads_max))
         self._fetcher.use(BinaryCache(downloads, answer.cache_url, keys, self._config.store_dir))
+        old, self._uploads = self._uploads, await self._open_http(0)
         if self._uploader is None:
             attempts = self._attempts
             self._uploader = Uploader(
-                await self._open_http(0),
+                self._uploads,
                 self._store.physical(),
                 self._fetch_pool,
                 ask_again=attempts.ask_again,
@@ -192,7 +194,9 @@ class Agent:
                 is_joined=lambda: self._session.is_joined,
             )
             attempts.use(self._uploader)
-        self._uploader.use(answer.cache_url)
+        self._uploader.use(answer.cache_url, self._uploads)
+        if old is not None:
+            await old.close()  # what the last leader has not answered is sent to this one
 
     async def _open_http(self, connections_max: int) -> aiohttp.ClientSession:
         """`connections_max` 0: no bound."""

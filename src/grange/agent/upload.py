@@ -96,9 +96,10 @@ class Uploader:
         self._batching: asyncio.Task[None] | None = None
         self._streams = asyncio.Semaphore(STREAMS_MAX)
 
-    def use(self, cache_url: str) -> None:
-        """The cache that takes batches."""
+    def use(self, cache_url: str, http: aiohttp.ClientSession | None = None) -> None:
+        """The cache that takes batches, and connections to it where they are new."""
         self._batch_url = f"{cache_url}/upload"
+        self._http = http or self._http
 
     def forget_asks(self) -> None:
         """A coordinator that may be another one: what was asked before it counts no more."""

@@ -63,7 +63,12 @@ class Cache:
         uploads: Uploads,
         keys: Sequence[SecretKey],
         store_dir: StoreDir,
+        *,
+        is_keeping: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`is_keeping`: whether it is told of every path that is forgotten, and so may keep some
+        in memory."""
+        self._is_keeping = is_keeping
         self._sources = sources
         self._objects = objects
         self._uploads = uploads
@@ -83,6 +88,10 @@ class Cache:
             Route("/{hash_part}.ls", self._listing),
         ]
 
+    def forget_all(self) -> None:
+        """Look every path up anew: another coordinator may have forgotten some."""
+        self._narinfos.clear()
+
     def forget(self, path: StorePath) -> None:
         """Look this path up anew when it is next asked for."""
         self._narinfos.pop(path.hash_part, None)
@@ -101,7 +110,8 @@ class Cache:
             if narinfo is None:
                 return _missing(f"no path with the hash part {hash_part[:40]!r} is in this cache")
             text = show(narinfo, self._store_dir).encode()
-            self._narinfos[hash_part] = text
+            if self._is_keeping():
+                self._narinfos[hash_part] = text
             if len(self._narinfos) > NARINFOS_MAX:
                 self._narinfos.popitem(last=False)
         else:

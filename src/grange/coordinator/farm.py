@@ -129,6 +129,7 @@ class Farm:
             self.uploads,
             settings.keys,
             settings.store_dir,
+            is_keeping=lambda: self.is_leading,
         )
 
     async def run(self) -> None:
@@ -168,6 +169,7 @@ class Farm:
         attempts = list(self.core.attempts)
         self.loop.stop()
         self.outbox.reset()
+        self.cache.forget_all()
         for attempt in attempts:
             self.logs.end(attempt)  # another may write them from now on
         self.term.set()
