@@ -199,5 +199,5 @@ def _remove(place: str) -> None:
             shutil.rmtree(place)
         else:
             os.unlink(place)
-    except OSError as error:
+    except (OSError, RecursionError) as error:  # the library goes into each folder by a call
         _log.warning("%s is left until garbage is collected: %s", place, error)
