@@ -48,6 +48,8 @@ async def test_limits_and_tries_come_back_with_the_step(kind: JournalKind) -> No
     plain, limited = await journal.unfinished_graph([path("b.drv")])
     assert (plain.spec.limits, plain.spec.tries) == (NO_LIMITS, 0)
     assert (limited.spec.limits, limited.spec.tries) == (LIMITS, 3)
+    record = (await kind.journal.steps([step]))[step]
+    assert (record.limits, record.features) == (LIMITS, limited.spec.queue.features)
     assert limited.remembered == TOO_SLOW
     (shown, _) = await journal.build_closure(path("b.drv"), limit=2)
     assert shown.cause == TOO_SLOW

@@ -16,6 +16,7 @@ from grange.db.rows import (
     read_agent,
     read_attempt,
     read_build,
+    read_limits,
     read_narinfo,
     read_outputs,
     read_paths,
@@ -210,7 +211,7 @@ class SqlJournal:
 
 
 def _step_record(row: Row) -> StepRecord:
-    step, drv_path, outputs, inputs, basic, name, system, state, features = row
+    step, drv_path, outputs, inputs, basic, name, system, state, features, limits = row
     return StepRecord(
         StepId(step),
         StorePath(drv_path),
@@ -221,6 +222,7 @@ def _step_record(row: Row) -> StepRecord:
         system,
         state == StepState.DONE,
         tuple(json.loads(features)),
+        read_limits(limits),
     )
 
 

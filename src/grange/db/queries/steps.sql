@@ -61,7 +61,8 @@ FROM steps s JOIN derivations d ON d.id = s.drv LEFT JOIN durations u ON u.name 
 WHERE s.state <> 2 AND s.id IN (SELECT value FROM json_each(?1));
 
 -- name: step_records
-SELECT s.id, d.path, s.outputs, t.direct_inputs, t.basic, d.name, q.system, s.state, q.features
+SELECT s.id, d.path, s.outputs, t.direct_inputs, t.basic, d.name, q.system, s.state, q.features,
+  d.limits
 FROM steps s JOIN derivations d ON d.id = s.drv JOIN drv_texts t ON t.drv = d.id
   JOIN queues q ON q.id = d.queue
 WHERE s.id IN (SELECT value FROM json_each(?1));
