@@ -1,5 +1,6 @@
 """One run: a farm, a plan of blows, a graph to build, and a verdict."""
 
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -26,6 +27,11 @@ HANG_S: Final = 90.0  # after the last blow: leases, back-off, and the rest of t
 LOOK_S: Final = 0.25  # between two looks at who has ended by itself
 REVIVED_MAX: Final = 20  # a process that ends so often by itself will not stay up
 LOG_TAIL: Final = 4_000  # characters of each log in a dump
+
+# The line that ends one names the error; a chained one ends with the last of its errors.
+_TRACEBACK: Final = re.compile(
+    r"^Traceback \(most recent call last\):\n(?:[ |+].*\n)+(\S.*)$", re.MULTILINE
+)
 
 
 @dataclass(slots=True)
@@ -193,11 +199,12 @@ def _again(made: _Made, person: Person) -> list[str]:
 
 
 def _complaints(farm: CrashFarm) -> list[str]:
-    """What no blow excuses in a log."""
+    """What no blow excuses in a log: an error that does not say whose fault it is."""
     return [
-        f"{name} has a traceback in its log"
+        f"{name} has a traceback in its log: {error}"
         for name, text in farm.logs()
-        if "Traceback (most recent call last)" in text
+        for error in dict.fromkeys(_TRACEBACK.findall(text))
+        if not error.startswith("grange.errors.")
     ]
 
 
