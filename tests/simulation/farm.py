@@ -17,7 +17,7 @@ from tests.simulation.people import People, Plan
 from tests.simulation.world import World
 
 HEALED_S: Final = 7200.0  # within which everything must end once nothing fails any more
-QUIET_S: Final = 120.0  # within which nobody may remember anything of it
+QUIET_S: Final = 240.0  # within which nobody may remember anything of it
 LOOK_EVERY_S: Final = 1.0  # a run's end is found out this late at most
 HUNG_QUIET_S: Final = 1800.0  # the same where attempts hang: some times what stops them
 CALM_QUIET_S: Final = 2.0  # the same where nothing ever failed: less than a heartbeat

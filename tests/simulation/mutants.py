@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from grange.coordinator import loop, recovery
+from grange.coordinator import checks, loop, recovery, submit
 from grange.coordinator.loop import WriterLoop
-from grange.scheduler import attempts, core, roster, steps, submission
+from grange.scheduler import attempts, core, roster, steps, submission, watchdog
 from grange.scheduler.state import Agent
 
 
@@ -84,6 +84,24 @@ MUTANTS = (
         "memory.ended_builds.finish(build, outcome)",
     ),
     Mutant(
+        "late results not recorded",
+        attempts,
+        "_revive",
+        "memory.out.append(do.SaveAttemptRevived(id_))",
+    ),
+    Mutant(
+        "the smallest limit is final",
+        attempts,
+        "_blame_build",
+        "is_final(cause, step.limits)",
+        "True",
+    ),
+    Mutant("what stands still is not stopped", watchdog, "check", "verdict is None", "True"),
+    Mutant(
+        "set aside for ever", Agent, "takes_work", "now >= self.aside_until", "not self.aside_until"
+    ),
+    Mutant("checks not asked for", checks, "check_steps", "if build.is_check", "if False"),
+    Mutant(
         "action before the commit",
         WriterLoop,
         "run",
@@ -117,6 +135,8 @@ def planted(mutant: Mutant) -> Iterator[None]:
     names: dict[str, Any] = {}
     exec(source.replace(mutant.old, mutant.new), original.__globals__, names)
     places = [mutant.owner]
+    if mutant.owner is checks:
+        places += [recovery, submit]
     if mutant.owner is recovery:
         places.append(loop)  # where its functions are used by their own names
     for place in places:
