@@ -333,7 +333,7 @@ def test_a_check_goes_to_another_agent_than_built_the_step_where_there_is_one() 
     farm = Farm()
     farm.join(a)
     submit_check(farm, avoid=("a",))
-    assert starts(farm.tell(farm.heartbeat(a))) == [("a", -1, 1)], "there is none"
+    assert starts(farm.done) == [("a", -1, 1)], "there is none"
 
 
 def test_a_check_waits_for_publication_of_what_it_compares_with() -> None:

@@ -32,13 +32,14 @@ def dispatch(memory: Memory) -> None:
             continue
         step = source.pop(project)
         chosen = choose(step, roomy[lane])
+        if chosen is None and step.avoid and is_avoiding_all(step, source.agents, memory.now):
+            step.avoid = ()
+            chosen = choose(step, roomy[lane])
         if chosen is not None:
             attempts.start(memory, step, chosen)
             if chosen.free <= 0:
                 roomy[lane].remove(chosen)
         else:
-            if is_avoiding_all(step, source.agents, memory.now):
-                step.avoid = ()
             held_back.append((step, source))
         if not any(agent.free > 0 for agent in roomy[lane]):
             continue
