@@ -1,12 +1,13 @@
 """The command `grange`: builds the adapters and hands them to the shells. Only this file does."""
 
+import asyncio
 import logging
 import os
 import socket
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from grange.cli.app import Adapters, make_cli
 
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
     from grange.cli.config import AgentOptions, ServeConfig
     from grange.cli.db import JournalTools
     from grange.client.sources import LocalStore
+    from grange.db.journal import SqliteJournal
+    from grange.db.postgres.journal import PostgresJournal
     from grange.store.keys import SecretKey
+
+DATABASE_WAIT_S: Final = 120.0  # PostgreSQL replays its log after a crash before it answers
+DATABASE_RETRY_S: Final = 0.5
 
 # Imports of shells and adapters are local: `grange list` should not wait for a database.
 
@@ -59,7 +65,6 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.coordinator.logs import Logs
     from grange.coordinator.serve import serve as serve_farm
     from grange.db.leadership import SharedLeadership, SoleLeadership
-    from grange.db.open import open_journal
     from grange.db.postgres.journal import PostgresJournal
     from grange.objects.directory import DirectoryObjects
     from grange.store.keys import PublicKey, TrustedKeys
@@ -69,7 +74,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     state = config.state_dir
     cache_dir = config.cache_dir or state / "cache"
     agents = str(config.agents)
-    journal = await open_journal(config.journal_url)
+    journal = await _open_journal(config.journal_url)
     try:
         leadership = (
             SharedLeadership(config.journal_url, journal, url, agents)
@@ -120,6 +125,22 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             await serve_farm(farm, make_app(farm), http, agents, config.store_dir)
     finally:
         await journal.close()
+
+
+async def _open_journal(url: str) -> "SqliteJournal | PostgresJournal":
+    """The journal; where its database does not answer, as one that starts up, tried for a while."""
+    from grange.db.open import open_journal
+    from grange.errors import OutsideError
+
+    give_up_at = asyncio.get_running_loop().time() + DATABASE_WAIT_S
+    while True:
+        try:
+            return await open_journal(url)
+        except OutsideError as error:
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise
+            logging.getLogger("grange").warning("%s; trying again", error)
+            await asyncio.sleep(DATABASE_RETRY_S)
 
 
 def _keys(config: "ServeConfig") -> list["SecretKey"]:
