@@ -23,7 +23,8 @@ from tests.crash.plan import draw as draw_blows
 BLOWS_PER_NODE_S: Final = 0.08  # the work is spread over so long, and blows fall meanwhile
 BLOWS_S_MIN: Final = 6.0
 PORTIONS: Final = 6  # builds come in so many calls, since a farm must take work in when hurt, too
-HANG_S: Final = 90.0  # after the last blow: leases, back-off, and the rest of the work
+# After the last blow: an agent gives up a daemon or a download that hangs only after 150 s.
+HANG_S: Final = 240.0
 LOOK_S: Final = 0.25  # between two looks at who has ended by itself
 REVIVED_MAX: Final = 20  # a process that ends so often by itself will not stay up
 LOG_TAIL: Final = 4_000  # characters of each log in a dump

@@ -10,7 +10,7 @@ from tests.crash.farm import Database
 from tests.crash.run import run
 from tests.postgres import binaries
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(420)]
 
 SEED = 1
 DERIVATIONS = 60

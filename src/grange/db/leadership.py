@@ -211,7 +211,12 @@ class SharedLeadership:
         while not self._is_leaving:
             try:
                 await self._converse()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (
+                OSError,
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,  # a session that the server ended
+            ) as error:
                 # TimeoutError is an OSError.
                 if not self._is_deaf:
                     log.error("the database does not say who leads, asking again: %r", error)
