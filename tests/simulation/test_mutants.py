@@ -5,7 +5,7 @@ import pytest
 from tests.simulation.mutants import MUTANTS, Mutant, planted
 from tests.simulation.run import simulate
 
-SEEDS_MAX = 200
+SEEDS_MAX = 1500
 
 
 def first_problem(mutant: Mutant) -> str:
