@@ -40,6 +40,7 @@ class Coordinator:
         if world.chance(world.rates.skew_p):
             wall_s += world.random.uniform(-3600.0, 3600.0)
         world.note("the coordinator starts")
+        world.ledger.restarted()
         clock = VirtualClock(world.loop, wall_s)
         self.loop = WriterLoop(self._disk, clock, lease_s=LEASE_S, batch_max=50)
         self._submissions = Submissions(self.loop, self._disk, ())

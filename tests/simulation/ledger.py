@@ -248,6 +248,11 @@ class Ledger:
 
     # --- what excuses waste ---------------------------------------------------------------
 
+    def restarted(self) -> None:
+        """The coordinator starts; what spoilt a check was in its memory alone."""
+        for step in [step for step in self._spoilt if is_check(step)]:
+            del self._spoilt[step]
+
     def trouble(self, agent: AgentId, for_s: float) -> None:
         """Something happened to this agent that may cost it attempts for a while."""
         until = self._now() + for_s
