@@ -101,6 +101,18 @@ class SimAgent:
         self._life += 1
         self.tries = {}
 
+    def heal(self) -> None:
+        """Nothing fails any more: builds that stood still go on, or are stopped at their limits."""
+        self.refuses = ""
+        self.is_broken = False
+        for attempt in self.tries.values():
+            if attempt.hangs_in is Phase.BUILDING:
+                is_stuck = attempt.is_hanging
+                attempt.hangs_in = None
+                if is_stuck:
+                    self._build(attempt)
+        self.boot()
+
     def drain(self) -> None:
         self.is_draining = True
         self._beat_once()
@@ -272,11 +284,14 @@ class SimAgent:
                 continue
             self._building += 1
             self._reach(attempt, Phase.BUILDING)
-            limit_s = attempt.limits.build_s
-            if limit_s and attempt.node.build_s > limit_s:
-                self._during(attempt, limit_s, self._fail, Outcome.TIMED_OUT, "too long")
-            else:
-                self._during(attempt, attempt.node.build_s, self._built)
+            self._build(attempt)
+
+    def _build(self, attempt: Try) -> None:
+        limit_s = attempt.limits.build_s
+        if limit_s and attempt.node.build_s > limit_s:
+            self._during(attempt, limit_s, self._fail, Outcome.TIMED_OUT, "too long")
+        else:
+            self._during(attempt, attempt.node.build_s, self._built)
 
     def _free_place(self, attempt: Try) -> None:
         if attempt.phase is Phase.BUILDING and attempt.end is None:
@@ -284,6 +299,8 @@ class SimAgent:
             self._later(0.0, self._fill_places)
 
     def _built(self, attempt: Try) -> None:
+        if attempt.phase is not Phase.BUILDING:
+            return  # built already: it stood still, was healed, and both ends came
         if attempt.node.is_doomed:
             self._fail(attempt, Outcome.BUILD_FAILED, "exit 1")
         elif self.is_broken:

@@ -91,9 +91,7 @@ class Farm:
             task.cancel()
         self.world.rates.heal()
         for agent in self.agents:
-            agent.refuses = ""
-            agent.is_broken = False
-            agent.boot()
+            agent.heal()
 
     def _pick(self) -> SimAgent | None:
         alive = [agent for agent in self.agents if agent.is_alive]
