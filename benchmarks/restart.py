@@ -38,7 +38,7 @@ def restart(place: Place, runs: int) -> Result:
             taken_s.append(_start(place, databases.copy(filled, "run"), number))
     return Result(
         bench=f"restart{databases.suffix}",
-        aim="value <= 10 s",
+        aim="value <= 5 s",
         ours=Series("start of the process to the first order", "s", taken_s),
         notes=(
             f"{STEPS} steps of {INPUTS} inputs wait in the journal; each run with a copy of it",
