@@ -1,7 +1,7 @@
 """The real journal in memory, whose disk fails in every way the port's contract allows."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from grange.db.connect import MEMORY
 from grange.db.engine import Inline
@@ -13,15 +13,22 @@ from grange.store.path import StorePath
 from tests.simulation.world import World
 
 
+async def _nothing(_: Sequence[JournalEffect]) -> None:
+    pass
+
+
 class Disk(SqliteJournal):
     def __init__(self, world: World) -> None:
         super().__init__(Inline(MEMORY))
         self._world = world
         self.crash: Callable[[], None] = lambda: None  # ends the coordinator's process at once
         self.crash_after: Callable[[Sequence[JournalEffect]], bool] = lambda _: False
+        self.before: Callable[[Sequence[JournalEffect]], Awaitable[None]] = _nothing  # may refuse
 
     async def commit(self, effects: Sequence[JournalEffect]) -> None:
         world, rates = self._world, self._world.rates
+        world.ledger.decided(effects)
+        await self.before(effects)
         if world.chance(rates.refused_p):
             world.note("commit refused")
             raise JournalRefusedError("the simulated disk is full")

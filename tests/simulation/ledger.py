@@ -55,6 +55,8 @@ class Ledger:
         self.aborts = 0
         self.injected: set[AttemptId] = set()  # attempts that their agent gave up by itself
         self.away: set[AgentId] = set()  # cut off, or thought so by the coordinator
+        self._decided: Sequence[do.JournalEffect] = ()  # what was to be committed last
+        self._away_then: frozenset[AgentId] = frozenset()  # when that was decided
         self._trouble_until: dict[AgentId, float] = {}
         self._content: dict[StorePath, Hash] = {}
         self._narinfos: set[StorePath] = set()
@@ -81,6 +83,11 @@ class Ledger:
         return not is_check(step) and self._narinfos.issuperset(self.graph.nodes[step].outputs)
 
     # --- what became durable --------------------------------------------------------------
+
+    def decided(self, effects: Sequence[do.JournalEffect]) -> None:
+        """These are to be committed, perhaps again: they rest on what is known the first time."""
+        if effects is not self._decided:
+            self._decided, self._away_then = effects, frozenset(self.away)
 
     def committed(self, effects: Sequence[do.JournalEffect]) -> None:
         """Never raises: the farm would take it for a failure of its disk."""
@@ -125,6 +132,7 @@ class Ledger:
                     self.outcomes[build] = outcome
                     blamed = cause.step if cause is not None else None
                     self._judge(build, outcome, blamed)
+                    self._forget_checks()
                 case do.SaveBuildReopened(build):
                     self._demand(build in self.may_retry, f"nobody asked for {build} again")
                     self.outcomes.pop(build, None)
@@ -253,6 +261,12 @@ class Ledger:
         for step in [step for step in self._spoilt if is_check(step)]:
             del self._spoilt[step]
 
+    def _forget_checks(self) -> None:
+        """The next to want a check that nobody wants any more has tries of its own."""
+        for step in [step for step in self._spoilt if is_check(step)]:
+            if not self._is_wanted(step):
+                del self._spoilt[step]
+
     def trouble(self, agent: AgentId, for_s: float) -> None:
         """Something happened to this agent that may cost it attempts for a while."""
         until = self._now() + for_s
@@ -272,9 +286,9 @@ class Ledger:
         return self._trouble_until.get(agent, 0.0) >= self._now()
 
     def _excuse_second(self, step: StepId, attempt: AttemptId) -> None:
-        """A step may be tried twice at once only while the agent that has it is cut off."""
+        """A step may be tried twice at once only where the agent that has it was cut off."""
         for other, (same, agent) in self.open.items():
-            if same == step and agent not in self.away:
+            if same == step and agent not in self._away_then:
                 self._demand(
                     False,
                     f"attempt {attempt} of {step} begins, and {other} runs on healthy {agent}",

@@ -140,9 +140,10 @@ class Network:
         if self.lines.get(tunnel.spec.id) is tunnel and self.loop is not None:
             del self.lines[tunnel.spec.id]
             self._orders.pop(tunnel.spec.id, None)
-            self._tell_cut(*key)
+            self.tell_cut(*key)
 
-    def _tell_cut(self, agent: AgentId, session: str) -> None:
+    def tell_cut(self, agent: AgentId, session: str) -> None:
+        """Its tunnel has closed; or an older one, and the news comes late."""
         assert self.loop is not None
         self.world.ledger.away.add(agent)
         self.loop.tell(on.AgentCut(agent, session))
@@ -260,7 +261,7 @@ class Network:
         assert self.loop is not None
         tunnel = self._knocking.pop((effect.agent, effect.session), None)
         if tunnel is None:
-            self._tell_cut(effect.agent, effect.session)
+            self.tell_cut(effect.agent, effect.session)
             return
         if tunnel.is_open:
             self.world.ledger.recovered(effect.agent)

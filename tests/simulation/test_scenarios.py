@@ -7,6 +7,8 @@ from random import Random
 
 import pytest
 
+from grange.errors import JournalRefusedError
+from grange.scheduler.core import FAILURES_MAX
 from grange.scheduler.effects import JournalEffect, SaveAttempt, SavePaths
 from grange.scheduler.facts import BuildId, Outcome, Phase, StepId
 from tests.simulation.agent import SimAgent
@@ -54,6 +56,16 @@ async def phase(farm: Farm, agent: SimAgent, step: int, wanted: Phase) -> None:
     await farm.world.until(
         lambda: any(t.node.step == step and t.phase is wanted for t in agent.tries.values()), 0.01
     )
+
+
+async def ended(farm: Farm, outcome: Outcome, count: int) -> None:
+    """Wait until so many attempts have ended like this."""
+    await farm.world.until(lambda: farm.world.ledger.ended[outcome] == count)
+
+
+async def outcome(farm: Farm, build: BuildId = X) -> Outcome:
+    await farm.world.until(lambda: build in farm.world.ledger.outcomes)
+    return farm.world.ledger.outcomes[build]
 
 
 def tried(farm: Farm, step: int) -> int:
@@ -243,3 +255,43 @@ def test_a_wall_clock_set_back_does_not_keep_leases_alive() -> None:
         assert farm.world.loop.time() < 120.0
 
     play([node(1, build_s=40.0)], scene)
+
+
+def test_an_agent_thought_away_may_be_back_before_that_is_committed() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await phase(farm, a, 1, Phase.BUILDING)
+        b = farm.add_agent("b")
+        await farm.world.until(lambda: b.id in farm.network.lines)
+
+        async def wait(effects: Sequence[JournalEffect]) -> None:
+            if any(isinstance(effect, SaveAttempt) for effect in effects):
+                farm.disk.before = nothing
+                await farm.world.until(lambda: a.id not in farm.world.ledger.away)
+                raise JournalRefusedError("the simulated disk is full")
+
+        nothing, farm.disk.before = farm.disk.before, wait
+        assert a.tunnel is not None
+        farm.network.tell_cut(a.id, a.tunnel.spec.session)  # of an older tunnel, and late
+        await farm.world.until(lambda: tried(farm, 1) == 2)
+        assert a.id not in farm.world.ledger.away
+        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+
+    play([node(1, build_s=60.0)], scene)
+
+
+def test_each_check_of_the_same_step_has_tries_of_its_own() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        for number in (1, 2):
+            build = BuildId(f"check-{number}")
+            a.is_broken = True
+            farm.people.follow(Plan(build, StepId(1), is_check=True))
+            await ended(farm, Outcome.AGENT_OUT_OF_DISK, number * (FAILURES_MAX - 1))
+            a.is_broken = False
+            assert await outcome(farm, build) is Outcome.SUCCEEDED
+
+    play([node(1)], scene)
