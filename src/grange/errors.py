@@ -21,6 +21,14 @@ class ConflictError(PeerError):
     """What it asks contradicts what is already here."""
 
 
+class UnauthenticatedError(PeerError):
+    """It shows no credential, or one that is not good here."""
+
+
+class ForbiddenError(PeerError):
+    """It is known, and has no right to what it asks for."""
+
+
 class OperatorError(GrangeError):
     """The installation is set up wrongly; the text names the setting and the remedy."""
 

@@ -6,7 +6,7 @@ import pytest
 
 from grange.cli.farm_file import FarmFile, read_farm_file
 from grange.errors import OperatorError
-from grange.scheduler.facts import Limits, Policy
+from grange.scheduler.facts import Limits, Policy, ProjectRule
 
 GIVEN = Limits(silent_s=5, log_bytes=1000)
 
@@ -26,6 +26,8 @@ def test_a_project_starts_from_the_farms_limits(tmp_path: Path) -> None:
         present_outputs = "delete"
         [limits]
         build_s = 60
+        [projects.slow]
+        share = 2
         [projects.slow.limits]
         build_s = 0
         output_bytes = 7
@@ -35,7 +37,12 @@ def test_a_project_starts_from_the_farms_limits(tmp_path: Path) -> None:
     """
     assert read(tmp_path, text) == FarmFile(
         Limits(silent_s=5, build_s=60, log_bytes=1000),
-        {"slow": Limits(silent_s=5, build_s=0, log_bytes=1000, output_bytes=7)},
+        {
+            "slow": ProjectRule(
+                share=2.0,
+                limits=Limits(silent_s=5, build_s=0, log_bytes=1000, output_bytes=7),
+            )
+        },
         Policy(failures_max=2, backoff_s=1.0),
         is_fresh=True,
     )
@@ -44,18 +51,20 @@ def test_a_project_starts_from_the_farms_limits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("limit = 1", "has no limit; what it may have: limits, projects"),
-        ("[limits]\nbuild = 1", "has no build; what it may have: silent_s, build_s"),
-        ("[limits]\nbuild_s = -1", "a whole number of at least 0"),
-        ("[limits]\nbuild_s = 1.5", "a whole number of at least 0"),
-        ("[limits]\nbuild_s = true", "a whole number of at least 0"),
-        ("[retries]\nbackoff_s = nan", "a number of at least 0"),
-        ("[retries]\nfailures_max = 0", "a whole number of at least 1"),
+        ("limit = 1", "limit is not known"),
+        ("[limits]\nbuild = 1", "limits.build is not known"),
+        ("[limits]\nbuild_s = -1", "limits.build_s is -1: input should be greater than or equal"),
+        ("[limits]\nbuild_s = 1.5", "limits.build_s is 1.5: input should be a valid integer"),
+        ("[limits]\nbuild_s = true", "limits.build_s is True: input should be a valid integer"),
+        ("[retries]\nbackoff_s = nan", "retries.backoff_s is nan: input should be a finite"),
+        ("[retries]\nfailures_max = 0", "input should be greater than or equal to 1"),
         ("[retries]\nlease_s = 1", "say it with --lease"),
-        ("[projects.a]\nbuild_s = 1", "[projects.a] has no build_s"),
-        ("[projects]\na = 1", "a table is wanted"),
-        ("limits = 3", "a table is wanted"),
-        ('present_outputs = "keep"', "write one of"),
+        ("[projects.a]\nbuild_s = 1", "projects.a.build_s is not known"),
+        ("[projects.a]\nshare = 0", "input should be greater than 0"),
+        ("[projects]\na = 1", "projects.a is 1: input should be a valid dictionary"),
+        ("limits = 3", "limits is 3: input should be a valid dictionary"),
+        ('present_outputs = "keep"', "present_outputs is 'keep': input should be 'reuse' or"),
+        ("limit = 1\n[limits]\nbuild = 1", "limits.build is not known"),
         ("[limits", "is not TOML"),
     ],
 )

@@ -1,33 +1,90 @@
-"""The file that `grange serve --config` reads: limits and patience, for all and by project."""
+"""The file that `grange serve --config` reads: what holds for the whole farm and for projects.
+
+Its shape is the models below; each table is one, and what it may hold is its fields.
+"""
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from grange.errors import OperatorError
-from grange.scheduler.facts import Limits, Policy
+from grange.scheduler.facts import Limits, Policy, ProjectRule
 
-_SECTIONS: Final = ("limits", "projects", "retries", "present_outputs")
-_PRESENT: Final = ("reuse", "delete")
-_LEASE: Final = "lease_s"  # has its own option: agents are told of it
-_COUNTS: Final = ("build_tries", "failures_max", "losses_max", "aside_failures")  # the first counts
+FactsT = TypeVar("FactsT", Limits, Policy, ProjectRule)
 
-FactsT = TypeVar("FactsT", Limits, Policy)
+_COUNT_MAX: Final = (1 << 63) - 1  # what a database holds
+Count = Annotated[int, Field(ge=0, le=_COUNT_MAX)]
+Tries = Annotated[int, Field(ge=1, le=_COUNT_MAX)]  # the first counts
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Table(BaseModel):
+    """A table of the file: nothing but its fields, and no text where a number is wanted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def over(self, default: FactsT, *but: str) -> FactsT:
+        """`default`, with what the file says in its place."""
+        said = self.model_dump(exclude_unset=True, exclude=set(but))
+        return replace(default, **said)
+
+
+class _Limits(Table):
+    silent_s: Count = 0
+    build_s: Count = 0
+    log_bytes: Count = 0
+    output_bytes: Count = 0
+
+
+class _Project(Table):
+    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
+    running_max: Count = 0
+    queued_max: Count = 0
+    limits: _Limits = _Limits()
+
+
+class _Retries(Table):
+    build_tries: Tries = 1
+    failures_max: Tries = 1
+    losses_max: Tries = 1
+    backoff_s: Seconds = 0
+    backoff_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1
+    backoff_max_s: Seconds = 0
+    max_unsupported_s: Seconds = 0
+    aside_failures: Tries = 1
+    aside_s: Seconds = 0
+    fetch_stall_s: Seconds = 0
+    upload_stall_s: Seconds = 0
+    queue_stall_s: Seconds = 0
+    build_grace_s: Seconds = 0
+    fetch_max_s: Seconds = 0
+    upload_max_s: Seconds = 0
+
+
+class _File(Table):
+    limits: _Limits = _Limits()
+    projects: dict[str, _Project] = Field(default_factory=dict)
+    retries: _Retries = _Retries()
+    present_outputs: Literal["reuse", "delete"] = "reuse"
 
 
 @dataclass(frozen=True, slots=True)
 class FarmFile:
     limits: Limits  # of every build that is in no project with limits of its own
-    projects: Mapping[str, Limits] = field(default_factory=dict)
+    projects: Mapping[str, ProjectRule] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)  # but for its lease
     is_fresh: bool = False  # outputs that an agent's store has already are built again
 
     @property
     def log_bytes_max(self) -> int:
         """What the log of any build may hold; zero for no limit."""
-        most = [self.limits.log_bytes, *[each.log_bytes for each in self.projects.values()]]
+        limits = [self.limits, *[project.limits for project in self.projects.values()]]
+        most = [each.log_bytes for each in limits]
         return max(most) if all(most) else 0
 
 
@@ -38,60 +95,39 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
     makes no sense.
     """
     try:
-        said = tomllib.loads(path.read_text())
+        said = _File.model_validate(_toml(path))
+    except ValidationError as error:
+        raise _told(path, error) from None
+    limits = said.limits.over(limits)
+    return FarmFile(
+        limits,
+        {
+            name: replace(project.over(ProjectRule(), "limits"), limits=project.limits.over(limits))
+            for name, project in said.projects.items()
+        },
+        said.retries.over(Policy()),
+        is_fresh=said.present_outputs == "delete",
+    )
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
     except OSError as error:
         raise OperatorError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OperatorError(f"{path} is not TOML: {error}") from error
-    _only(path, "the file", said, _SECTIONS)
-    limits = _facts(path, "[limits]", limits, _table(path, "[limits]", said.get("limits", {})))
-    policy = _table(path, "[retries]", said.get("retries", {}))
-    if _LEASE in policy:
-        raise OperatorError(f"{path}: {_LEASE} is not set in [retries]; say it with --lease")
-    present = said.get("present_outputs", _PRESENT[0])
-    if present not in _PRESENT:
-        raise OperatorError(f"{path}: present_outputs is {present!r}; write one of {_PRESENT}")
-    return FarmFile(
-        limits,
-        {
-            name: _project(path, name, limits, value)
-            for name, value in _table(path, "[projects]", said.get("projects", {})).items()
-        },
-        _facts(path, "[retries]", Policy(), policy),
-        is_fresh=present == "delete",
-    )
 
 
-def _project(path: Path, name: str, limits: Limits, value: object) -> Limits:
-    where = f"[projects.{name}]"
-    said = _table(path, where, value)
-    _only(path, where, said, ("limits",))
-    where = f"[projects.{name}.limits]"
-    return _facts(path, where, limits, _table(path, where, said.get("limits", {})))
-
-
-def _facts(path: Path, where: str, default: FactsT, said: Mapping[str, Any]) -> FactsT:
-    """`default` with what was said; numbers of the kind that the fields hold."""
-    kinds = {each.name: type(getattr(default, each.name)) for each in fields(default)}
-    _only(path, where, said, [name for name in kinds if name != _LEASE])
-    for name, value in said.items():
-        is_number = isinstance(value, kinds[name] if kinds[name] is int else int | float)
-        least = 1 if name in _COUNTS else 0
-        if not is_number or isinstance(value, bool) or not least <= value < float("inf"):
-            what = "a whole number" if kinds[name] is int else "a number"
-            what += f" of at least {least}"
-            raise OperatorError(f"{path}: {name} in {where} is {value!r}; {what} is wanted")
-    return replace(default, **{name: kinds[name](value) for name, value in said.items()})
-
-
-def _table(path: Path, where: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise OperatorError(f"{path}: {where} is {value!r}; a table is wanted")
-    return value
-
-
-def _only(path: Path, where: str, said: Mapping[str, Any], known: Any) -> None:
-    if unknown := sorted(said.keys() - set(known)):
-        raise OperatorError(
-            f"{path}: {where} has no {', '.join(unknown)}; what it may have: {', '.join(known)}"
-        )
+def _told(path: Path, error: ValidationError) -> OperatorError:
+    """All that is wrong with the file, each with its place."""
+    lines = [f"{path}:"]
+    for each in error.errors(include_url=False):
+        where = ".".join(map(str, each["loc"]))
+        what = "is not known" if each["type"] == "extra_forbidden" else each["msg"].lower()
+        if each["type"] != "extra_forbidden":
+            what = f"is {each['input']!r}: {what}"
+        if where == "retries.lease_s":
+            what = "is not set here; say it with --lease"
+        lines.append(f"{where} {what}")
+    return OperatorError("\n  ".join(lines))

@@ -23,7 +23,7 @@ from grange.coordinator.watch import Watches
 from grange.errors import FencedError, OutsideError
 from grange.ports import Clock, Journal, Leadership, Objects
 from grange.scheduler.core import Scheduler
-from grange.scheduler.facts import AgentId, AttemptId, Limits, Policy
+from grange.scheduler.facts import AgentId, AttemptId, Limits, Policy, ProjectRule
 from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import SecretKey
 from grange.store.path import StoreDir, StorePath
@@ -45,7 +45,7 @@ class FarmSettings:
     limits: Limits  # of builds whose project has none of its own
     lease_s: float
     downloads_max: int = 16
-    projects: Mapping[str, Limits] = field(default_factory=dict)
+    projects: Mapping[str, ProjectRule] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)  # but for its lease
     is_fresh: bool = False  # agents build anew what their stores have already
     folders: tuple[Path, ...] = ()  # where the farm keeps what it must not lose; watched for space
@@ -223,7 +223,8 @@ class Farm:
             self.cache.forget(path)
 
     def _limits_of(self, project: str) -> Limits:
-        return self.settings.projects.get(project, self.settings.limits)
+        rule = self.settings.projects.get(project)
+        return self.settings.limits if rule is None else rule.limits
 
     def _join_answer(self, agent: AgentId) -> JoinAnswer:
         settings = self.settings

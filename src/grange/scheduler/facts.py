@@ -155,6 +155,17 @@ def _larger(a: int, b: int) -> int:
 NO_LIMITS = Limits()
 
 
+@dataclass(frozen=True, slots=True)
+class ProjectRule:
+    """What a project's builds get and may use. Zero means no bound."""
+
+    share: float = 1.0  # of the farm's agent-seconds, in proportion to other projects' shares
+    priority: int = 0  # added to that of each of its builds
+    running_max: int = 0  # attempts at once
+    queued_max: int = 0  # unfinished builds
+    limits: Limits = NO_LIMITS
+
+
 def check_of(step: StepId) -> StepId:
     """The step that builds the outputs of `step` once more, to compare and not to publish.
 
