@@ -97,11 +97,34 @@ async def test_lies_are_refused(tmp_path: Path, lie: str, size: int) -> None:
             }[lie]
         id_ = b.farm.order(b.drv("use", "echo > $out", inputs=[path]))
         outcome, message = await b.failure(id_)
-        assert outcome is Outcome.FETCH_FAILED
         assert path in message
+        if lie == "signature":
+            assert outcome is Outcome.FETCH_FAILED
+        else:  # the farm is to look whether it has lost the right bytes
+            assert outcome is Outcome.INPUTS_MISSING
+            assert b.farm.failed[id_].missing == (path,)
+            assert len(b.farm.nar_requests) == 2
         async with await b.store.connect() as daemon:
             assert not await daemon.query_valid_paths([path])
         await b.delivered(b.farm.order(b.drv("after", "echo > $out")))
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+async def test_bytes_spoilt_on_the_road_are_fetched_again(tmp_path: Path, size: int) -> None:
+    async with bench(tmp_path) as b:
+        path = path_named("spoilt-once")
+        nar = nar_of_text(b"x" * size)
+        b.farm.publish(path, nar)
+        (name,) = b.farm.nars
+        right, b.farm.nars[name] = b.farm.nars[name], zstandard.compress(nar[:-9] + bytes(9))
+
+        def mend(_: str) -> None:
+            if len(b.farm.nar_requests) == 2:
+                b.farm.nars[name] = right
+
+        b.farm.before_nar = mend
+        await b.delivered(b.farm.order(b.drv("use", "echo > $out", inputs=[path])))
+        assert len(b.farm.nar_requests) == 2
 
 
 async def test_one_lie_spoils_nothing_else(tmp_path: Path) -> None:
@@ -111,7 +134,8 @@ async def test_one_lie_spoils_nothing_else(tmp_path: Path) -> None:
         b.farm.publish(bad, nar_of("bad"), nar_hash=Hash.of("sha256", b"another"))
         spoilt = b.farm.order(b.drv("spoilt", "echo > $out", inputs=[bad]))
         fine = b.farm.order(b.drv("fine", "echo > $out", inputs=good))
-        assert (await b.failure(spoilt))[0] is Outcome.FETCH_FAILED
+        assert (await b.failure(spoilt))[0] is Outcome.INPUTS_MISSING
+        assert b.farm.failed[spoilt].missing == (bad,)
         await b.delivered(fine)
 
 

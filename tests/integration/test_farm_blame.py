@@ -1,12 +1,18 @@
 """The right party is blamed: limits of derivations and projects, checks, and what the farm lost."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from grange.scheduler.facts import Outcome, Usage
+from grange.store.path import NIX_STORE
+from grange.wire.messages import Failed, Report
 from tests.integration.farm import Farm, running_farm
+from tests.integration.test_farm_lies import lying
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(90)]
 
@@ -97,18 +103,55 @@ def test_a_check_of_what_is_not_tells_the_files_that_differ(farm: Farm) -> None:
     assert farm.narinfo(build.outputs["out"]).status_code == 200  # the first stays published
 
 
-def test_what_the_farm_lost_is_built_again(farm: Farm) -> None:
-    base = '(step "base" {} "echo base > $out")'
+def spoil(path: Path) -> None:
+    """As a bad disk does: all bytes are there, and some are others."""
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 0xFF
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    """As a crash of a machine may leave it."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, truncate, spoil])
+def test_what_the_farm_lost_is_built_again(farm: Farm, lose: Callable[[Path], None]) -> None:
+    tag = f"fresh-{lose.__name__}"
+    base = f'(step "base-{tag}" {{}} "$b seq 1 1000 > $out; echo {tag} >> $out")'
     [made] = farm.succeed(farm.submit(farm.drv(base))).outputs.values()
-    nar(farm, made).unlink()
-    farm.add_agent("fresh", "--max-jobs", "2", "--tag", "fresh")
+    right = nar(farm, made).read_bytes()
+    lose(nar(farm, made))
+    farm.add_agent(tag, "--max-jobs", "2", "--tag", tag)
     drv = farm.drv(f'step "user" {{ base = {base}; }} "$b cat $base > $out"')
-    build = farm.succeed(farm.submit(drv, "fresh"))
+    build = farm.succeed(farm.submit(drv, tag))
     outcomes = [attempt.outcome for attempt in farm.attempts(build)]
     assert outcomes == ["inputs missing", "succeeded"]
-    assert nar(farm, made).exists()
-    base_outcomes = [attempt.outcome for attempt in farm.attempts(build, "base")]
+    assert nar(farm, made).read_bytes() == right
+    base_outcomes = [attempt.outcome for attempt in farm.attempts(build, f"base-{tag}")]
     assert base_outcomes == ["succeeded", "succeeded"]
+
+
+async def test_an_agent_that_cries_wolf_is_not_believed(farm: Farm) -> None:
+    """It says that an input is damaged; the farm looks, finds it whole, and keeps it."""
+    base = '(step "base-of-liar" {} "echo base > $out")'
+    done = await asyncio.to_thread(lambda: farm.succeed(farm.submit(farm.drv(base))))
+    [made] = done.outputs.values()
+    drv = await asyncio.to_thread(farm.drv, f'step "user" {{ base = {base}; }} "echo > $out"')
+    before = nar(farm, made).stat()
+    async with lying(farm, "wolf") as liar:
+        build = await asyncio.to_thread(farm.submit, drv, "wolf")
+        order = await liar.order()
+        missing = (NIX_STORE.parse(made),)
+        failed = Failed(order.attempt, Outcome.INPUTS_MISSING, "damaged", Usage(), missing)
+        await liar.tunnel.send(Report(failed=(failed,)))
+        assert not await liar.settled(order.attempt)
+    await asyncio.to_thread(farm.add_agent, "sheep", "--tag", "wolf")
+    await asyncio.to_thread(farm.succeed, build)
+    first = (await asyncio.to_thread(farm.attempts, build))[0]
+    assert first.outcome == "fetch failed"
+    assert "the farm has them" in first.message
+    assert nar(farm, made).stat().st_ino == before.st_ino
 
 
 def test_a_lost_source_is_sent_again_with_the_next_submission(farm: Farm) -> None:

@@ -101,7 +101,7 @@ class Liar:
 
 
 @asynccontextmanager
-async def lying(farm: Farm) -> AsyncIterator[Liar]:
+async def lying(farm: Farm, *tags: str) -> AsyncIterator[Liar]:
     spec = AgentSpec(
         id=AgentId(str(uuid4())),
         name="liar",
@@ -114,6 +114,7 @@ async def lying(farm: Farm) -> AsyncIterator[Liar]:
         cpus=1,
         memory_bytes=1 << 30,
         speed_factor=1000.0,
+        tags=tags,
     )
     channel = RunnerChannel(f"127.0.0.1:{farm.agents_port}", NIX_STORE)
     try:

@@ -13,6 +13,7 @@ import aiohttp
 import zstandard
 
 from grange.errors import OutsideError, PeerError
+from grange.store.hash import new_hasher
 from grange.store.keys import TrustedKeys
 from grange.store.narinfo import NARINFO_BYTES_MAX, NarInfo, fingerprint, parse
 from grange.store.path import StoreDir, StorePath
@@ -32,6 +33,13 @@ class PathMissingError(PeerError):
     def __init__(self, message: str, paths: tuple[StorePath, ...]) -> None:
         super().__init__(message)
         self.paths = paths
+
+
+class DamagedError(PathMissingError):
+    """The cache has other bytes of a path than its path info says: as good as none."""
+
+    def __init__(self, path: StorePath, what: str) -> None:
+        super().__init__(f"the farm's cache has {path} damaged: {what}", (path,))
 
 
 class _Inflate(Protocol):
@@ -59,8 +67,8 @@ _DECOMPRESSORS: Final[dict[str, Callable[[], _Inflate]]] = {
 class BinaryCache:
     """The cache at `url`, whose paths must be signed with one of `keys`.
 
-    Raises PathMissingError for what it lacks, PeerError for what is wrong, OutsideError where it
-    cannot be reached after several tries.
+    Raises PathMissingError for what it lacks, DamagedError for wrong bytes, PeerError for what else
+    is wrong, OutsideError where it cannot be reached after several tries.
     """
 
     def __init__(
@@ -91,7 +99,7 @@ class BinaryCache:
         return narinfo
 
     async def nar(self, narinfo: NarInfo) -> AsyncIterator[bytes]:
-        """The NAR in pieces, never more bytes than its path info says."""
+        """The NAR in pieces; the last one is given out only if the whole is right."""
         info = narinfo.info
         make = _DECOMPRESSORS.get(narinfo.compression)
         if make is None:
@@ -100,22 +108,25 @@ class BinaryCache:
                 f" {', '.join(_DECOMPRESSORS)}"
             )
         inflate = make()
+        hasher = new_hasher(info.nar_hash.algorithm)
         left = info.nar_bytes
         try:
             async for chunk in self._body(urljoin(self._base, narinfo.url), info.path):
                 for start in range(0, len(chunk), CHUNK_BYTES):
                     piece = inflate.decompress(chunk[start : start + CHUNK_BYTES])
+                    if not piece:
+                        continue
                     left -= len(piece)
                     if left < 0:
-                        raise PeerError(f"the NAR of {info.path} exceeds {info.nar_bytes} bytes")
-                    if piece:
-                        yield piece
+                        raise DamagedError(info.path, f"its NAR exceeds {info.nar_bytes} bytes")
+                    hasher.update(piece)
+                    if not left and hasher.digest() != info.nar_hash.digest:
+                        raise DamagedError(info.path, f"its hash is not {info.nar_hash.nix()}")
+                    yield piece
         except (zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-            raise PeerError(
-                f"the file of {info.path} in the cache is no {narinfo.compression}: {error}"
-            ) from error
+            raise DamagedError(info.path, f"it is no {narinfo.compression}: {error}") from error
         if left:
-            raise PeerError(f"the NAR of {info.path} ends {left} bytes early")
+            raise DamagedError(info.path, f"its NAR ends {left} bytes early")
 
     async def _body(self, url: str, path: StorePath) -> AsyncIterator[bytes]:
         """The body of a GET; where the connection fails in its midst, the rest by a range."""

@@ -9,9 +9,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
-from grange.agent.download import BinaryCache, PathMissingError
+from grange.agent.download import BinaryCache, DamagedError, PathMissingError
 from grange.daemon import Daemon, DaemonError, DaemonPool
 from grange.errors import GrangeError, PeerError
 from grange.store.narinfo import PathInfo
@@ -22,6 +22,8 @@ MEMORY_BYTES: Final = 64 << 20  # of small NARs, from before their download unti
 BATCH_BYTES: Final = 8 << 20
 BATCH_PATHS: Final = 512
 MISSING_MAX: Final = 10_000  # paths named; what the wire takes
+
+_T = TypeVar("_T")
 
 Requisites = Callable[[Sequence[StorePath]], Awaitable[Sequence[StorePath]]]
 """The runtime closure of paths as the coordinator knows it, references first."""
@@ -171,7 +173,6 @@ class Fetcher:
         flight.is_known.set()
         self.progress += 1
         info = narinfo.info
-        nar = self._counted(cache.nar(narinfo))
         flight.is_big = info.nar_bytes > SMALL_NAR_BYTES
         flight.memory_bytes = 0 if flight.is_big else info.nar_bytes
         self._grant_memory()
@@ -179,14 +180,9 @@ class Fetcher:
         if flight.is_big:
             await self._await_references(flight, info)
             async with self._big_turn:
-                await self._enter_gate()
-                try:
-                    async with self._pool.lease() as daemon:
-                        await _add(daemon, [(info, nar)])
-                finally:
-                    await self._leave_gate()
+                await _undamaged(lambda: self._stream_through(info, cache.nar(narinfo)))
         else:
-            whole = b"".join([piece async for piece in nar])
+            whole = await _undamaged(lambda: self._load(cache.nar(narinfo)))
             await self._await_references(flight, info)
             item = _Import(info, whole, asyncio.get_running_loop().create_future())
             self._imports.append(item)
@@ -194,6 +190,17 @@ class Fetcher:
             if self._importer is None:
                 self._importer = asyncio.create_task(self._import_all())
             await item.done
+
+    async def _stream_through(self, info: PathInfo, nar: AsyncIterator[bytes]) -> None:
+        await self._enter_gate()
+        try:
+            async with self._pool.lease() as daemon:
+                await _add(daemon, [(info, self._counted(nar))])
+        finally:
+            await self._leave_gate()
+
+    async def _load(self, nar: AsyncIterator[bytes]) -> bytes:
+        return b"".join([piece async for piece in self._counted(nar)])
 
     async def _counted(self, nar: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in nar:
@@ -270,6 +277,14 @@ class Fetcher:
                     item.done.set_result(None)
 
 
+async def _undamaged(bring: Callable[[], Awaitable[_T]]) -> _T:
+    """Once more where the bytes were wrong: the road may have spoilt them, and not the farm."""
+    try:
+        return await bring()
+    except DamagedError:
+        return await bring()
+
+
 async def _add(
     daemon: Daemon, paths: Sequence[tuple[PathInfo, bytes | AsyncIterator[bytes]]]
 ) -> None:
@@ -306,7 +321,9 @@ async def _all_done(flights: Sequence[_Flight]) -> None:
         for flight in flights:
             await flight.is_known.wait()
         missing = [each for each in _failures(flights) if isinstance(each, PathMissingError)]
-        raise _missing({path for each in missing for path in each.paths}) from missing[0]
+        damaged = next((each for each in missing if isinstance(each, DamagedError)), None)
+        paths = {path for each in missing for path in each.paths}
+        raise _missing(paths, damaged) from missing[0]
 
 
 def _failures(flights: Sequence[_Flight]) -> list[BaseException]:
@@ -314,7 +331,8 @@ def _failures(flights: Sequence[_Flight]) -> list[BaseException]:
     return [error for future in done if (error := future.exception()) is not None]
 
 
-def _missing(paths: Collection[StorePath]) -> PathMissingError:
+def _missing(paths: Collection[StorePath], damaged: DamagedError | None = None) -> PathMissingError:
     named = tuple(sorted(paths)[:MISSING_MAX])
-    more = f" and {len(paths) - 1} other paths are" if len(paths) > 1 else " is"
-    return PathMissingError(f"{named[0]}{more} not in the farm's cache", named)
+    what = damaged or f"{named[0]} is not in the farm's cache"
+    more = f"; it is one of {len(paths)} that cannot be had" if len(paths) > 1 else ""
+    return PathMissingError(f"{what}{more}", named)

@@ -18,6 +18,7 @@ from grange.ports import Journal, Objects
 from grange.scheduler.events import AttemptFailed, InputsLost
 from grange.scheduler.facts import AgentId, AttemptId, Outcome, StepId
 from grange.scheduler.state import Attempt
+from grange.store.hash import new_hasher
 from grange.store.narinfo import NarInfo
 from grange.store.path import StorePath
 from grange.wire.messages import Failed
@@ -149,10 +150,21 @@ class Repairs:
         size = await self._objects.size(narinfo.url)
         if size is None:
             return False
-        if narinfo.file_bytes is not None and size != narinfo.file_bytes:
+        if not await self._is_whole(narinfo, size):
             await self._objects.delete(narinfo.url)  # else the right one could not take its place
             return False
         return True
+
+    async def _is_whole(self, narinfo: NarInfo, size: int) -> bool:
+        """Whether the stored file is byte for byte what was verified and signed."""
+        if narinfo.file_bytes is not None and size != narinfo.file_bytes:
+            return False
+        if narinfo.file_hash is None:
+            return True
+        hasher = new_hasher(narinfo.file_hash.algorithm)
+        async for piece in self._objects.read(narinfo.url):
+            hasher.update(piece)
+        return bool(hasher.digest() == narinfo.file_hash.digest)
 
     def _remember(self, sources: Iterable[StorePath]) -> None:
         self._lost_sources |= dict.fromkeys(sources)
