@@ -62,6 +62,7 @@ class Ledger:
         self._narinfos: set[StorePath] = set()
         self._failed: set[StepId] = set()  # remembered failures
         self._spoilt: Counter[StepId] = Counter()  # tries that infrastructure spoilt
+        self._seconds: Counter[StepId] = Counter()  # tries that went on beside another
         self._owner = {path: node for node in graph.nodes.values() for path in node.outputs}
 
     def blame(self, message: str) -> None:
@@ -107,6 +108,7 @@ class Ledger:
                         f"attempt {attempt} of {step}, which is published or to be compared",
                     )
                     self._excuse_second(step, attempt)
+                    self._count_second(step)
                     self.attempts[attempt] = self.open[attempt] = (step, agent)
                 case do.SaveAttemptEnded(attempt, step, outcome, message, _, _):
                     self._ended(attempt, outcome, message, step in troubled)
@@ -153,7 +155,8 @@ class Ledger:
                 self._compared.add(checked(step))
         if outcome.is_infrastructure and (is_counted or self._is_wanted(step)):
             self._spoilt[step] += 1
-            self._demand(self._spoilt[step] <= FAILURES_MAX, f"{step} is tried for ever", "economy")
+            most = FAILURES_MAX + self._seconds[step]  # the last failure waits for those beside it
+            self._demand(self._spoilt[step] <= most, f"{step} is tried for ever", "economy")
         self._demand(
             outcome is not Outcome.INPUTS_MISSING,
             f"attempt {attempt} was sent where its inputs were not: {message}",
@@ -170,11 +173,15 @@ class Ledger:
         self._demand(attempt in self._lost, f"{attempt} is revived and was not lost")
         if attempt not in self._lost:
             return
+        self._count_second(self.attempts[attempt][0])
         step, _ = self.open[attempt] = self.attempts[attempt]
         self._demand(not self.is_published(step), f"{attempt} of published {step} is revived")
         self._lost.discard(attempt)
         self.ended[Outcome.AGENT_LOST] -= 1
         self.revived += 1
+
+    def _count_second(self, step: StepId) -> None:
+        self._seconds[step] += any(same == step for same, _ in self.open.values())
 
     def _is_wanted(self, step: StepId) -> bool:
         """Whether a build that was accepted and goes on needs the step."""
