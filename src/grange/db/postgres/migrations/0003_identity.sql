@@ -1,0 +1,2 @@
+-- Adds nothing yet.
+SELECT 1;
