@@ -221,7 +221,8 @@ class Journal(Protocol):
 
     Every method that writes has written durably when it returns. A write that certainly did not
     apply raises `JournalRefusedError`; one whose fate is unknown raises any other exception, and
-    the caller must rebuild what it knows from `recover()`. Reads see all completed writes.
+    the caller must rebuild what it knows from `recover()`. Reads see all completed writes. Where
+    the world is at fault, what is raised is an OutsideError or OSError.
     """
 
     async def recover(self) -> Recovered: ...

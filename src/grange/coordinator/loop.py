@@ -98,7 +98,11 @@ class WriterLoop:
         await done
 
     async def run(self, actor: Actor) -> None:
-        """Recover, then serve until cancelled. Raises FencedError once another leads."""
+        """Recover, then serve until cancelled.
+
+        Raises FencedError once another leads, and what is neither GrangeError nor OSError where the
+        journal could be read but not understood: a fault of our own.
+        """
         self._is_stopped = False
         await self._rebuild(actor)
         while True:
@@ -193,14 +197,11 @@ class WriterLoop:
             except FencedError as error:
                 self._doubt((), error)
                 raise
-            except Exception as error:  # by the journal's contract it may be any
+            except (GrangeError, OSError) as error:  # what else there is, no other try would mend
                 self.trouble = str(error)
                 self._doubt((), error)
                 actor.reset()
-                if isinstance(error, GrangeError):
-                    log.error("the journal cannot be read back, trying again: %s", error)
-                else:
-                    log.exception("the journal cannot be read back, trying again")
+                log.error("the journal cannot be read back, trying again: %s", error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RETRY_MAX_S)
         self.trouble = ""

@@ -11,12 +11,13 @@ from typing import Any
 import uvicorn
 
 from grange.coordinator.farm import Farm
-from grange.errors import OperatorError
+from grange.errors import GrangeError, OperatorError
 from grange.store.path import StoreDir
 from grange.wire.server import add_runner_service, new_server
 
 log = logging.getLogger(__name__)
 
+EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
 GOODBYE_S = 3.0  # for calls under way when the process ends
 
 
@@ -45,7 +46,10 @@ class _Http(uvicorn.Server):
 async def serve(
     farm: Farm, app: Any, http: socket.socket, agents: str, store_dir: StoreDir
 ) -> None:
-    """Run the farm until SIGTERM or SIGINT. `agents` is host:port for gRPC."""
+    """Run the farm until SIGTERM or SIGINT. `agents` is host:port for gRPC.
+
+    Raises GrangeError where it cannot go on, SystemExit upon a fault of its own.
+    """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,12 +92,28 @@ async def serve(
             web.should_exit = True
             await grpc_server.stop(GOODBYE_S / 2)
             await asyncio.wait((serving,))
-        if working.done() and not working.cancelled():
-            working.result()
+        if working.done() and not working.cancelled() and (error := working.exception()):
+            raise _blame(error)
     finally:
         for task in (working, stop, ready):
             await _end(task)
         await farm.leadership.release()
+
+
+def _blame(error: BaseException) -> BaseException:
+    """What to end the process with: an error for its operator, or a fault of our own, logged."""
+    told = error
+    while isinstance(told, BaseExceptionGroup):
+        told = told.exceptions[0]
+    if isinstance(told, GrangeError):
+        return told
+    log.critical(
+        "a fault of Grange's own ends this coordinator: %r; nothing that was told is lost, and "
+        "another start may do; please report what follows",
+        told,
+        exc_info=error,
+    )
+    return SystemExit(EXIT_FAULT)
 
 
 async def _end(task: asyncio.Task[Any]) -> None:
