@@ -92,8 +92,8 @@ async def serve(
             web.should_exit = True
             await grpc_server.stop(GOODBYE_S / 2)
             await asyncio.wait((serving,))
-        if working.done() and not working.cancelled() and (error := working.exception()):
-            raise _blame(error)
+        if working.done() and not working.cancelled() and (fault := working.exception()):
+            raise _blame(fault)
     finally:
         for task in (working, stop, ready):
             await _end(task)
