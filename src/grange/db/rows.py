@@ -19,6 +19,7 @@ from grange.scheduler.facts import (
     Limits,
     Outcome,
     QueueKey,
+    StepId,
     Thresholds,
     Usage,
 )
@@ -43,7 +44,7 @@ def pack_ids(ids: Sequence[int]) -> bytes:
     return struct.pack(f"<{len(ids)}i", *ids)
 
 
-def unpack_ids(data: bytes) -> tuple[int, ...]:
+def unpack_ids(data: bytes) -> tuple[StepId, ...]:
     return struct.unpack(f"<{len(data) // 4}i", data)
 
 

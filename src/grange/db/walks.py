@@ -30,25 +30,30 @@ References = Lru[StorePath, tuple[StorePath, ...]]
 def unfinished_graph(roots: Sequence[StorePath]) -> Script[list[StepNode]]:
     """See `Journal.unfinished_graph`. Inputs first is by id: see `grange.db.ingest`."""
     rows: dict[int, Row] = {}
-    inputs: dict[int, tuple[int, ...]] = {}
-    seen = set((yield from _root_steps(roots)))
+    inputs: dict[int, tuple[StepId, ...]] = {}
+    seen: set[int] = set((yield from _root_steps(roots)))
     level = seen
     while level:
         needed: set[int] = set()
-        for row in (yield from ask("graph_nodes", [*level])):
-            rows[row[0]] = row
-            needed.update(inputs.setdefault(row[0], unpack_ids(row[3])))
+        for row in (yield from ask("graph_nodes", sorted(level))):  # neighbours share pages
+            id_ = row[0]
+            rows[id_] = row
+            inputs[id_] = needs = unpack_ids(row[3])
+            needed.update(needs)
         level = needed - seen
         seen |= level
+    done = seen.difference(rows)
     queues = yield from read_queues()
     nodes = []
     for id_ in sorted(rows):
-        row = rows[id_]
+        row, needs = rows[id_], inputs[id_]
         _, drv_path, queue, _, outputs, expected_s, failures, losses, tries, limits = row[:10]
+        if not done.isdisjoint(needs):
+            needs = tuple([each for each in needs if each not in done])
         spec = StepSpec(
             StepId(id_),
             queues[queue],
-            tuple([StepId(each) for each in inputs[id_] if each in rows]),
+            needs,
             EXPECTED_S if expected_s is None else expected_s,
             failures,
             losses,
