@@ -16,7 +16,7 @@ from grange.scheduler.facts import (
     checked,
     is_check,
 )
-from tests.simulation.graph import Node
+from tests.simulation.graph import FLAKY_P, Node
 from tests.simulation.network import Network, Orders, Tunnel
 from tests.simulation.world import World
 
@@ -35,6 +35,7 @@ class Try:
         self.is_check = is_check(order.step)
         self.limits = order.limits
         self.progress = 0
+        self.is_built = False  # its outputs are in the agent's store, whatever came of the upload
         self.is_uploaded = False
         self.hangs_in: Phase | None = None  # it comes no further than this
         self.phase = Phase.QUEUED
@@ -268,7 +269,7 @@ class SimAgent:
         return isinstance(attempt.end, on.AttemptFailed)
 
     def _fetched(self, attempt: Try) -> None:
-        made = [other for other in self.tries.values() if other.is_made and not other.is_check]
+        made = [other for other in self.tries.values() if other.is_built and not other.is_check]
         here = {other.node.step for other in made}
         for needed in (*attempt.node.inputs, *([attempt.node.step] * attempt.is_check)):
             if needed not in here and not self._world.ledger.is_published(needed):
@@ -303,6 +304,8 @@ class SimAgent:
             return  # built already: it stood still, was healed, and both ends came
         if attempt.node.is_doomed:
             self._fail(attempt, Outcome.BUILD_FAILED, "exit 1")
+        elif attempt.node.is_flaky and self._world.chance(FLAKY_P):
+            self._fail(attempt, Outcome.BUILD_FAILED, "exit 1, this time")
         elif self.is_broken:
             self._fail(attempt, Outcome.AGENT_OUT_OF_DISK, "a simulated wreck")
         elif attempt.is_check and attempt.node.is_fickle:
@@ -312,6 +315,7 @@ class SimAgent:
             self._fail(attempt, outcome, "a simulated hiccup")
         else:
             self._free_place(attempt)
+            attempt.is_built = True
             attempt.phase = Phase.BUILT
             usage = Usage(build_s=attempt.node.build_s)
             attempt.end = on.OutputsBuilt(self.id, attempt.id, 100, usage)

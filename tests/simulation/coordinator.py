@@ -42,7 +42,9 @@ class Coordinator:
         world.note("the coordinator starts")
         world.ledger.restarted()
         clock = VirtualClock(world.loop, wall_s)
-        self.loop = WriterLoop(self._disk, clock, lease_s=LEASE_S, batch_max=50)
+        self.loop = WriterLoop(
+            self._disk, clock, lease_s=LEASE_S, policy=world.policy, batch_max=50
+        )
         self._submissions = Submissions(self.loop, self._disk, ())
         self._network.loop = self.loop
         self._tasks = [world.loop.create_task(self._run(self.loop))]

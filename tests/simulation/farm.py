@@ -6,7 +6,7 @@ from random import Random
 from typing import Final
 
 from grange.scheduler.core import Scheduler
-from grange.scheduler.facts import NO_LIMITS, BuildId, Limits
+from grange.scheduler.facts import NO_LIMITS, BuildId, Limits, Policy
 from tests.simulation.agent import SimAgent
 from tests.simulation.coordinator import LEASE_S, Coordinator
 from tests.simulation.disk import Disk
@@ -24,8 +24,10 @@ CALM_QUIET_S: Final = 2.0  # the same where nothing ever failed: less than a hea
 
 
 class Farm:
-    def __init__(self, random: Random, rates: Rates, graph: Graph) -> None:
-        self.world = World(random, rates, graph)
+    def __init__(
+        self, random: Random, rates: Rates, graph: Graph, policy: Policy | None = None
+    ) -> None:
+        self.world = World(random, rates, graph, policy or Policy())
         self.is_calm = rates.is_calm
         self.world.ledger.may_trouble = not self.is_calm
         self.disk = Disk(self.world)
@@ -190,7 +192,8 @@ class Farm:
     def _quiet_s(self) -> float:
         if self.is_calm:
             return CALM_QUIET_S
-        return HUNG_QUIET_S if self.world.ledger.hanging else QUIET_S
+        may_hang = any(each.hangs_in for agent in self.agents for each in agent.tries.values())
+        return HUNG_QUIET_S if may_hang or self.world.ledger.hanging else QUIET_S
 
     async def _until(self, holds: Callable[[], bool], deadline: float) -> bool:
         while not holds():
@@ -244,6 +247,14 @@ class Farm:
             ends = ", ".join(f"{count} {outcome}" for outcome, count in ledger.ended.items())
             return f"economy: a calm farm has {ledger.aborts} aborts and attempts that end: {ends}"
         return ""
+
+
+def draw_policy(random: Random, rates: Rates) -> Policy:
+    """How patient the farm is; where some steps may find no agent, not for longer than the run."""
+    return Policy(
+        build_tries=random.choice((1, 1, 2, 3)),
+        max_unsupported_s=random.choice((60.0, 600.0)) if rates.foreign_p else 86_400.0,
+    )
 
 
 def draw_plans(

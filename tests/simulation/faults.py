@@ -24,6 +24,9 @@ class Rates:
     repeat_p: float = 0.0  # of news of an attempt: it is told a second time, much later
     upload_p: float = 0.0  # an upload fails and is given up
     put_p: float = 0.0  # a narinfo cannot be put
+    slow_put_p: float = 0.0  # putting a narinfo takes up to a minute
+    slow_store_p: float = 0.0  # granting an upload, or verifying what came, takes up to a minute
+    unstored_p: float = 0.0  # an upload comes in whole and cannot be stored
     refused_p: float = 0.0  # a commit certainly does not apply
     doubt_p: float = 0.0  # a commit fails, and has applied or not
     crash_p: float = 0.0  # the coordinator dies in a commit, before or after it applies
@@ -35,6 +38,8 @@ class Rates:
     retry_p: float = 0.0  # of a build that did not succeed
     limit_p: float = 0.0  # of a build: it may not take as long as it likes
     check_p: float = 0.0  # of a build: its root is built again to compare
+    flaky_p: float = 0.0  # of a derivation: its builds fail now and then
+    foreign_p: float = 0.0  # of a derivation: it is for a system that few agents offer, or none
     fickle_p: float = 0.0  # of a derivation: it builds something else each time
     twice_p: float = 0.0  # of a submission: it is sent a second time
     skew_p: float = 0.0  # of a start of the coordinator: its wall clock is wrong by up to an hour
@@ -70,7 +75,17 @@ class Rates:
 
 
 _LASTING = frozenset(
-    {"doomed_p", "fickle_p", "limit_p", "check_p", "cancel_p", "retry_p", "twice_p"}
+    {
+        "doomed_p",
+        "flaky_p",
+        "foreign_p",
+        "fickle_p",
+        "limit_p",
+        "check_p",
+        "cancel_p",
+        "retry_p",
+        "twice_p",
+    }
 )
 _MOST = {
     "cut_h": 200.0,
@@ -89,6 +104,9 @@ _MOST = {
     "repeat_p": 0.3,
     "upload_p": 0.2,
     "put_p": 0.3,
+    "slow_put_p": 0.2,
+    "slow_store_p": 0.2,
+    "unstored_p": 0.2,
     "refused_p": 0.1,
     "doubt_p": 0.03,
     "crash_p": 0.02,
@@ -100,6 +118,8 @@ _MOST = {
     "retry_p": 0.7,
     "limit_p": 0.5,
     "check_p": 0.4,
+    "flaky_p": 0.2,
+    "foreign_p": 0.1,
     "fickle_p": 0.1,
     "twice_p": 0.4,
     "skew_p": 0.5,

@@ -12,6 +12,8 @@ from grange.store.path import StorePath
 from tests.simulation.faults import Rates
 
 SYSTEMS: Final = ("x86_64-linux", "aarch64-linux")
+FOREIGN: Final = "riscv64-linux"  # that no agent offers from the start
+FLAKY_P: Final = 0.5  # of a build of what is flaky: it fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Node:
     upload_s: float  # of each output
     is_doomed: bool  # every build of it fails
     is_fickle: bool = False  # no two builds of it make the same
+    is_flaky: bool = False  # some builds of it fail
 
     @property
     def drv_path(self) -> StorePath:
@@ -94,6 +97,7 @@ def node(
     system: str = SYSTEMS[0],
     is_doomed: bool = False,
     is_fickle: bool = False,
+    is_flaky: bool = False,
 ) -> Node:
     return Node(
         StepId(number),
@@ -104,6 +108,7 @@ def node(
         upload_s,
         is_doomed,
         is_fickle,
+        is_flaky,
     )
 
 
@@ -129,9 +134,12 @@ def draw_graph(random: Random, rates: Rates, steps_max: int) -> Graph:
                 build_s=random.uniform(0.5, slowest_s),
                 upload_s=random.uniform(0.1, random.choice((1.0, 20.0))),
                 outputs=random.choice((1, 1, 2)),
-                system=random.choice((SYSTEMS[0], SYSTEMS[0], SYSTEMS[1])),
+                system=FOREIGN
+                if random.random() < rates.foreign_p
+                else random.choice((SYSTEMS[0], SYSTEMS[0], SYSTEMS[1])),
                 is_doomed=random.random() < rates.doomed_p,
                 is_fickle=random.random() < rates.fickle_p,
+                is_flaky=random.random() < rates.flaky_p,
             )
         )
     return Graph(nodes)

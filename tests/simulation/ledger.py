@@ -18,6 +18,7 @@ from grange.scheduler.facts import (
     Cause,
     Limits,
     Outcome,
+    Policy,
     StepId,
     check_of,
     checked,
@@ -31,8 +32,9 @@ AFTERMATH_S: Final = 45.0  # a lease, and what was late on its way
 
 
 class Ledger:
-    def __init__(self, graph: Graph, now: Callable[[], float]) -> None:
+    def __init__(self, graph: Graph, now: Callable[[], float], policy: Policy) -> None:
         self.graph = graph
+        self.policy = policy
         self._now = now
         self.violation = ""  # the first
         self.attempts: dict[AttemptId, tuple[StepId, AgentId]] = {}
@@ -58,6 +60,8 @@ class Ledger:
         self._decided: Sequence[do.JournalEffect] = ()  # what was to be committed last
         self._away_then: frozenset[AgentId] = frozenset()  # when that was decided
         self._trouble_until: dict[AgentId, float] = {}
+        self._offered: dict[str, float] = {}  # when an agent of this system was last heard
+        self._tries: Counter[StepId] = Counter()  # builds that failed by themselves
         self._content: dict[StorePath, Hash] = {}
         self._narinfos: set[StorePath] = set()
         self._failed: set[StepId] = set()  # remembered failures
@@ -126,14 +130,14 @@ class Ledger:
                 case do.SaveFailureForgotten(step):
                     self._failed.discard(step)
                     self._spoilt.pop(step, None)
+                    self._tries.pop(step, None)
                 case do.SaveBuildFinished(build, outcome, cause, _):
                     self._demand(
                         build not in self.outcomes,
                         f"build {build} ended twice: {self.outcomes.get(build)}, {outcome}",
                     )
                     self.outcomes[build] = outcome
-                    blamed = cause.step if cause is not None else None
-                    self._judge(build, outcome, blamed)
+                    self._judge(build, outcome, cause)
                     self._forget_checks()
                 case do.SaveBuildReopened(build):
                     self._demand(build in self.may_retry, f"nobody asked for {build} again")
@@ -146,6 +150,7 @@ class Ledger:
         step, agent = self.open.pop(attempt, (StepId(0), ""))
         self._demand(bool(agent), f"{attempt} ended twice or before it began")
         self.ended[outcome] += 1
+        self._tries[step] += outcome is Outcome.BUILD_FAILED
         self._lost.discard(attempt)
         if outcome is Outcome.AGENT_LOST:
             self._lost.add(attempt)
@@ -202,7 +207,8 @@ class Ledger:
         """Its builds fail anywhere, or it overran the limits of all builds that want it."""
         node = self.graph.nodes[step]
         if cause.outcome is not Outcome.TIMED_OUT:
-            return node.is_doomed
+            is_tried = self._tries[step] >= self.policy.build_tries
+            return (node.is_doomed or node.is_flaky) and is_tried
         limit_s = cause.limit or 0
         most = [self._limits[build].build_s for build in self._wanting(step)]
         return 0 < limit_s < node.build_s and all(0 < other <= limit_s for other in most)
@@ -217,9 +223,10 @@ class Ledger:
             first = self._content.setdefault(path, content)
             self._demand(first == content, f"the content of {path} changed")
 
-    def _judge(self, build: BuildId, outcome: Outcome, blamed: StepId | None) -> None:
+    def _judge(self, build: BuildId, outcome: Outcome, cause: Cause | None) -> None:
         """Whether a build may end like this."""
         root = self.roots[build]
+        blamed = cause.step if cause is not None else None
         if outcome.is_success:
             right = self.is_published(root)
             right = right and (build not in self._checks or root in self._compared)
@@ -230,6 +237,10 @@ class Ledger:
         elif outcome is Outcome.TIMED_OUT and build in self._checks and self.is_published(root):
             limit_s = self._limits[build].build_s
             right = 0 < limit_s < self.graph.nodes[root].build_s and blamed == root
+        elif outcome is Outcome.BUILD_FAILED and build in self._checks and self.is_published(root):
+            right = self.graph.nodes[root].is_flaky and blamed == root
+        elif cause is not None and cause.outcome is Outcome.UNSUPPORTED and blamed is not None:
+            right = self._is_right_to_wait_no_more(root, blamed)
         elif outcome.is_remembered or blamed in self._failed:
             self._demand(blamed in self._failed, f"the failure of {blamed} is not remembered")
             needed = self.graph.closure(root)
@@ -238,6 +249,12 @@ class Ledger:
         else:
             right = self.may_trouble
         self._demand(right, f"build {build} of {root} ended as {outcome}, blamed on {blamed}")
+
+    def _is_right_to_wait_no_more(self, root: StepId, blamed: StepId) -> bool:
+        """No agent that could build what is blamed was heard for so long."""
+        last_s = self._offered.get(self.graph.nodes[blamed].system, 0.0)
+        is_needed = any(node.step == blamed for node in self.graph.closure(root))
+        return is_needed and self._now() - last_s >= self.policy.max_unsupported_s
 
     # --- what was said and published ------------------------------------------------------
 
@@ -278,6 +295,10 @@ class Ledger:
         """Something happened to this agent that may cost it attempts for a while."""
         until = self._now() + for_s
         self._trouble_until[agent] = max(until, self._trouble_until.get(agent, 0.0))
+
+    def offered(self, systems: Sequence[str]) -> None:
+        """An agent that builds for these, and that the farm let in, was heard."""
+        self._offered.update(dict.fromkeys(systems, self._now()))
 
     def recovered(self, agent: AgentId) -> None:
         """It is back; what it missed meanwhile shows within a lease and some heartbeats."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from grange.coordinator import checks, loop, recovery, submit
 from grange.coordinator.loop import WriterLoop
-from grange.scheduler import attempts, core, roster, steps, submission, watchdog
+from grange.scheduler import attempts, core, roster, steps, submission, unsupported, watchdog
 from grange.scheduler.state import Agent
 
 
@@ -95,6 +95,23 @@ MUTANTS = (
         "_blame_build",
         "is_final(cause, step.limits)",
         "True",
+    ),
+    Mutant("tries not counted", attempts, "_blame_build", "tries=step.past.tries + 1", "tries=0"),
+    Mutant(
+        "the first try is the last",
+        attempts,
+        "_blame_build",
+        "step.past.tries < memory.policy.build_tries",
+        "False",
+    ),
+    Mutant("no agent waited for", unsupported, "watch", "queue.agents or", ""),
+    Mutant("waiting in vain for ever", unsupported, "watch", "_give_up(memory, queue)"),
+    Mutant(
+        "waits in vain added up",
+        unsupported,
+        "watch",
+        "queue.hopeless_since = None\n            continue",
+        "continue",
     ),
     Mutant("what stands still is not stopped", watchdog, "check", "verdict is None", "True"),
     Mutant(

@@ -21,6 +21,7 @@ from tests.simulation.world import World
 
 LATENCY_S: Final = 0.2  # at most
 GAP_S: Final = 1e-4  # between messages, to keep their order
+SLOW_S: Final = 60.0  # at most, that an object takes where it is slow
 NOTICE_S: Final = 15.0  # at most, until an end notices that the other is gone
 
 
@@ -151,15 +152,19 @@ class Network:
     def hear(self, tunnel: Tunnel, events: Sequence[on.Event]) -> None:
         if self.lines.get(tunnel.spec.id) is not tunnel or self.loop is None:
             return
-        self.world.ledger.away.discard(tunnel.spec.id)
+        if self.loop.core is not None and tunnel.spec.id in self.loop.core.agents:
+            self.world.ledger.offered(tunnel.spec.systems)
         for event in events:
             self.world.note(event)
             self.loop.tell(event)
+            if isinstance(event, on.AgentHeard):
+                self.world.ledger.away.discard(tunnel.spec.id)
             if isinstance(event, on.OutputsBuilt):
                 self._built.add(event.attempt)
                 self._said.add(event.attempt)
                 self._found_same(event.attempt)
-                self.world.after(self.world.soon(0.5), self._grant, event.agent, event.attempt)
+                wait_s = self._slowness(0.5)
+                self.world.after(wait_s, self._grant, event.agent, event.attempt)
 
     def crash(self) -> None:
         """The coordinator's process is gone, with all it knew."""
@@ -198,18 +203,25 @@ class Network:
             self._flush()
 
     def put(self, attempt: AttemptId, index: int) -> bool:
-        """One output comes in whole; False where it is not let in."""
+        """One output comes in whole; False where it is not let in, or cannot be kept."""
         if self.loop is None or attempt not in self._granted:
+            return False
+        if self.world.chance(self.world.rates.unstored_p):
             return False
         node = self.world.graph.nodes[self.world.ledger.attempts[attempt][0]]
         self.world.ledger.uploads[node.outputs[index]] += 1
         self._granted[attempt].add(index)
         if len(self._granted[attempt]) == len(node.outputs):
-            self._stored(attempt)
+            self.world.after(self._slowness(0.0), self._stored, attempt)
         return True
 
+    def _slowness(self, usual_s: float) -> float:
+        is_slow = self.world.chance(self.world.rates.slow_store_p)
+        return self.world.soon(SLOW_S if is_slow else usual_s)
+
     def _stored(self, attempt: AttemptId) -> None:
-        assert self.loop is not None
+        if self.loop is None or attempt not in self._granted:
+            return  # it ended, or the process did, while the last bytes were looked at
         node = self.world.graph.nodes[self.world.ledger.attempts[attempt][0]]
         self._built.add(attempt)
         self.world.note(f"stored {attempt}")
@@ -308,7 +320,8 @@ class Network:
 
     async def publish(self, outputs: Sequence[PublishedOutput]) -> None:
         for output in outputs:
-            await asyncio.sleep(self.world.soon(1.0))
+            is_slow = self.world.chance(self.world.rates.slow_put_p)
+            await asyncio.sleep(self.world.soon(SLOW_S if is_slow else 1.0))
             if self.world.chance(self.world.rates.put_p):
                 raise OutsideError("the simulated store takes no narinfo")
             self.world.ledger.put(output)

@@ -8,11 +8,12 @@ from typing import Final
 from unittest.mock import patch
 
 from grange.coordinator import loop
-from tests.simulation.farm import Farm, draw_plans
+from tests.simulation.farm import Farm, draw_plans, draw_policy
 from tests.simulation.faults import Rates
-from tests.simulation.graph import SYSTEMS, draw_graph
+from tests.simulation.graph import FOREIGN, SYSTEMS, draw_graph
 from tests.simulation.virtual import StuckError, run_virtually
 
+LATE_P: Final = 0.5  # where agents of some system are wanting, that one comes at last
 CALM_EVERY = 4  # of so many seeds one is calm, for economy
 
 
@@ -63,7 +64,8 @@ async def _simulate(
     seed: int, random: Random, scale: Scale, rates: Rates, on_note: Callable[[str], None] | None
 ) -> Verdict:
     shown = str(rates)
-    farm = Farm(random, rates, draw_graph(random, rates, scale.steps_max))
+    graph = draw_graph(random, rates, scale.steps_max)
+    farm = Farm(random, rates, graph, draw_policy(random, rates))
     if on_note is not None:
         farm.world.on_note = on_note
     faulty_s = random.uniform(30.0, scale.faulty_max_s)
@@ -73,6 +75,8 @@ async def _simulate(
     for number in range(random.randint(1, scale.agents_max)):
         systems = SYSTEMS if number == 0 else random.choice((SYSTEMS, SYSTEMS[:1], SYSTEMS[1:]))
         farm.add_agent(f"agent-{number}", systems, random.randint(1, 4))
+    if rates.foreign_p and random.random() < LATE_P:
+        farm.world.after(random.uniform(0.0, faulty_s), farm.add_agent, "late", (FOREIGN,))
     farm.tempt_fate()
     farm.world.after(faulty_s, farm.heal)
     try:

@@ -1,75 +1,17 @@
 """Directed runs: one thing goes wrong at the worst moment, everything else is calm."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from random import Random
+from collections.abc import Sequence
 
 import pytest
 
 from grange.errors import JournalRefusedError
 from grange.scheduler.core import FAILURES_MAX
 from grange.scheduler.effects import JournalEffect, SaveAttempt, SavePaths
-from grange.scheduler.facts import BuildId, Outcome, Phase, StepId
-from tests.simulation.agent import SimAgent
+from grange.scheduler.facts import BuildId, Outcome, Phase
 from tests.simulation.farm import Farm
-from tests.simulation.faults import Rates
-from tests.simulation.graph import Graph, Node, node
-from tests.simulation.people import Plan
-from tests.simulation.virtual import run_virtually
-
-X, Y = BuildId("x"), BuildId("y")
-
-
-@pytest.fixture(autouse=True)
-def _faults_are_meant() -> Iterator[None]:
-    logger = logging.getLogger("grange")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
-
-
-def play(nodes: Sequence[Node], scene: Callable[[Farm], Awaitable[None]]) -> None:
-    """Run `scene` on a farm that is not asked to be calm; every oracle but calm economy watches."""
-
-    async def main() -> None:
-        farm = Farm(Random(1), Rates(), Graph(list(nodes)))
-        farm.is_calm = False
-        farm.world.ledger.may_trouble = True
-        await farm.open()
-        try:
-            await scene(farm)
-            assert await farm.finish() == ""
-        finally:
-            farm.close()
-
-    run_virtually(main())
-
-
-def want(farm: Farm, root: int, build: BuildId = X, *, priority: int = 0) -> None:
-    farm.people.follow(Plan(build, StepId(root), priority=priority))
-
-
-async def phase(farm: Farm, agent: SimAgent, step: int, wanted: Phase) -> None:
-    """Wait until `agent` has an attempt of `step` in this phase."""
-    await farm.world.until(
-        lambda: any(t.node.step == step and t.phase is wanted for t in agent.tries.values()), 0.01
-    )
-
-
-async def ended(farm: Farm, outcome: Outcome, count: int) -> None:
-    """Wait until so many attempts have ended like this."""
-    await farm.world.until(lambda: farm.world.ledger.ended[outcome] == count)
-
-
-async def outcome(farm: Farm, build: BuildId = X) -> Outcome:
-    await farm.world.until(lambda: build in farm.world.ledger.outcomes)
-    return farm.world.ledger.outcomes[build]
-
-
-def tried(farm: Farm, step: int) -> int:
-    return sum(each == step for each, _ in farm.world.ledger.attempts.values())
+from tests.simulation.graph import node
+from tests.simulation.stage import X, Y, ended, outcome, phase, play, tried, want
 
 
 @pytest.mark.parametrize("lost_in", [Phase.FETCHING, Phase.BUILDING, Phase.UPLOADING])
@@ -86,8 +28,7 @@ def test_an_agent_is_lost_in_any_phase(lost_in: Phase, is_back: bool) -> None:
         a.is_gone = not is_back
         if is_back:
             a.boot()
-        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
-        assert farm.world.ledger.outcomes[X] is Outcome.SUCCEEDED
+        assert await outcome(farm) is Outcome.SUCCEEDED
         assert tried(farm, 1) == 2
 
     play([node(1, upload_s=60.0), node(2, 1, build_s=30.0)], scene)
@@ -105,8 +46,7 @@ def test_two_agents_finish_one_step_and_the_first_content_stays() -> None:
         a.is_gone = True  # it does not come back before b has begun
         await phase(farm, b, 1, Phase.BUILDING)
         a.is_gone = False
-        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
-        assert farm.world.ledger.outcomes[X] is Outcome.SUCCEEDED
+        assert await outcome(farm) is Outcome.SUCCEEDED
 
     play([node(1, build_s=20.0), node(2, 1)], scene)
 
@@ -122,7 +62,7 @@ def test_a_crash_between_path_infos_and_narinfos_publishes_what_was_committed() 
         farm.disk.crash_after = is_first
         farm.add_agent("a")
         want(farm, 2)
-        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        await outcome(farm)
         assert tried(farm, 1) == 1
         assert tried(farm, 2) == 1
 
@@ -140,7 +80,7 @@ def test_a_crash_right_after_an_attempt_was_saved_costs_nothing_but_the_attempt(
         farm.disk.crash_after = is_first
         farm.add_agent("a")
         want(farm, 1)
-        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        await outcome(farm)
         assert farm.world.ledger.ended == {Outcome.RETURNED: 1, Outcome.SUCCEEDED: 1}
 
     play([node(1)], scene)
@@ -154,7 +94,7 @@ def test_a_cut_shorter_than_the_lease_costs_nothing(stage: Phase) -> None:
         await phase(farm, a, 1, stage)
         assert a.tunnel is not None
         a.tunnel.break_off(noticed_s=1.0)
-        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        await outcome(farm)
         assert farm.world.ledger.ended == {Outcome.SUCCEEDED: 2}
 
     play([node(1, upload_s=30.0), node(2, 1)], scene)
@@ -172,7 +112,7 @@ def test_a_silent_agent_that_outlives_its_lease_is_believed(is_needed: bool) -> 
         if not is_needed:
             b = farm.add_agent("b")
             await phase(farm, b, 1, Phase.BUILDING)
-        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        await outcome(farm)
         assert farm.world.ledger.revived == 1
         assert tried(farm, 1) == 1 + (not is_needed)
         assert farm.world.ledger.ended[Outcome.SUCCEEDED] == 1
@@ -276,7 +216,7 @@ def test_an_agent_thought_away_may_be_back_before_that_is_committed() -> None:
         farm.network.tell_cut(a.id, a.tunnel.spec.session)  # of an older tunnel, and late
         await farm.world.until(lambda: tried(farm, 1) == 2)
         assert a.id not in farm.world.ledger.away
-        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        await outcome(farm)
 
     play([node(1, build_s=60.0)], scene)
 
@@ -285,11 +225,11 @@ def test_each_check_of_the_same_step_has_tries_of_its_own() -> None:
     async def scene(farm: Farm) -> None:
         a = farm.add_agent("a")
         want(farm, 1)
-        await farm.world.until(lambda: X in farm.world.ledger.outcomes)
+        await outcome(farm)
         for number in (1, 2):
             build = BuildId(f"check-{number}")
             a.is_broken = True
-            farm.people.follow(Plan(build, StepId(1), is_check=True))
+            want(farm, 1, build, is_check=True)
             await ended(farm, Outcome.AGENT_OUT_OF_DISK, number * (FAILURES_MAX - 1))
             a.is_broken = False
             assert await outcome(farm, build) is Outcome.SUCCEEDED

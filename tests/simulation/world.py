@@ -7,6 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from grange.scheduler.facts import Policy
 from tests.simulation.faults import Rates
 from tests.simulation.graph import Graph
 from tests.simulation.ledger import Ledger
@@ -14,14 +15,15 @@ from tests.simulation.virtual import VirtualLoop
 
 
 class World:
-    def __init__(self, random: Random, rates: Rates, graph: Graph) -> None:
+    def __init__(self, random: Random, rates: Rates, graph: Graph, policy: Policy) -> None:
         self.random = random
         self.rates = rates
         self.graph = graph
+        self.policy = policy
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         self.loop = loop
-        self.ledger = Ledger(graph, self.loop.time)
+        self.ledger = Ledger(graph, self.loop.time, policy)
         self.loop.set_exception_handler(self._blame)
         self._trace = hashlib.sha256()
         self.on_note: Callable[[str], None] = lambda _: None  # for a person who looks at one run
@@ -44,7 +46,7 @@ class World:
     def soon(self, at_most_s: float) -> float:
         return self.random.uniform(0.0, at_most_s)
 
-    def after(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> TimerHandle:
+    def after(self, delay_s: float, call: Callable[..., object], *arguments: Any) -> TimerHandle:
         return self.loop.call_later(delay_s, call, *arguments)
 
     async def until(self, holds: Callable[[], bool], every_s: float = 0.1) -> None:
