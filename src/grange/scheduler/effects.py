@@ -7,6 +7,7 @@ from typing import Any
 from grange.scheduler.facts import (
     NO_LIMITS,
     AgentId,
+    AgentRule,
     AgentSpec,
     AttemptId,
     BuildId,
@@ -32,6 +33,36 @@ class SaveBuildReopened:
     """A retry: the build is unfinished again."""
 
     build: BuildId
+    not_before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SaveBuildPriority:
+    build: BuildId
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAgentRule:
+    agent: AgentId
+    rule: AgentRule
+
+
+@dataclass(frozen=True, slots=True)
+class SavePause:
+    """A pause of a project or, where that is None, of the farm; `reason` is None for its end."""
+
+    project: str | None
+    reason: str | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveUses:
+    """What projects have used of late: decayed agent-seconds as of `now`."""
+
+    uses: tuple[tuple[str, float], ...]
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +79,7 @@ class SaveAttempt:
     step: StepId
     agent: AgentId
     now: float
+    limits: Limits = NO_LIMITS  # it is sent with
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +141,10 @@ class SaveFailureForgotten:
 JournalEffect = (
     SaveBuildFinished
     | SaveBuildReopened
+    | SaveBuildPriority
+    | SaveAgentRule
+    | SavePause
+    | SaveUses
     | SaveAgent
     | SaveAttempt
     | SaveAttemptEnded

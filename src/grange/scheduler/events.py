@@ -4,6 +4,7 @@
 `Scheduler.handle` once for a batch of events.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from grange.scheduler.facts import (
     Offer,
     Outcome,
     Phase,
+    ProjectRule,
     StepId,
     StepSpec,
     Usage,
@@ -34,6 +36,7 @@ class Wish:
     project: str
     priority: int  # higher goes first
     limits: Limits = NO_LIMITS  # the strictest of its project's and its own
+    not_before: float = 0.0  # nothing is begun for it alone before then
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,14 @@ class BuildsSubmitted:
 class BuildCancelled:
     build: BuildId
     by: str  # who, for the record
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPrioritised:
+    """Someone raised or lowered the priority of a build."""
+
+    build: BuildId
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +170,59 @@ class AttemptsGivenUp:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitsRecalled:
+    """After a restart: what those of the attempts were sent with of which that was written down."""
+
+    limits: tuple[tuple[AttemptId, Limits], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OffersChanged:
     """All agents that could appear, from now on."""
 
     offers: tuple[Offer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRuled:
+    """An operator has spoken of an agent, which need not be here. None: that is as it was."""
+
+    agent: AgentId
+    tags: tuple[str, ...] | None = None  # beside those that the agent says of itself
+    is_paused: bool | None = None  # what it has it finishes; it gets nothing new
+    reason: str = ""  # of a pause, for people
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectsChanged:
+    """What holds for projects from now on; for one that is not named, a rule without bounds."""
+
+    rules: Mapping[str, ProjectRule]
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectPaused:
+    """Nothing more is begun for this project alone, or it is again."""
+
+    project: str
+    is_paused: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FarmPaused:
+    """Nothing more is begun, or it is again."""
+
+    is_paused: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsesRecalled:
+    """After a restart: the decayed agent-seconds of each project as of `at`."""
+
+    uses: tuple[tuple[str, float], ...]
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +245,13 @@ Event = (
     | AttemptFailed
     | InputsLost
     | AttemptsGivenUp
+    | LimitsRecalled
     | OffersChanged
+    | BuildPrioritised
+    | AgentRuled
+    | ProjectsChanged
+    | ProjectPaused
+    | FarmPaused
+    | UsesRecalled
     | Tick
 )

@@ -166,6 +166,19 @@ class ProjectRule:
     limits: Limits = NO_LIMITS
 
 
+@dataclass(frozen=True, slots=True)
+class AgentRule:
+    """What an operator says of an agent. The agent does not know."""
+
+    tags: tuple[str, ...] = ()  # sorted; beside those that it says of itself
+    is_paused: bool = False
+    reason: str = ""  # of the pause
+
+
+NO_RULE = ProjectRule()
+NO_AGENT_RULE = AgentRule()
+
+
 def check_of(step: StepId) -> StepId:
     """The step that builds the outputs of `step` once more, to compare and not to publish.
 
@@ -240,6 +253,7 @@ class AgentSpec:
     thresholds: Thresholds = field(default_factory=Thresholds)
     bogomips: float = 0.0
     is_grange: bool = True  # speaks the batched extension, not Hydra's dialect alone
+    mandatory_tags: tuple[str, ...] = ()  # takes only steps of builds that have all of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +264,7 @@ class Offer:
     features: tuple[str, ...] = ()
     mandatory_features: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    mandatory_tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +287,7 @@ class Policy:
     build_grace_s: float = 120.0  # beyond the build's own limits, for the agent to act on them
     fetch_max_s: float = 21_600.0
     upload_max_s: float = 21_600.0
+    share_half_life_s: float = 3600.0  # what a project used so long ago counts half
 
 
 @dataclass(frozen=True, slots=True)
