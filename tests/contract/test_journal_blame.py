@@ -131,6 +131,23 @@ async def test_a_revived_attempt_has_not_ended(kind: JournalKind) -> None:
     assert recovered.given_up == ()
 
 
+async def test_attempts_keep_the_limits_that_they_were_sent_with(kind: JournalKind) -> None:
+    a, b = await add(kind.journal, drv("a"), drv("b"))
+    id_ = agent().id
+    begun: list[JournalEffect] = [
+        SaveAgent(agent(), 1.0),
+        SaveAttempt(AttemptId(1), a, id_, 2.0, LIMITS),
+        SaveAttempt(AttemptId(2), b, id_, 2.0),
+        SaveAttempt(AttemptId(3), a, id_, 2.0, LIMITS),
+    ]
+    await kind.journal.commit([*begun, lost(3, a)])
+    journal = await kind.reopen()
+    assert dict((await journal.recover()).limits) == {1: LIMITS, 2: NO_LIMITS, 3: LIMITS}
+    await journal.commit([SaveStepDone(a, None)])
+    await journal.commit([lost(2, b)])
+    assert dict((await journal.recover()).limits) == {1: LIMITS, 2: NO_LIMITS}
+
+
 async def test_the_last_word_about_an_attempt_in_one_commit_holds(journal: Journal) -> None:
     (step,) = await add(journal, drv("a"))
     begun = SaveAttempt(AttemptId(1), step, agent().id, 2.0)

@@ -124,6 +124,56 @@ def test_after_a_restart_too_a_lost_agent_may_come_back_with_its_attempt() -> No
     assert aborted(out) == [0], "it is not this agent's"
 
 
+def test_what_was_sent_before_a_restart_keeps_its_limits() -> None:
+    """At the end of its time it has failed for good; it is not thought to have had less."""
+    farm, a = Farm(POLICY), spec("a")
+    limits = Limits(build_s=100)
+    recalled = on.LimitsRecalled(((AttemptId(7), limits), (AttemptId(9), limits)))
+    wish = on.Wish(BuildId("x"), StepId(1), "p", 0, limits)
+    farm.tell(
+        on.BuildsSubmitted((wish,), (step(1),)),
+        on.AgentAwaited(a, ((AttemptId(7), StepId(1)),)),
+        recalled,
+    )
+    farm.tell(on.AgentJoined(a), farm.heartbeat(a, (7, Phase.BUILDING)))
+    out = farm.tell(on.AttemptFailed(a.id, AttemptId(7), Outcome.TIMED_OUT, "too long"))
+    assert outcomes(out) == {"x": Outcome.TIMED_OUT}
+    assert not starts(out)
+
+
+def test_what_was_sent_before_a_restart_is_not_held_to_smaller_limits_of_now() -> None:
+    farm, a = Farm(POLICY), spec("a")
+    wish = on.Wish(BuildId("x"), StepId(1), "p", 0, Limits(build_s=100))
+    farm.tell(
+        on.BuildsSubmitted((wish,), (step(1),)),
+        on.AgentAwaited(a, ((AttemptId(7), StepId(1)),)),
+        on.LimitsRecalled(((AttemptId(7), Limits(build_s=1000)),)),
+    )
+    farm.tell(on.AgentJoined(a), farm.heartbeat(a, (7, Phase.BUILDING)))
+    for _ in range(100):
+        farm.now += 10
+        assert not ended(farm.tell(farm.heartbeat(a, (7, Phase.BUILDING))))
+    told: list[tuple[int, Outcome]] = []
+    for _ in range(10):
+        farm.now += 10
+        told += ended(farm.tell(farm.heartbeat(a, (7, Phase.BUILDING))))
+    assert told == [(7, Outcome.AGENT_FAILED)]
+
+
+def test_one_that_was_given_up_before_a_restart_comes_back_with_its_limits() -> None:
+    farm, a = Farm(), spec("a")
+    limits = Limits(build_s=100)
+    wish = on.Wish(BuildId("x"), StepId(1), "p", 0, limits)
+    farm.tell(
+        on.BuildsSubmitted((wish,), (step(1),)),
+        on.AttemptsGivenUp(((AttemptId(0), StepId(1), a.id),)),
+        on.LimitsRecalled(((AttemptId(0), limits),)),
+    )
+    assert revived(farm.tell(on.AgentJoined(a), farm.heartbeat(a, (0, Phase.BUILDING)))) == [0]
+    out = farm.tell(on.AttemptFailed(a.id, AttemptId(0), Outcome.TIMED_OUT, "too long"))
+    assert outcomes(out) == {"x": Outcome.TIMED_OUT}
+
+
 # Standing still
 
 POLICY = Policy(

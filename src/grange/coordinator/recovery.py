@@ -16,6 +16,7 @@ from grange.scheduler.events import (
     AttemptsGivenUp,
     BuildsSubmitted,
     Event,
+    LimitsRecalled,
     OutputsPublished,
     Wish,
 )
@@ -85,4 +86,5 @@ async def recover(
     events += [AgentAwaited(agent.spec, agent.attempts) for agent in past.agents]
     if past.given_up:
         events.append(AttemptsGivenUp(past.given_up))
+    events.append(LimitsRecalled(past.limits))
     return core, core.handle(max(now, past.clock_s), events)

@@ -16,7 +16,7 @@ checks are dropped, but for their attempts: a check is not in the journal.
 from collections.abc import Sequence
 from typing import assert_never
 
-from grange.db.rows import Row, cause_row, path_row, show_agent, usage_row
+from grange.db.rows import Row, cause_row, path_row, show_agent, show_limits, usage_row
 from grange.db.script import Script, ask, change, unknown
 from grange.ports import PublishedOutput
 from grange.scheduler.effects import (
@@ -104,8 +104,9 @@ def _update(query: str, rows: Rows) -> Script[None]:
 
 def _add(batch: _Batch, effect: JournalEffect) -> None:
     match effect:
-        case SaveAttempt(attempt, step, agent, now):
-            batch.attempts.append((attempt, checked(step), agent, now, int(is_check(step))))
+        case SaveAttempt(attempt, step, agent, now, limits):
+            row = (attempt, checked(step), agent, now, int(is_check(step)), show_limits(limits))
+            batch.attempts.append(row)
             batch.advance(now)
         case SaveAttemptEnded(attempt, _, outcome, message, usage, now):
             batch.ended[attempt] = (attempt, now, outcome.value, message, *usage_row(usage))

@@ -242,6 +242,13 @@ def _recover() -> Script[Recovered]:
         next_attempt=(yield from ask("next_attempt"))[0][0],
         clock_s=(yield from ask("clock"))[0][0],
         given_up=tuple([(row[0], row[1], row[2]) for row in reversed(given_up)]),
+        limits=tuple(
+            [
+                (row[0], read_limits(row[-1]))
+                for row in (*attempts, *given_up)
+                if row[-1] is not None
+            ]
+        ),
     )
 
 

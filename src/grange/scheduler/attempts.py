@@ -23,7 +23,7 @@ def start(memory: Memory, step: Step, agent: Agent) -> None:
     agent.orders += 1
     agent.free -= 1
     attempt = assign(memory, id_, step, agent, order=agent.orders)
-    memory.out.append(do.SaveAttempt(id_, step.id, agent.spec.id, memory.now))
+    memory.out.append(do.SaveAttempt(id_, step.id, agent.spec.id, memory.now, attempt.limits))
     memory.out.append(do.StartBuild(agent.spec.id, id_, step.id, attempt.order, attempt.limits))
     steps.show(memory, step, attempt)
 
@@ -40,7 +40,7 @@ def assign(memory: Memory, id_: AttemptId, step: Step, agent: Agent, *, order: i
 
 
 def adopt(memory: Memory, id_: AttemptId, step: Step, agent: Agent) -> Attempt:
-    """Enter an attempt that was sent long ago, and with which limits nobody wrote down."""
+    """Enter an attempt that was sent long ago, with what limits may be told later."""
     attempt = assign(memory, id_, step, agent, order=0)
     attempt.is_limit_known = False
     return attempt
@@ -93,6 +93,16 @@ def give_up(memory: Memory, event: on.AttemptsGivenUp) -> None:
     """Remember whose attempts an earlier life of the farm gave up."""
     for id_, step, agent in event.attempts:
         memory.given_up.remember(id_, Loss(step, agent, Phase.SENT, None))
+
+
+def recall_limits(memory: Memory, event: on.LimitsRecalled) -> None:
+    """What an earlier life of the farm wrote down of its attempts, under way or given up."""
+    for id_, limits in event.limits:
+        attempt, loss = memory.attempts.get(id_), memory.given_up.loss(id_)
+        if attempt is not None:
+            attempt.limits, attempt.is_limit_known = limits, True
+        elif loss is not None:
+            memory.given_up.remember(id_, replace(loss, limits=limits))
 
 
 def reached(memory: Memory, event: on.PhaseReached) -> None:

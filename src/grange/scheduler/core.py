@@ -115,6 +115,8 @@ def _take(memory: Memory, event: on.Event) -> None:
             mending.inputs_lost(memory, event)
         case on.AttemptsGivenUp():
             attempts.give_up(memory, event)
+        case on.LimitsRecalled():
+            attempts.recall_limits(memory, event)
         case on.OffersChanged():
             memory.offers = event.offers
         case on.Tick():

@@ -180,7 +180,7 @@ class Attempt:
         self.order = order  # number of the order that sent it; 0 if that was on an earlier tunnel
         self.sent = now
         self.limits: Limits = step.limits  # it was sent with
-        self.is_limit_known = True  # False: an earlier life sent it, perhaps under smaller limits
+        self.is_limit_known = True  # False: an older release sent it, perhaps under smaller limits
         self.phase = Phase.SENT
         self.since = now  # when it came to its phase
         self.progress = 0  # as its agent last counted it

@@ -74,7 +74,7 @@ def _build_verdict(
     attempt: Attempt, for_s: float, still_s: float, grace_s: float
 ) -> Verdict | None:
     """The agent enforces the limits; where it has not, the fault is its own."""
-    # Of an attempt from before a restart only what its step may use now is known.
+    # Of an attempt that an older release sent only what its step may use now is known.
     limits = attempt.limits if attempt.is_limit_known else attempt.step.limits
     if limits.build_s and for_s > limits.build_s + grace_s:
         message = f"builds for {for_s:.0f} s and has not stopped at the limit of {limits.build_s} s"

@@ -10,8 +10,8 @@ SELECT spec, joined FROM agents ORDER BY name, id;
 
 -- name: save_attempt
 -- The derivation is what the step would build now.
-INSERT INTO attempts (id, step, drv, agent, started, is_check)
-VALUES (?1, ?2, (SELECT drv FROM steps WHERE id = ?2), ?3, ?4, ?5)
+INSERT INTO attempts (id, step, drv, agent, started, is_check, limits)
+VALUES (?1, ?2, (SELECT drv FROM steps WHERE id = ?2), ?3, ?4, ?5, ?6)
 ON CONFLICT (id) DO NOTHING;
 
 -- name: end_attempt
@@ -48,13 +48,13 @@ WHERE a.id IN (
 
 -- name: unended_attempts
 -- A check's step is the negative of the one it compares with.
-SELECT a.id, CASE a.is_check WHEN 1 THEN -a.step ELSE a.step END, g.id, g.spec
+SELECT a.id, CASE a.is_check WHEN 1 THEN -a.step ELSE a.step END, g.id, g.spec, a.limits
 FROM attempts a JOIN agents g ON g.id = a.agent
 WHERE a.ended IS NULL ORDER BY g.name, g.id, a.id;
 
 -- name: given_up_attempts
 -- The newest that ended with the loss of their agents, of steps that are not done.
-SELECT a.id, CASE a.is_check WHEN 1 THEN -a.step ELSE a.step END, a.agent
+SELECT a.id, CASE a.is_check WHEN 1 THEN -a.step ELSE a.step END, a.agent, a.limits
 FROM attempts a JOIN steps s ON s.id = a.step
 WHERE a.outcome = 'agent lost' AND s.state <> 2 ORDER BY a.id DESC LIMIT ?1;
 

@@ -8,10 +8,10 @@ SET name = excluded.name, spec = excluded.spec, joined = excluded.joined;
 
 -- name: save_attempt
 -- The derivation is what the step would build now; null, which is refused, for an unknown step.
-INSERT INTO attempts (id, step, drv, agent, started, is_check)
-SELECT u.id, u.step, s.drv, u.agent, u.started, u.is_check
-FROM unnest(?1::int8[], ?2::int4[], ?3::text[], ?4::float8[], ?5::int2[])
-  AS u (id, step, agent, started, is_check) LEFT JOIN steps s ON s.id = u.step
+INSERT INTO attempts (id, step, drv, agent, started, is_check, limits)
+SELECT u.id, u.step, s.drv, u.agent, u.started, u.is_check, u.limits
+FROM unnest(?1::int8[], ?2::int4[], ?3::text[], ?4::float8[], ?5::int2[], ?6::text[])
+  AS u (id, step, agent, started, is_check, limits) LEFT JOIN steps s ON s.id = u.step
 ON CONFLICT (id) DO NOTHING;
 
 -- name: end_attempt
