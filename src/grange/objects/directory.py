@@ -16,9 +16,11 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Final, TypeVar
+from stat import S_ISDIR
+from typing import Any, Final, ParamSpec, TypeVar
 
 from grange.errors import GrangeError, OperatorError, OutsideError, PeerError
+from grange.ports import ObjectEntry
 
 INLINE_BYTES_MAX: Final = 64 << 10  # up to here a read from the page cache costs less than a thread
 READ_BYTES: Final = 512 << 10
@@ -29,7 +31,7 @@ _INCOMING: Final = ".incoming"
 # No part may begin with a dot: that keeps `.`, `..` and `.incoming` out.
 _PART: Final = r"(?!\.)[0-9A-Za-z+\-._?=]{1,255}"
 _KEY: Final = re.compile(rf"{_PART}(?:/{_PART}){{0,7}}\Z")
-_A = TypeVar("_A")
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -65,14 +67,21 @@ class DirectoryObjects:
                 "set the object directory to one that this user may write"
             ) from error
 
-    def writer(self) -> "DirectoryWriter":
+    @property
+    def direct(self) -> None:
+        """Nobody can write here but this process."""
+        return None
+
+    def writer(self, *, encoding: str = "") -> "DirectoryWriter":
+        assert not encoding, "a file has no headers"
         return DirectoryWriter(self, next(self._names))
 
-    async def put_if_absent(self, key: str, data: bytes) -> bool:
+    async def put_if_absent(self, key: str, data: bytes, *, encoding: str = "") -> bool:
         """Make `data` durable as `key`; False where `key` existed and was left alone.
 
         Raises OutsideError, and leaves nothing behind, where the disk is full or fails.
         """
+        assert not encoding, "a file has no headers"
         put = _Put(self.path(key), data, asyncio.get_running_loop().create_future())
         self._waiting.append(put)
         if self._flushing is None:
@@ -199,6 +208,19 @@ class DirectoryObjects:
         with suppress(FileNotFoundError):
             os.unlink(self.path(key))
 
+    async def list(self, prefix: str = "") -> AsyncIterator[ObjectEntry]:
+        above = prefix.rpartition("/")[0]
+        folders = [self.path(above) if above else self._root]
+        while folders:
+            found = await asyncio.to_thread(_entries, folders.pop())
+            for path, status in found:
+                if S_ISDIR(status.st_mode):
+                    folders.append(path)
+                    continue
+                key = path.removeprefix(f"{self._root}/")
+                if key.startswith(prefix):
+                    yield ObjectEntry(key, status.st_size, status.st_mtime)
+
     def path(self, key: str) -> str:
         """The file of `key`; raises PeerError for a key that could lie outside the directory."""
         if _KEY.match(key) is None:
@@ -267,28 +289,33 @@ class DirectoryWriter:
         self._unsynced_bytes = 0
         self._sync = self._start(os.fdatasync, self._descriptor)
 
-    async def commit(self, key: str) -> bool:
+    async def commit(self, key: str, *, replaces: bool = False) -> bool:
         path = self._objects.path(key)
         assert not self._is_over
         try:
             if self._sync is not None:
                 await asyncio.shield(self._sync)
-            return await asyncio.shield(self._start(self._commit, path))
+            return await asyncio.shield(self._start(self._commit, path, replaces))
         except OSError as error:
             raise self._objects.failure(error) from error
         finally:
             await self.discard()
 
-    def _commit(self, path: str) -> bool:
+    def _commit(self, path: str, replaces: bool) -> bool:
         self._append(b"")  # an empty object is one too
         assert self._descriptor is not None
         os.fsync(self._descriptor)
         is_new = self._objects.link(self._name, path)
+        if not is_new and replaces:
+            os.replace(self._name, path)
+            is_new = True
         _sync_directory(os.path.dirname(path))
         return is_new
 
-    def _start(self, call: Callable[[_A], _R], argument: _A) -> asyncio.Task[_R]:
-        task = asyncio.create_task(asyncio.to_thread(call, argument))
+    def _start(
+        self, call: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs
+    ) -> asyncio.Task[_R]:
+        task = asyncio.create_task(asyncio.to_thread(call, *arguments, **named))
         self._running.add(task)
         task.add_done_callback(self._end)
         return task
@@ -322,6 +349,17 @@ def _write(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
+    """What lies in `folder`, but for what is under way and what has just vanished."""
+    found = []
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                with suppress(FileNotFoundError):
+                    found.append((entry.path, entry.stat(follow_symlinks=False)))
+    return found
 
 
 def _sync_directory(directory: str) -> None:
