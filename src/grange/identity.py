@@ -38,12 +38,13 @@ class Identity:
     def may(self, role: Role) -> bool:
         return role in self.roles or (Role.ADMINISTER in self.roles and role in PEOPLE)
 
-    def demand(self, role: Role) -> None:
-        """Raises ForbiddenError without `role`."""
-        if not self.may(role):
+    def demand(self, *roles: Role) -> None:
+        """Raises ForbiddenError unless it has one of `roles`."""
+        if not any(map(self.may, roles)):
+            wanted = " or ".join(role.value for role in roles)
             raise ForbiddenError(
-                f"{self.name} has no right to {role.value}; ask whoever runs this farm for a token "
-                f"with the role {role.value!r}"
+                f"{self.name} has no right to {wanted}; ask whoever runs this farm for a token "
+                f"with the role {wanted}"
             )
 
     def demand_project(self, project: str) -> None:
@@ -54,5 +55,67 @@ class Identity:
                 f"{self.name} may submit to {', '.join(sorted(self.projects))}, not to {project}"
             )
 
+    def demand_build_of(self, project: str) -> None:
+        """Raises ForbiddenError where it may not change a build of `project`."""
+        if not self.may(Role.OPERATE):
+            self.demand_project(project)
+
 
 ANONYMOUS: Final = Identity("anonymous", frozenset())
+
+
+# --- What is remembered of credentials and accounts ------------------------------------------
+
+
+class CredentialKind(StrEnum):
+    TOKEN = "token"  # of a person or a program
+    PASSWORD = "password"  # of one agent
+    REGISTRATION = "registration"  # of agents that register themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A secret's record. The secret itself is random, of 256 bits, and known to its owner alone."""
+
+    id: str  # public: in listings, and in the token before its secret
+    kind: CredentialKind
+    name: str
+    digest: bytes  # SHA-256 of the secret
+    roles: frozenset[Role]
+    created: float  # wall clock, as all that follow
+    created_by: str  # name of an identity
+    projects: frozenset[str] | None = ALL_PROJECTS
+    tags: tuple[str, ...] = ()  # of agents that register with it
+    agent: AgentId | None = None  # whose password it is
+    uses_max: int | None = None  # agents that may register with it; None: any number
+    uses: int = 0
+    expires: float | None = None
+    last_used: float | None = None  # to the minute
+    revoked: float | None = None
+
+    def is_good(self, now: float) -> bool:
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAccount:
+    """An agent as its operators know it, whether it is here or not."""
+
+    id: AgentId
+    name: str
+    created: float  # wall clock
+    registered_by: str  # name of an identity
+    tags: tuple[str, ...] = ()  # its operators', beside those that it brings itself
+    is_paused: bool = False  # it finishes what it has and gets nothing new
+    removed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """Something that someone did."""
+
+    time: float  # wall clock
+    who: str  # name of an identity
+    address: str  # that the request came from; "" where nobody's did
+    did: str
+    id: int = 0  # ascends; given by the journal

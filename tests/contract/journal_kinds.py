@@ -11,7 +11,7 @@ from grange.db.connect import MEMORY
 from grange.db.engine import Inline, Threads
 from grange.db.journal import SqliteJournal
 from grange.db.postgres.journal import PostgresJournal
-from grange.ports import Journal, NewBuild, NewDerivation, PublishedOutput
+from grange.ports import Accounts, Journal, NewBuild, NewDerivation, PublishedOutput
 from grange.scheduler.effects import (
     JournalEffect,
     SaveAgent,
@@ -44,6 +44,9 @@ class JournalKind(Protocol):
 
     journal: Journal
 
+    @property
+    def accounts(self) -> Accounts: ...
+
     async def reopen(self) -> Journal:
         """The journal as a new process finds it. One in memory has no such thing, and stays."""
 
@@ -63,7 +66,12 @@ class SqliteKind:
     def _open(self) -> None:
         self._engine: Inline | Threads
         self._engine = Threads(self._path) if self._is_threaded else Inline(self._path)
-        self.journal: Journal = SqliteJournal(self._engine)
+        self._journal = SqliteJournal(self._engine)
+        self.journal: Journal = self._journal
+
+    @property
+    def accounts(self) -> Accounts:
+        return self._journal.accounts
 
     async def reopen(self) -> Journal:
         if self._path != MEMORY:
@@ -89,8 +97,13 @@ class PostgresKind:
     """A database of its own, whose journal writes as the farm's leader would."""
 
     def __init__(self, journal: PostgresJournal, url: str) -> None:
+        self._journal = journal
         self.journal: Journal = journal
         self.url = url
+
+    @property
+    def accounts(self) -> Accounts:
+        return self._journal.accounts
 
     @classmethod
     async def open(cls, url: str) -> "PostgresKind":
@@ -101,7 +114,8 @@ class PostgresKind:
 
     async def reopen(self) -> Journal:
         await self.journal.close()
-        self.journal = (await self.open(self.url)).journal
+        self._journal = (await self.open(self.url))._journal
+        self.journal = self._journal
         return self.journal
 
     async def fill_disk(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
+from grange.db.accounts import SqlAccounts
 from grange.db.checks import check
 from grange.db.commit import apply_effects
 from grange.db.ingest import add_builds, add_derivations, add_paths, forget_paths, read_valid
@@ -53,6 +54,7 @@ class SqlJournal:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.accounts = SqlAccounts(engine)
         self._narinfos: Lru[str, NarInfo]
         self._references: References
         self.remember(is_leader=True)

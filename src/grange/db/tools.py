@@ -29,6 +29,9 @@ TABLES: Final = (
     "paths",
     "supports",
     "upstream_answers",
+    "credentials",
+    "agent_accounts",
+    "audit",
 )
 
 _HAS_VERSION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"

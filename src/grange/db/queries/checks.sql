@@ -41,3 +41,7 @@ SELECT count(*) FROM attempts a LEFT JOIN agents g ON g.id = a.agent WHERE g.id 
 
 -- name: check_attempts_half_ended
 SELECT count(*) FROM attempts WHERE (ended IS NULL) <> (outcome IS NULL);
+
+-- name: check_passwords_without_account
+SELECT count(*) FROM credentials c LEFT JOIN agent_accounts a ON a.id = c.agent
+WHERE c.agent IS NOT NULL AND a.id IS NULL;
