@@ -86,7 +86,7 @@ MUTANTS = (
     Mutant(
         "late results not recorded",
         attempts,
-        "_revive",
+        "_take_back",
         "memory.out.append(do.SaveAttemptRevived(id_))",
     ),
     Mutant(

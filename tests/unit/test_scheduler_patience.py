@@ -81,6 +81,31 @@ def test_what_a_lost_agent_says_it_built_counts_before_its_next_heartbeat() -> N
     assert outcomes(farm.deliver(1, 1)) == {"x": Outcome.SUCCEEDED}
 
 
+def test_what_the_farm_has_whole_counts_though_its_agent_is_gone_for_good() -> None:
+    """Its last bytes came in while its lease ended."""
+    farm, a, b = Farm(), spec("a"), spec("b")
+    lose_while_building(farm, a, b)
+    out = farm.deliver(1, 1)
+    assert revived(out) == [1]
+    assert outcomes(out) == {"x": Outcome.SUCCEEDED}
+    assert aborted(out) == [2]
+    assert dict(ended(out))[1] is Outcome.SUCCEEDED
+    assert farm.core.agents.keys() == {b.id}
+    assert farm.core.agents[b.id].occupied == 0
+
+
+def test_what_was_built_on_lost_outputs_does_not_count_though_it_is_whole() -> None:
+    farm, a = Farm(), spec("a")
+    farm.join(a)
+    farm.submit("x", {1: (), 2: (1,)})
+    farm.build(a, 1)
+    farm.tell(on.PhaseReached(a.id, AttemptId(2), Phase.BUILDING))
+    farm.now += LEASE_S
+    assert ended(farm.tell(on.Tick()))
+    assert not revived(farm.tell(on.OutputsStored(AttemptId(2), ("info",))))
+    assert farm.core.steps[StepId(2)].stored is None
+
+
 def test_a_late_attempt_is_stopped_where_it_is_of_no_use() -> None:
     farm, a, b = Farm(), spec("a"), spec("b")
     lose_while_building(farm, a, b)

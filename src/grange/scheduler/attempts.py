@@ -74,6 +74,27 @@ def _revive(memory: Memory, agent_id: AgentId, id_: AttemptId, phase: Phase) -> 
         return None  # it has no start to speak of on the attempt that took its place
     if any(each.state is not State.DONE and each.home is not agent for each in step.inputs):
         return None  # it was built on outputs that are lost
+    return _take_back(memory, id_, loss, step, agent, phase)
+
+
+def _revive_stored(memory: Memory, id_: AttemptId) -> Attempt | None:
+    """Its agent was lost while its last bytes came in: the farm has them all, and needs no agent.
+
+    It counts for the agent as it was, which nobody else knows any more.
+    """
+    loss = memory.given_up.loss(id_)
+    step = memory.steps.get(loss.step) if loss is not None else None
+    if loss is None or loss.gone is None or step is None:
+        return None
+    if step.state >= State.PUBLISHING or step.stored is not None or step.missing:
+        return None
+    return _take_back(memory, id_, loss, step, loss.gone, Phase.BUILDING)
+
+
+def _take_back(
+    memory: Memory, id_: AttemptId, loss: Loss, step: Step, agent: Agent, phase: Phase
+) -> Attempt:
+    """It goes on under its old number, and its loss is given back."""
     memory.given_up.forget(id_)
     attempt = adopt(memory, id_, step, agent)
     if loss.limits is not None:
@@ -146,7 +167,7 @@ def built(memory: Memory, event: on.OutputsBuilt) -> None:
 
 def stored(memory: Memory, event: on.OutputsStored) -> None:
     """The first attempt to come so far is the one that is published."""
-    attempt = memory.attempts.get(event.attempt)
+    attempt = memory.attempts.get(event.attempt) or _revive_stored(memory, event.attempt)
     if attempt is None:
         return
     step = attempt.step
@@ -258,7 +279,7 @@ def lose(memory: Memory, attempt: Attempt) -> None:
     message = f"agent {attempt.agent.spec.name} was lost in phase {attempt.phase.name.lower()}"
     steps.end_attempt(memory, attempt, Outcome.AGENT_LOST, message)
     limits = attempt.limits if attempt.is_limit_known else None
-    loss = Loss(step.id, attempt.agent.spec.id, attempt.phase, limits)
+    loss = Loss(step.id, attempt.agent.spec.id, attempt.phase, limits, attempt.agent)
     memory.given_up.remember(attempt.id, loss)
     if step.state >= State.PUBLISHING or step.stored is not None:
         return

@@ -18,6 +18,7 @@ from grange.scheduler.facts import (
     Phase,
     StepId,
 )
+from grange.scheduler.state import Agent
 
 SETTLED_MAX: Final = 65_536  # far more than can end during one walk
 
@@ -78,6 +79,7 @@ class Loss:
     agent: AgentId
     phase: Phase  # it had when it was lost, as far as is known
     limits: Limits | None  # it was sent with; None where that is not known
+    gone: Agent | None = None  # the agent as it was; None where an earlier life lost it
 
 
 class GivenUp:
