@@ -25,6 +25,10 @@ class UnauthenticatedError(PeerError):
     """It shows no credential, or one that is not good here."""
 
 
+class ThrottledError(PeerError):
+    """It has shown bad credentials too often."""
+
+
 class ForbiddenError(PeerError):
     """It is known, and has no right to what it asks for."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from grange.errors import ForbiddenError
+from grange.errors import ForbiddenError, UnauthenticatedError
 from grange.scheduler.facts import AgentId
 
 
@@ -22,6 +22,7 @@ class Role(StrEnum):
 
 
 PEOPLE: Final = frozenset(Role) - {Role.BUILD, Role.JOIN}
+ANONYMOUS_NAME: Final = "anonymous"
 ALL_PROJECTS: Final[frozenset[str] | None] = None
 
 
@@ -39,9 +40,15 @@ class Identity:
         return role in self.roles or (Role.ADMINISTER in self.roles and role in PEOPLE)
 
     def demand(self, *roles: Role) -> None:
-        """Raises ForbiddenError unless it has one of `roles`."""
+        """Raises ForbiddenError unless it has one of `roles`; UnauthenticatedError where it has
+        not said who it is."""
         if not any(map(self.may, roles)):
             wanted = " or ".join(role.value for role in roles)
+            if self.name == ANONYMOUS_NAME:
+                raise UnauthenticatedError(
+                    f"this needs the right to {wanted}, and no token was shown; name one with "
+                    "--token-file or GRANGE_TOKEN"
+                )
             raise ForbiddenError(
                 f"{self.name} has no right to {wanted}; ask whoever runs this farm for a token "
                 f"with the role {wanted}"
@@ -61,7 +68,7 @@ class Identity:
             self.demand_project(project)
 
 
-ANONYMOUS: Final = Identity("anonymous", frozenset())
+ANONYMOUS: Final = Identity(ANONYMOUS_NAME, frozenset())
 
 
 # --- What is remembered of credentials and accounts ------------------------------------------
@@ -99,14 +106,14 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class AgentAccount:
-    """An agent as its operators know it, whether it is here or not."""
+    """An agent that may join, whether it is here or not. What its operators say of it besides is
+    `grange.scheduler.facts.AgentRule`."""
 
     id: AgentId
     name: str
     created: float  # wall clock
     registered_by: str  # name of an identity
-    tags: tuple[str, ...] = ()  # its operators', beside those that it brings itself
-    is_paused: bool = False  # it finishes what it has and gets nothing new
+    tags: tuple[str, ...] = ()  # of the credential it registered with; operators' until they say
     removed: float | None = None
 
 

@@ -89,7 +89,7 @@ async def test_an_account_is_kept_changed_and_removed_with_its_passwords(
     await accounts.add_credential(PASSWORD)
     await accounts.add_credential(replace(PASSWORD, id="pw2", agent=other.id, created=5.0))
     assert await accounts.agents() == [other, ACCOUNT]
-    changed = replace(ACCOUNT, tags=(), is_paused=True)
+    changed = replace(ACCOUNT, tags=(), name="won")
     await accounts.save_agent(changed)
     assert await accounts.agent(AGENT) == changed
     assert await accounts.passwords_of(AGENT) == [PASSWORD]

@@ -59,6 +59,10 @@ class TokenKey:
             raise OperatorError(f"{path} is damaged; delete it, and a new key will be made")
         return cls(key)
 
+    def derive(self, purpose: str) -> bytes:
+        """A key for another purpose, which tells nothing of this one."""
+        return hmac.digest(self._key, b"derived for " + purpose.encode(), "sha256")
+
     def issue(self, expires: int) -> tuple[bytes, str]:
         """A new id, and its token as URLs have it."""
         id_ = token_bytes(_ID_BYTES)

@@ -130,19 +130,12 @@ def _account_row(one: AgentAccount) -> Row:
         one.created,
         one.registered_by,
         _list(one.tags),
-        int(one.is_paused),
         one.removed,
     )
 
 
 def _read_account(row: Row) -> AgentAccount:
-    id_, name, created, registered_by, tags, is_paused, removed = row
+    id_, name, created, registered_by, tags, removed = row
     return AgentAccount(
-        AgentId(id_),
-        name,
-        created,
-        registered_by,
-        tuple(json.loads(tags)),
-        bool(is_paused),
-        removed,
+        AgentId(id_), name, created, registered_by, tuple(json.loads(tags)), removed
     )

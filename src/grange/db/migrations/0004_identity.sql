@@ -25,7 +25,6 @@ CREATE TABLE agent_accounts (
   id TEXT PRIMARY KEY, -- a UUID
   name TEXT NOT NULL,
   tags TEXT NOT NULL,
-  is_paused INTEGER NOT NULL,
   created REAL NOT NULL,
   registered_by TEXT NOT NULL,
   removed REAL

@@ -35,19 +35,18 @@ WHERE id = ?1 AND revoked IS NULL AND (uses_max IS NULL OR uses < uses_max);
 UPDATE credentials SET last_used = ?2 WHERE id = ?1;
 
 -- name: agent_account
-SELECT id, name, created, registered_by, tags, is_paused, removed
+SELECT id, name, created, registered_by, tags, removed
 FROM agent_accounts WHERE id = ?1;
 
 -- name: agent_accounts
-SELECT id, name, created, registered_by, tags, is_paused, removed
+SELECT id, name, created, registered_by, tags, removed
 FROM agent_accounts WHERE removed IS NULL ORDER BY name, id;
 
 -- name: save_agent_account
-INSERT INTO agent_accounts (id, name, created, registered_by, tags, is_paused, removed)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+INSERT INTO agent_accounts (id, name, created, registered_by, tags, removed)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6)
 ON CONFLICT (id) DO UPDATE
-SET name = excluded.name, tags = excluded.tags, is_paused = excluded.is_paused,
-  removed = excluded.removed;
+SET name = excluded.name, tags = excluded.tags, removed = excluded.removed;
 
 -- name: add_audit
 INSERT INTO audit (time, who, address, did) VALUES (?1, ?2, ?3, ?4);

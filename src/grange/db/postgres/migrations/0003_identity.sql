@@ -23,7 +23,6 @@ CREATE TABLE agent_accounts (
   id text COLLATE "C" PRIMARY KEY,
   name text NOT NULL,
   tags text NOT NULL,
-  is_paused smallint NOT NULL,
   created double precision NOT NULL,
   registered_by text NOT NULL,
   removed double precision

@@ -27,12 +27,11 @@ UPDATE credentials c SET last_used = u.last_used
 FROM unnest(?1::text[], ?2::float8[]) AS u (id, last_used) WHERE c.id = u.id;
 
 -- name: save_agent_account
-INSERT INTO agent_accounts (id, name, created, registered_by, tags, is_paused, removed)
-SELECT * FROM unnest(?1::text[], ?2::text[], ?3::float8[], ?4::text[], ?5::text[], ?6::int2[],
-  ?7::float8[])
+INSERT INTO agent_accounts (id, name, created, registered_by, tags, removed)
+SELECT * FROM unnest(?1::text[], ?2::text[], ?3::float8[], ?4::text[], ?5::text[],
+  ?6::float8[])
 ON CONFLICT (id) DO UPDATE
-SET name = excluded.name, tags = excluded.tags, is_paused = excluded.is_paused,
-  removed = excluded.removed;
+SET name = excluded.name, tags = excluded.tags, removed = excluded.removed;
 
 -- name: add_audit
 INSERT INTO audit (id, time, who, address, did)
