@@ -18,6 +18,7 @@ from benchmarks.synthetic import NAR_BYTES, SYSTEM, fill, narinfo
 from grange.clock import SystemClock
 from grange.coordinator.loop import WriterLoop
 from grange.db.open import open_journal
+from grange.main import collect_rarely
 from grange.ports import PublishedOutput
 from grange.scheduler import effects as do
 from grange.scheduler.events import (
@@ -41,6 +42,7 @@ LEASE_S: Final = 3600.0  # nobody renews it here
 
 def core(place: Place, runs: int) -> Result:
     """Completions a second."""
+    collect_rarely()  # as a coordinator does
     rates = []
     with Databases.running(place) as databases:
         filled = databases.new("core")

@@ -25,6 +25,7 @@ from benchmarks.report import Result, Series
 from benchmarks.synthetic import NAR_BYTES, NAR_HASH, fill, narinfo
 from grange.db.open import open_journal
 from grange.errors import OutsideError
+from grange.main import collect_rarely
 from grange.ports import Journal, Leadership
 from grange.scheduler.facts import AgentSpec, AttemptId, Measurements, Phase, Usage
 from grange.store.path import NIX_STORE, StorePath
@@ -168,6 +169,7 @@ def _built(order: BuildOrder) -> Built:
 
 async def _coordinate(state: Path, database: str, port: int) -> None:
     """Serve until killed; says "ready" once all steps wait and agents may come."""
+    collect_rarely()
     journal = await open_journal(database)
     root = await fill(journal, STEPS, INPUTS)
     await journal.close()

@@ -1,6 +1,7 @@
 """The command `grange`: builds the adapters and hands them to the shells. Only this file does."""
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DATABASE_WAIT_S: Final = 120.0  # PostgreSQL replays its log after a crash before it answers
 DATABASE_RETRY_S: Final = 0.5
+COLLECT_EVERY: Final = 50_000, 20, 10  # young objects, then rounds of the two older generations
 
 # Imports of shells and adapters are local: `grange list` should not wait for a database.
 
@@ -47,12 +49,22 @@ def serve(config: "ServeConfig") -> None:
     from grange.db.leadership import only_coordinator, state_folder
     from grange.db.open import is_shared
 
+    collect_rarely()
     _log_to_stderr()
     state = state_folder(config.state_dir)
     with nullcontext() if is_shared(config.journal_url) else only_coordinator(state):
         http = listen(config.http.host, config.http.port)
         url = config.public_url or f"http://{_shown(http.getsockname())}"
         uvloop.run(_serve(config, http, url.rstrip("/")))
+
+
+def collect_rarely() -> None:
+    """Look for garbage less often than Python does by itself, every 700 new objects.
+
+    A farm's objects are steps by the hundred thousand, which stay, and messages, which go without
+    a search: looking at all that stay took a third of the time that reading a large farm back did.
+    """
+    gc.set_threshold(*COLLECT_EVERY)
 
 
 async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
