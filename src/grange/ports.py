@@ -3,19 +3,22 @@
 Each Protocol is implemented by one package and checked by one contract suite in tests/contract.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from enum import IntEnum
+from typing import Any, Protocol
 
 from grange.identity import AgentAccount, AuditEntry, Credential
 from grange.scheduler.effects import JournalEffect
 from grange.scheduler.facts import (
     NO_LIMITS,
     AgentId,
+    AgentRule,
     AgentSpec,
     AttemptId,
     BuildId,
     Cause,
+    EventKind,
     Limits,
     Outcome,
     QueueKey,
@@ -73,6 +76,7 @@ class NewBuild:
     now: float  # wall clock
     limits: Limits = NO_LIMITS  # the strictest of its project's and its own
     is_check: bool = False  # once its outputs are there, build again and compare
+    not_before: float = 0.0  # wall clock: nothing is begun for it alone before then
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class BuildRecord:
     cause: Cause | None
     limits: Limits = NO_LIMITS
     is_check: bool = False
+    not_before: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +179,17 @@ class Unpublished:
 
 
 @dataclass(frozen=True, slots=True)
+class Rulings:
+    """What operators ruled, and what projects used."""
+
+    agents: tuple[tuple[AgentId, AgentRule], ...] = ()
+    farm_pause: str | None = None  # the reason; None where the farm works
+    project_pauses: tuple[tuple[str, str], ...] = ()  # project, reason
+    uses: tuple[tuple[str, float], ...] = ()  # project, decayed agent-seconds
+    uses_at: float = 0.0  # as of when
+
+
+@dataclass(frozen=True, slots=True)
 class Recovered:
     """All that the core needs to go on after a restart."""
 
@@ -184,6 +200,7 @@ class Recovered:
     clock_s: float  # the latest wall-clock time in the journal
     # Attempts that ended with the loss of their agents, of steps that are not done; newest last.
     given_up: tuple[tuple[AttemptId, StepId, AgentId], ...] = ()
+    rulings: Rulings = Rulings()
     # Of attempts that are awaited or given up: what they were sent with, where that is known.
     limits: tuple[tuple[AttemptId, Limits], ...] = ()
 
@@ -236,8 +253,12 @@ class Journal(Protocol):
     async def add_derivations(self, derivations: Sequence[NewDerivation]) -> None:
         """Remember these; known ones are left alone. Gives each set of output paths its step."""
 
-    async def add_builds(self, builds: Sequence[NewBuild]) -> list[BuildRecord]:
+    async def add_builds(
+        self, builds: Sequence[NewBuild], *, is_told: bool = False
+    ) -> list[BuildRecord]:
         """Remember these as unfinished; one already there is returned as it stands.
+
+        With `is_told`, there is an event for each that is new.
 
         Raises PeerError where the id belongs to a build of another derivation, or where a
         derivation is unknown: then none is added.
@@ -370,7 +391,113 @@ class Accounts(Protocol):
     async def add_audit(self, entries: Sequence[AuditEntry]) -> None: ...
 
 
+# --- Events, which hooks are told of ----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FarmEvent:
+    """Something that happened, with all that was known of it then."""
+
+    id: int  # ascending in the order of commits, without gaps
+    kind: EventKind
+    at: float  # seconds since 1970
+    lane: str  # events with the same one are told in order
+    project: str  # "" for agents
+    body: Mapping[str, Any]  # JSON, with store paths as base names
+
+
+class DeliveryState(IntEnum):
+    WAITING = 0
+    GIVEN_UP = 1
+    DONE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of an event on its way to a hook, where the hook's cursor does not tell."""
+
+    event: int
+    state: DeliveryState
+    tries: int = 0
+    next_at: float = 0.0  # of one that waits: not before, seconds since 1970
+    error: str = ""  # of the latest try
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """An event that a hook was not told, in all its tries."""
+
+    hook: str
+    tries: int
+    error: str
+    event: FarmEvent
+
+
+class EventLog(Protocol):
+    """What the journal's commits tell of, and how far each hook has come."""
+
+    async def range(self) -> tuple[int, int]:
+        """The first event that is kept still, and the last that was ever written.
+
+        The first is one behind the last where none is kept.
+        """
+
+    async def events_after(
+        self, after: int, kinds: Collection[EventKind], limit: int
+    ) -> list[FarmEvent]:
+        """The next of these kinds, in order."""
+
+    async def events(self, ids: Sequence[int]) -> list[FarmEvent]:
+        """Those of `ids` that are kept still, in order."""
+
+    async def begin_hooks(self, hooks: Collection[str], now: float) -> Mapping[str, int]:
+        """The cursor of each; that of a new one is at the last event: it is told what follows."""
+
+    async def open_deliveries(self, hook: str, after: int, limit: int) -> list[Delivery]:
+        """What waits, or is done beyond the cursor, of events after this one; in order."""
+
+    async def save_progress(
+        self,
+        hook: str,
+        cursor: int,
+        now: float,
+        deliveries: Sequence[Delivery],
+        dropped: Collection[int],
+    ) -> None:
+        """All up to `cursor` is done but for what deliveries say; of `dropped` they say no more."""
+
+    async def given_up(self, hooks: Collection[str], limit: int) -> list[GivenUp]:
+        """The newest first."""
+
+    async def given_up_counts(self) -> Mapping[str, int]:
+        """By hook; one without any is left out."""
+
+    async def take_up(self, hook: str, events: Collection[int] | None) -> list[int]:
+        """Let those of `events`, or all, wait that were given up; returns which."""
+
+    async def skip(self, hook: str, events: Collection[int] | None) -> int:
+        """Forget those of `events`, or all, that were given up; returns how many."""
+
+    async def prune(self, hooks: Collection[str], before: float) -> None:
+        """Forget events from before, that all `hooks` have passed, unless they wait for one; and
+        hooks that were not begun since."""
+
+
 # --- Objects: NARs, narinfos and logs --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How a binary cache is written to a store; names as in Nix and Hydra where they have one."""
+
+    compression: str = "zstd"  # of NARs: "zstd", "xz" or "none"
+    level: int | None = None  # what is usual for it
+    is_parallel: bool = True  # compression with several threads, where it can
+    has_listings: bool = False  # HASH.ls beside each narinfo
+    has_debug_info: bool = False  # debuginfo/BUILD-ID for each file of debug information
+    narinfo_encoding: str = ""  # Content-Encoding: "", "zstd", "xz" or "gzip"
+    listing_encoding: str = ""
+    log_encoding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +539,7 @@ class DirectUploads(Protocol):
     def file_bytes_max(self) -> int:
         """What the store takes in one request; anything larger goes through the coordinator."""
 
-    def presign(self, key: str, file_bytes: int, sha256: bytes) -> SignedPut:
+    async def presign(self, key: str, file_bytes: int, sha256: bytes) -> SignedPut:
         """The right to put this file, and no other, as `key`, once."""
 
     async def landed(self, key: str) -> Landed | None:

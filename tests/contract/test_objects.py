@@ -3,19 +3,49 @@
 import asyncio
 import os
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from grange.errors import OperatorError, OutsideError, PeerError
+from grange.objects.cloud import CloudObjects
 from grange.objects.directory import SYNC_BYTES, DirectoryObjects
+from grange.objects.location import parse_location
+from grange.objects.open import open_store
 from grange.ports import Objects
+from tests.fake_s3 import fake_s3, open_fake
+from tests.moto_s3 import CREDENTIALS, moto_s3
 
 
-@pytest.fixture(params=["directory"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    return {"directory": lambda: DirectoryObjects(tmp_path / "objects")}[request.param]()
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    with moto_s3() as url:
+        yield url
+
+
+@pytest.fixture(params=["directory", "memory", "fake", "versioned", "moto"])
+async def objects(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Objects]:
+    match request.param:
+        case "directory":
+            yield DirectoryObjects(tmp_path / "objects")
+        case "memory":
+            yield CloudObjects(MemoryStore(), "memory")
+        case "moto":
+            for name, value in CREDENTIALS.items():
+                monkeypatch.setenv(name, value)
+            url = request.getfixturevalue("moto")
+            objects = open_store(parse_location(f"s3://store?endpoint={url}"))
+            async for entry in objects.list():
+                await objects.delete(entry.key)
+            yield objects
+        case kind:
+            async with fake_s3(is_versioned=kind == "versioned") as fake:
+                yield open_fake(fake, monkeypatch)
 
 
 async def _read(objects: Objects, key: str, start: int = 0, end: int | None = None) -> bytes:
@@ -60,7 +90,7 @@ async def test_of_many_puts_of_one_key_one_wins(objects: Objects) -> None:
 
 
 async def test_many_at_once(objects: Objects) -> None:
-    keys = [f"many/{n % 3}/{n}" for n in range(600)]
+    keys = [f"many/{n % 3}/{n}" for n in range(600 if objects.local_path("x") else 60)]
     assert all(await asyncio.gather(*(objects.put_if_absent(key, key.encode()) for key in keys)))
     assert [await objects.get(key) for key in keys] == [key.encode() for key in keys]
 
@@ -93,6 +123,55 @@ async def test_a_large_object_in_parts(objects: Objects) -> None:
     assert await _read(objects, "large", len(part) - 5, 2 * len(part) + 5) == (
         part[-5:] + part + part[:5]
     )
+
+
+async def test_a_writer_may_replace(objects: Objects) -> None:
+    for size in (3, 20 << 20, 5):
+        writer = objects.writer()
+        await writer.write(bytes([size % 251]) * size)
+        assert await writer.commit("log/x", replaces=True)
+        assert await objects.size("log/x") == size
+    assert await _keys(objects) == {"log/x"}
+
+
+async def test_listings_tell_sizes_and_ages(objects: Objects) -> None:
+    assert await _keys(objects) == set()
+    before = time.time()
+    for key in ("a", "nar/b", "nar/bc", "nar/b.d/e"):
+        await objects.put_if_absent(key, key.encode())
+    entries = [entry async for entry in objects.list()]
+    assert {entry.key: entry.size for entry in entries} == {
+        "a": 1,
+        "nar/b": 5,
+        "nar/bc": 6,
+        "nar/b.d/e": 9,
+    }
+    for entry in entries:  # S3 tells whole seconds
+        assert before - 2 <= entry.changed <= time.time() + 2
+    assert await _keys(objects, "nar/b") == {"nar/b", "nar/bc", "nar/b.d/e"}
+    assert await _keys(objects, "nar/bc") == {"nar/bc"}
+    assert await _keys(objects, "none/") == set()
+
+
+async def _keys(objects: Objects, prefix: str = "") -> set[str]:
+    return {entry.key async for entry in objects.list(prefix)}
+
+
+async def test_a_large_object_given_up_leaves_nothing(objects: Objects) -> None:
+    writer = objects.writer()
+    for _ in range(24):
+        await writer.write(bytes(1 << 20))
+    await writer.discard()
+    await writer.discard()
+    assert await _keys(objects) == set()
+
+
+async def test_an_end_behind_the_object_is_an_error(objects: Objects) -> None:
+    await objects.put_if_absent("key", b"12345")
+    for start, end in ((2, 8), (7, 9)):
+        with pytest.raises(OutsideError):
+            await _read(objects, "key", start, end)
+    assert await _read(objects, "key", 5, 5) == b""
 
 
 @pytest.mark.parametrize(

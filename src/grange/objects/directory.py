@@ -8,7 +8,6 @@ An object is written under `.incoming`, synced, and only then linked to its key:
 import asyncio
 import errno
 import os
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from secrets import token_hex
 from stat import S_ISDIR
 from typing import Any, Final, ParamSpec, TypeVar
 
-from grange.errors import GrangeError, OperatorError, OutsideError, PeerError
+from grange.errors import GrangeError, OperatorError, OutsideError
+from grange.objects.keys import check_key
 from grange.ports import ObjectEntry
 
 INLINE_BYTES_MAX: Final = 64 << 10  # up to here a read from the page cache costs less than a thread
@@ -28,9 +28,6 @@ SYNC_BYTES: Final = 32 << 20  # written back while more comes, so that the last 
 GROUP_MAX: Final = 256  # objects synced together; bounds how long the first of them waits
 
 _INCOMING: Final = ".incoming"
-# No part may begin with a dot: that keeps `.`, `..` and `.incoming` out.
-_PART: Final = r"(?!\.)[0-9A-Za-z+\-._?=]{1,255}"
-_KEY: Final = re.compile(rf"{_PART}(?:/{_PART}){{0,7}}\Z")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -223,9 +220,7 @@ class DirectoryObjects:
 
     def path(self, key: str) -> str:
         """The file of `key`; raises PeerError for a key that could lie outside the directory."""
-        if _KEY.match(key) is None:
-            raise PeerError(f"{key[:300]!r} cannot be the key of an object")
-        return f"{self._root}/{key}"
+        return f"{self._root}/{check_key(key)}"
 
     def link(self, name: str, path: str) -> bool:
         """Give the file `name` the name `path` too; False where that is taken."""

@@ -1,0 +1,55 @@
+"""moto's S3 server in a process of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import boto3
+from botocore.config import Config
+
+BUCKET: Final = "store"
+CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "AKMOTO", "AWS_SECRET_ACCESS_KEY": "moto-secret"}
+_READY: Final = "Running on "
+
+
+@contextmanager
+def moto_s3() -> Iterator[str]:
+    """The URL of one that answers and has an empty bucket; the environment has credentials."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | CREDENTIALS,
+    )
+    assert server.stderr is not None
+    drain = None
+    try:
+        while _READY not in (line := server.stderr.readline()):
+            assert line, "moto ended before it listened"
+        url = f"http://127.0.0.1:{port}"
+        client = boto3.client(
+            "s3",
+            endpoint_url=url,
+            region_name="us-east-1",
+            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+            config=Config(s3={"addressing_style": "path"}),
+        )
+        client.create_bucket(Bucket=BUCKET)
+        client.close()
+        drain = subprocess.Popen(["cat"], stdin=server.stderr, stdout=subprocess.DEVNULL)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+        server.stderr.close()
+        if drain is not None:
+            drain.wait()
