@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from benchmarks import bulk, core, failover, farm_builds, ingest, memory, restart, wire
+from benchmarks import bulk, cache_serve, core, failover, farm_builds, ingest, memory, restart, wire
 from benchmarks.private import Place
 from benchmarks.report import Result, print_result
 from grange.errors import GrangeError
@@ -20,6 +20,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "farm-flat": farm_builds.farm_flat,
     "farm-graph": farm_builds.farm_graph,
     "ingest": ingest.ingest,
+    "cache-serve": cache_serve.cache_serve,
     "core": core.core,
     "wire": wire.wire,
     "memory": memory.memory,

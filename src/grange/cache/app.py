@@ -1,11 +1,10 @@
 """The binary cache over HTTP: what Nix and Guix clients ask for, and where agents upload to.
 
-Plain Starlette, because clients ask for thousands of narinfos in a row. What is served never
-changes, so it may be cached for ever; what is not there may be there in a moment.
+What is served never changes, so it may be cached for ever; what is not there may be there in a
+moment. Narinfos and NARs are answered by `grange.cache.reader`.
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -14,12 +13,14 @@ from typing import Final
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from grange.cache.grants import UploadError
 from grange.cache.listing import listing_of
-from grange.cache.ranges import FOREVER, NarResponse
+from grange.cache.ranges import FOREVER
+from grange.cache.reader import Reader
 from grange.cache.receive import take
-from grange.cache.signing import DERIVATION_SUFFIX, derivation_narinfo
+from grange.cache.signing import derivation_narinfo
 from grange.cache.uploads import BATCH_BYTES_MAX, Uploads
 from grange.errors import PeerError
 from grange.ports import Objects
@@ -30,9 +31,10 @@ from grange.store.narinfo import NarInfo, show
 from grange.store.path import HASH_PART_CHARS, StoreDir, StorePath
 
 PRIORITY: Final = 30  # before cache.nixos.org, which has 40
-NARINFOS_MAX: Final = 16_384  # rendered, of about 1 KB each
+NIX_CACHE_INFO: Final = "nix-cache-info"
+NAR_TYPE: Final = "application/x-nix-nar"
 _SOON: Final = {"cache-control": "public, max-age=5"}  # for what is not there yet
-_HASH_PART: Final = re.compile(rf"[{BASE32_CHARS}]{{{HASH_PART_CHARS}}}\Z")
+HASH_PART: Final = re.compile(rf"[{BASE32_CHARS}]{{{HASH_PART_CHARS}}}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,58 +70,43 @@ class Cache:
     ) -> None:
         """`is_keeping`: whether it is told of every path that is forgotten, and so may keep some
         in memory."""
-        self._is_keeping = is_keeping
         self._sources = sources
         self._objects = objects
         self._uploads = uploads
         self._keys = keys
         self._store_dir = store_dir
-        self._narinfos: OrderedDict[str, bytes] = OrderedDict()  # rendered; last used last
+        self.reader = Reader(self._narinfo_text, objects, is_keeping=is_keeping)
 
     def routes(self) -> list[Route]:
         """To be put before any route that matches everything."""
         return [
-            Route("/{hash_part}.narinfo", self._narinfo),
-            Route("/nar/{file}", self._nar),
+            Route("/{hash_part}.narinfo", _Raw(self.reader.narinfo), methods=["GET"]),
+            Route("/nar/{hash_part}.drv.nar", self._derivation_nar),
+            Route("/nar/{file}", _Raw(self.reader.nar), methods=["GET"]),
             Route("/upload", self._upload_batch, methods=["POST"]),
             Route("/upload/{token}", self._upload, methods=["PUT"]),
-            Route("/nix-cache-info", self._cache_info),
+            Route(f"/{NIX_CACHE_INFO}", self._cache_info),
             Route("/log/{drv}", self._log),
             Route("/{hash_part}.ls", self._listing),
         ]
 
     def forget_all(self) -> None:
         """Look every path up anew: another coordinator may have forgotten some."""
-        self._narinfos.clear()
+        self.reader.forget_all()
 
     def forget(self, path: StorePath) -> None:
         """Look this path up anew when it is next asked for."""
-        self._narinfos.pop(path.hash_part, None)
+        self.reader.forget(path.hash_part)
 
     async def _cache_info(self, _: Request) -> Response:
-        return PlainTextResponse(
-            f"StoreDir: {self._store_dir.root}\nWantMassQuery: 1\nPriority: {PRIORITY}\n",
-            media_type="text/x-nix-cache-info",
-        )
+        return PlainTextResponse(cache_info(self._store_dir), media_type="text/x-nix-cache-info")
 
-    async def _narinfo(self, request: Request) -> Response:
-        hash_part = request.path_params["hash_part"]
-        text = self._narinfos.get(hash_part)
-        if text is None:
-            narinfo = await self._look_up(hash_part)
-            if narinfo is None:
-                return _missing(f"no path with the hash part {hash_part[:40]!r} is in this cache")
-            text = show(narinfo, self._store_dir).encode()
-            if self._is_keeping():
-                self._narinfos[hash_part] = text
-            if len(self._narinfos) > NARINFOS_MAX:
-                self._narinfos.popitem(last=False)
-        else:
-            self._narinfos.move_to_end(hash_part)
-        return Response(text, media_type="text/x-nix-narinfo")
+    async def _narinfo_text(self, hash_part: str) -> bytes | None:
+        narinfo = await self._look_up(hash_part)
+        return None if narinfo is None else show(narinfo, self._store_dir).encode()
 
     async def _look_up(self, hash_part: str) -> NarInfo | None:
-        if _HASH_PART.match(hash_part) is None:
+        if HASH_PART.match(hash_part) is None:
             return None
         narinfo = await self._sources.narinfo(hash_part)
         if narinfo is not None:
@@ -129,36 +116,24 @@ class Cache:
             return None
         return derivation_narinfo(drv.path, drv.aterm, drv.references, self._keys, self._store_dir)
 
-    async def _nar(self, request: Request) -> Response:
-        file = request.path_params["file"]
-        if file.endswith(DERIVATION_SUFFIX):
-            return await self._derivation_nar(file.removesuffix(DERIVATION_SUFFIX))
-        key = f"nar/{file}"
-        try:
-            size = await self._objects.size(key)
-        except PeerError:
-            size = None
-        if size is None:
-            return _missing(f"no NAR {file[:100]!r} is in this cache; ask for its narinfo first")
-        return NarResponse(self._objects, key, size, request)
-
-    async def _derivation_nar(self, hash_part: str) -> Response:
+    async def _derivation_nar(self, request: Request) -> Response:
+        hash_part = request.path_params["hash_part"]
         drv = None
-        if _HASH_PART.match(hash_part) is not None:
+        if HASH_PART.match(hash_part) is not None:
             drv = await self._sources.derivation(hash_part)
         if drv is None:
-            return _missing(f"no derivation with the hash part {hash_part[:40]!r} was submitted")
+            return missing(f"no derivation with the hash part {hash_part[:40]!r} was submitted")
         headers = {"cache-control": FOREVER}
-        return Response(nar_of_text(drv.aterm), headers=headers, media_type=NarResponse.media_type)
+        return Response(nar_of_text(drv.aterm), headers=headers, media_type=NAR_TYPE)
 
     async def _listing(self, request: Request) -> Response:
         hash_part = request.path_params["hash_part"]
         narinfo = None
-        if _HASH_PART.match(hash_part) is not None:
+        if HASH_PART.match(hash_part) is not None:
             narinfo = await self._sources.narinfo(hash_part)
         listing = None if narinfo is None else await listing_of(narinfo, self._objects)
         if listing is None:
-            return _missing(f"no listing for the hash part {hash_part[:40]!r} is in this cache")
+            return missing(f"no listing for the hash part {hash_part[:40]!r} is in this cache")
         return Response(listing, media_type="application/json")
 
     async def _log(self, request: Request) -> Response:
@@ -168,7 +143,7 @@ class Cache:
         except PeerError:
             log = None
         if log is None:
-            return _missing(f"no log of {drv[:250]!r} is here; it was not built by this farm")
+            return missing(f"no log of {drv[:250]!r} is here; it was not built by this farm")
         return StreamingResponse(log, media_type="text/plain; charset=utf-8")
 
     async def _upload(self, request: Request) -> Response:
@@ -201,5 +176,20 @@ class Cache:
         return JSONResponse([{"status": each.status, "text": each.text} for each in answers])
 
 
-def _missing(text: str) -> Response:
+class _Raw:
+    """An ASGI application as a route's endpoint."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def cache_info(store_dir: StoreDir) -> str:
+    """What a client asks of a cache first."""
+    return f"StoreDir: {store_dir.root}\nWantMassQuery: 1\nPriority: {PRIORITY}\n"
+
+
+def missing(text: str) -> Response:
     return PlainTextResponse(text + "\n", HTTPStatus.NOT_FOUND, _SOON)

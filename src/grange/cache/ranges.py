@@ -5,11 +5,11 @@ Source: RFC 9110, sections 13 and 14. One range is served; a request for several
 
 import asyncio
 import re
-from http import HTTPStatus
-from typing import Final
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
 
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from grange.errors import OutsideError
@@ -17,7 +17,13 @@ from grange.ports import Objects
 
 FOREVER: Final = "public, max-age=31536000, immutable"
 INLINE_BYTES: Final = 64 << 10  # up to here an object is sent as one message
+PATHSEND: Final = "http.response.pathsend"  # of ASGI: the server sends a file by itself
+_NAR: Final = (b"content-type", b"application/x-nix-nar")
+_ALWAYS: Final = (_NAR, (b"accept-ranges", b"bytes"), (b"cache-control", FOREVER.encode()))
+_CONDITIONS: Final = frozenset((b"range", b"if-range", b"if-none-match"))
 _RANGE: Final = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))\Z", re.ASCII)
+
+Headers = Iterable[tuple[bytes, bytes]]
 
 
 def parse_range(text: str, size: int) -> tuple[int, int] | None:
@@ -38,64 +44,82 @@ def parse_range(text: str, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-class NarResponse(Response):
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of an object is sent, and how it is announced."""
+
+    status: int
+    start: int
+    end: int  # exclusive
+    more: tuple[tuple[bytes, bytes], ...] = ()  # headers
+
+
+def part_wanted(headers: Headers, size: int, etag: str) -> Part:
+    """What a request with these headers gets of an object of `size` bytes."""
+    said = {name: value.decode("latin-1") for name, value in headers if name in _CONDITIONS}
+    if not said:
+        return Part(200, 0, size)
+    if _matches(said.get(b"if-none-match"), etag):
+        return Part(304, 0, 0)
+    asked = said.get(b"range")
+    part = None
+    if asked is not None and said.get(b"if-range") in (None, etag):
+        part = parse_range(asked, size)
+    if part is None:
+        return Part(200, 0, size)
+    if part[0] >= size:
+        return Part(416, 0, 0, ((b"content-range", b"bytes */%d" % size),))
+    start, end = part
+    return Part(206, start, end, ((b"content-range", b"bytes %d-%d/%d" % (start, end - 1, size)),))
+
+
+async def send_object(
+    objects: Objects, key: str, size: int, *, scope: Scope, receive: Receive, send: Send
+) -> None:
     """The NAR of `size` bytes at `key`, to GET or HEAD."""
-
-    media_type = "application/x-nix-nar"
-
-    def __init__(self, objects: Objects, key: str, size: int, request: Request) -> None:
-        self._objects = objects
-        self._key = key
-        etag = f'"{key.rpartition("/")[2]}"'
-        self._start, self._end = 0, size
-        status = HTTPStatus.OK
-        headers = {"accept-ranges": "bytes", "etag": etag, "cache-control": FOREVER}
-        asked = request.headers.get("range")
-        if _matches(request.headers.get("if-none-match"), etag):
-            status = HTTPStatus.NOT_MODIFIED
-            self._end = 0
-        elif asked is not None and request.headers.get("if-range") in (None, etag):
-            part = parse_range(asked, size)
-            if part is not None and part[0] >= size:
-                status = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-                headers["content-range"] = f"bytes */{size}"
-                self._end = 0
-            elif part is not None:
-                status = HTTPStatus.PARTIAL_CONTENT
-                self._start, self._end = part
-                headers["content-range"] = f"bytes {part[0]}-{part[1] - 1}/{size}"
-        if status is not HTTPStatus.NOT_MODIFIED:
-            headers["content-length"] = str(self._end - self._start)
-        self._is_whole = self._end - self._start == size
-        super().__init__(None, status, headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": self.raw_headers,
-        }
-        if self._end == self._start or scope["method"] == "HEAD":
-            await send(head)
-            await send({"type": "http.response.body"})
-            return
-        if self._is_whole and self._end <= INLINE_BYTES:
-            data = await self._objects.get(self._key)
-            if data is None:
-                raise OutsideError(f"{self._key} has vanished from the objects; restore it")
-            await send(head)
-            await send({"type": "http.response.body", "body": data})
-            return
+    etag = f'"{key.rpartition("/")[2]}"'
+    part = part_wanted(scope["headers"], size, etag)
+    headers = [*_ALWAYS, (b"etag", etag.encode()), *part.more]
+    if part.status != 304:
+        headers.append((b"content-length", b"%d" % (part.end - part.start)))
+    head = {"type": "http.response.start", "status": part.status, "headers": headers}
+    if part.end == part.start or scope["method"] == "HEAD":
         await send(head)
-        gone = asyncio.create_task(_disconnected(receive))
-        try:
-            async for data in self._objects.read(self._key, self._start, self._end):
-                if gone.done():
-                    return
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body"})
-        finally:
-            gone.cancel()
+        await send({"type": "http.response.body"})
+        return
+    is_whole = part.end - part.start == size
+    if is_whole and size <= INLINE_BYTES:
+        data = await objects.get(key)
+        if data is None:
+            raise OutsideError(f"{key} has vanished from the objects; restore it")
+        await send(head)
+        await send({"type": "http.response.body", "body": data})
+    elif is_whole and (path := _sendable(objects, key, scope)) is not None:
+        await send(head)
+        await send({"type": PATHSEND, "path": path})
+    else:
+        await send(head)
+        await _stream(objects, key, part, receive, send)
+
+
+def _sendable(objects: Objects, key: str, scope: Scope) -> str | None:
+    """The file that the server can send by itself; None where it cannot, or there is none."""
+    extensions: Any = scope.get("extensions")
+    return objects.local_path(key) if extensions and PATHSEND in extensions else None
+
+
+async def _stream(objects: Objects, key: str, part: Part, receive: Receive, send: Send) -> None:
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        async for data in objects.read(key, part.start, part.end):
+            if gone.done():
+                return
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body"})
+    finally:
+        gone.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -56,6 +56,7 @@ _COMMANDS: Final = {
     "agents": _Entry("farm", "agents", "List the agents and what they do."),
     "serve": _Entry("serve", "serve", "Run a farm: coordinator, cache and web."),
     "agent": _Entry("agent", "agent", "Run an agent, which builds."),
+    "cache": _Entry("cache", "cache", "Serve a binary cache alone, without a farm."),
     "db": _Entry("db", "db", "Migrate, check and move the farm's journal."),
     "key": _Entry("key", "key", "Make signing keys."),
 }
