@@ -19,8 +19,8 @@ def _faults(core: Scheduler) -> Iterator[str]:
     for agent in core.agents.values():
         yield from _agent_faults(agent)
     used = Counter(attempt.step.project for attempt in core.attempts.values())
-    if dict(used) != core._used:
-        yield f"projects use {dict(used)}, not {core._used}"
+    if dict(used) != core.used:
+        yield f"projects use {dict(used)}, not {core.used}"
     for attempt in core.attempts.values():
         if attempt not in attempt.step.attempts:
             yield f"attempt {attempt.id} is not of its step {attempt.step.id}"

@@ -76,7 +76,13 @@ class Farm:
         self.started = clock.wall_s()
         self.watches = Watches()
         self.metrics = Metrics()
-        self.loop = WriterLoop(journal, clock, lease_s=settings.lease_s, policy=settings.policy)
+        self.loop = WriterLoop(
+            journal,
+            clock,
+            lease_s=settings.lease_s,
+            policy=settings.policy,
+            rules=settings.projects,
+        )
         self.deliveries = Deliveries(
             journal=journal,
             objects=objects,

@@ -8,7 +8,8 @@ import asyncio
 import ctypes
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Protocol, get_args
 
 from grange.coordinator.recovery import recover
@@ -17,7 +18,7 @@ from grange.ports import Clock, Journal, PublishedOutput
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import Effect, JournalEffect
 from grange.scheduler.events import Event, Tick
-from grange.scheduler.facts import Policy
+from grange.scheduler.facts import Policy, ProjectRule
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +59,14 @@ class WriterLoop:
         lease_s: float,
         policy: Policy | None = None,
         batch_max: int = BATCH_MAX,
+        rules: Mapping[str, ProjectRule] = MappingProxyType({}),
     ) -> None:
-        """`lease_s` takes the place of the policy's."""
+        """`lease_s` takes the place of the policy's; `rules` are the projects'."""
         self._journal = journal
         self._clock = clock
         self._lease_s = lease_s
         self._policy = policy
+        self._rules = rules
         self._batch_max = batch_max
         self._epoch = clock.wall_s() - clock.monotonic_s()
         self._inbox: list[tuple[Event, asyncio.Future[None] | None]] = []
@@ -190,7 +193,12 @@ class WriterLoop:
             self.life += 1
             try:
                 core, effects = await recover(
-                    self._journal, actor.publish, self.now(), self._lease_s, self._policy
+                    self._journal,
+                    actor.publish,
+                    self.now(),
+                    self._lease_s,
+                    self._policy,
+                    rules=self._rules,
                 )
                 await self._commit(effects)
                 break

@@ -4,23 +4,29 @@ Recovery is submission once more: the walk from every unfinished build's root fi
 be done. Attempts are taken over as they were committed; the agents will say how they stand.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from grange.coordinator.checks import check_steps
-from grange.ports import BuildRecord, Journal, PublishedOutput, StepNode
+from grange.ports import BuildRecord, Journal, PublishedOutput, Rulings, StepNode
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import Effect
 from grange.scheduler.events import (
     AgentAwaited,
+    AgentRuled,
     AttemptsGivenUp,
     BuildsSubmitted,
     Event,
+    FarmPaused,
     LimitsRecalled,
     OutputsPublished,
+    ProjectPaused,
+    ProjectsChanged,
+    UsesRecalled,
     Wish,
 )
-from grange.scheduler.facts import Policy, StepSpec, check_of
+from grange.scheduler.facts import Policy, ProjectRule, StepSpec, check_of
 
 Publish = Callable[[Sequence[PublishedOutput]], Awaitable[None]]
 """Puts the narinfos of committed outputs where clients look, if absent."""
@@ -51,6 +57,7 @@ def submission(
                     build.project,
                     build.priority,
                     build.limits,
+                    build.not_before,
                 )
                 for build in builds
                 for root in (check_of(build.root) if build.is_check else build.root,)
@@ -63,15 +70,21 @@ def submission(
 
 
 async def recover(
-    journal: Journal, publish: Publish, now: float, lease_s: float, policy: Policy | None = None
+    journal: Journal,
+    publish: Publish,
+    now: float,
+    lease_s: float,
+    policy: Policy | None = None,
+    *,
+    rules: Mapping[str, ProjectRule] = MappingProxyType({}),
 ) -> tuple[Scheduler, list[Effect]]:
     """A scheduler that goes on where the journal ends, and what it wants done first.
 
-    `lease_s` takes the place of the policy's.
+    `lease_s` takes the place of the policy's; `rules` are the projects'.
     """
     past = await journal.recover()
     core = Scheduler(next_attempt=past.next_attempt, lease_s=lease_s, policy=policy)
-    events: list[Event] = []
+    events = _rulings(past.rulings, rules)
     for entry in past.unpublished:
         await publish(entry.outputs)
         events.append(OutputsPublished(entry.step))
@@ -88,3 +101,15 @@ async def recover(
         events.append(AttemptsGivenUp(past.given_up))
     events.append(LimitsRecalled(past.limits))
     return core, core.handle(max(now, past.clock_s), events)
+
+
+def _rulings(past: Rulings, rules: Mapping[str, ProjectRule]) -> list[Event]:
+    """What held before: before any build is known, so that none is begun against it."""
+    events: list[Event] = [ProjectsChanged(rules), UsesRecalled(past.uses, past.uses_at)]
+    if past.farm_pause is not None:
+        events.append(FarmPaused(True, past.farm_pause))
+    events += [ProjectPaused(project, True, reason) for project, reason in past.project_pauses]
+    events += [
+        AgentRuled(agent, rule.tags, rule.is_paused, rule.reason) for agent, rule in past.agents
+    ]
+    return events

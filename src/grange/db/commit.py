@@ -16,22 +16,29 @@ checks are dropped, but for their attempts: a check is not in the journal.
 from collections.abc import Sequence
 from typing import assert_never
 
+from grange.db.events import write_events
+from grange.db.knobs import agent_rule_row, pause_row, use_rows
 from grange.db.rows import Row, cause_row, path_row, show_agent, show_limits, usage_row
 from grange.db.script import Script, ask, change, unknown
 from grange.ports import PublishedOutput
 from grange.scheduler.effects import (
     JournalEffect,
     SaveAgent,
+    SaveAgentRule,
     SaveAttempt,
     SaveAttemptEnded,
     SaveAttemptRevived,
     SaveBuildFinished,
+    SaveBuildPriority,
     SaveBuildReopened,
+    SaveFarmEvent,
     SaveFailureForgotten,
     SavePaths,
+    SavePause,
     SaveStepDone,
     SaveStepFailed,
     SaveStepTroubled,
+    SaveUses,
 )
 from grange.scheduler.facts import StepId, Usage, checked, is_check
 
@@ -48,14 +55,17 @@ class _Batch:
         "done",
         "durations",
         "ended",
+        "events",
         "in_order",
         "paths",
         "publishing",
         "supports",
+        "uses",
     )
 
     def __init__(self) -> None:
         self.clock_s = 0.0
+        self.uses: list[Row] | None = None  # None: as they are
         self.agents: Rows = {}
         self.attempts: list[Row] = []
         self.paths: list[Row] = []
@@ -64,6 +74,7 @@ class _Batch:
         self.durations: Rows = {}
         self.done: Rows = {}
         self.ended: Rows = {}
+        self.events: list[SaveFarmEvent] = []
         self.in_order: list[tuple[str, Rows]] = []  # no two neighbours are of the same query
 
     def advance(self, now: float) -> None:
@@ -91,6 +102,10 @@ def apply_effects(effects: Sequence[JournalEffect]) -> Script[None]:
     yield from _update("end_attempt", batch.ended)
     for query, rows in batch.in_order:
         yield from _update(query, rows)
+    yield from write_events(batch.events)
+    if batch.uses is not None:
+        yield from ask("drop_uses")
+        yield from change("save_use", batch.uses)
     if batch.clock_s:
         yield from ask("advance_clock", batch.clock_s)
 
@@ -117,8 +132,19 @@ def _add(batch: _Batch, effect: JournalEffect) -> None:
             row = (build, now, outcome.value, *cause_row(cause))
             batch.add_in_order("finish_build", row)
             batch.advance(now)
-        case SaveBuildReopened(build):
-            batch.add_in_order("reopen_build", (build,))
+        case SaveBuildReopened(build, not_before):
+            batch.add_in_order("reopen_build", (build, not_before))
+        case SaveBuildPriority(build, priority):
+            batch.add_in_order("set_priority", (build, priority))
+        case SaveAgentRule():
+            batch.add_in_order("save_agent_rule", agent_rule_row(effect))
+        case SavePause():
+            batch.add_in_order("save_pause", pause_row(effect))
+            batch.advance(effect.now)
+        case SaveUses():
+            batch.uses = use_rows(effect)
+        case SaveFarmEvent():
+            batch.events.append(effect)
         case SaveAgent(spec, now):
             batch.agents[spec.id] = (spec.id, spec.name, show_agent(spec), now)
             batch.advance(now)

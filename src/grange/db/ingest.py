@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
+from grange.db.events import write_submitted
 from grange.db.rows import (
     Row,
     pack_ids,
@@ -146,7 +147,10 @@ def forget_paths(paths: Iterable[StorePath]) -> Script[tuple[list[StepId], list[
     return [StepId(step) for step in ids], [f"{part}.narinfo" for part in lost]
 
 
-def add_builds(builds: Sequence[NewBuild]) -> Script[list[BuildRecord]]:
+def add_builds(builds: Sequence[NewBuild], *, is_told: bool) -> Script[list[BuildRecord]]:
+    """See `Journal.add_builds`."""
+    ids = [str(build.id) for build in builds]
+    before = (yield from ask("builds_of", ids)) if is_told else []
     yield from change("add_build", [_build_row(build) for build in builds])
     rows = yield from ask("builds_of", [str(build.id) for build in builds])
     records = {record.id: record for record in map(read_build, rows)}
@@ -158,6 +162,8 @@ def add_builds(builds: Sequence[NewBuild]) -> Script[list[BuildRecord]]:
                 f"build {build.id} is of {record.drv_path}, not of {build.drv_path}; "
                 "choose a new id for a new build"
             )
+    if is_told:
+        yield from write_submitted(builds, [row[0] for row in before])
     yield from ask("advance_clock", max([build.now for build in builds], default=0.0))
     return [records[build.id] for build in builds]
 
@@ -173,6 +179,7 @@ def _build_row(build: NewBuild) -> Row:
         build.now,
         show_limits(build.limits),
         int(build.is_check),
+        build.not_before,
     )
 
 

@@ -140,6 +140,7 @@ def read_build(row: Row) -> BuildRecord:
         read_cause(row[10:15]),
         read_limits(row[15]),
         bool(row[16]),
+        row[17],
     )
 
 

@@ -9,7 +9,9 @@ from typing import Final
 from grange.db.accounts import SqlAccounts
 from grange.db.checks import check
 from grange.db.commit import apply_effects
+from grange.db.event_log import SqlEventLog
 from grange.db.ingest import add_builds, add_derivations, add_paths, forget_paths, read_valid
+from grange.db.knobs import read_rulings
 from grange.db.lru import Lru
 from grange.db.rows import (
     Row,
@@ -54,6 +56,7 @@ class SqlJournal:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.events = SqlEventLog(engine)
         self.accounts = SqlAccounts(engine)
         self._narinfos: Lru[str, NarInfo]
         self._references: References
@@ -75,8 +78,10 @@ class SqlJournal:
     async def add_derivations(self, derivations: Sequence[NewDerivation]) -> None:
         await self._engine.write(lambda: add_derivations(derivations))
 
-    async def add_builds(self, builds: Sequence[NewBuild]) -> list[BuildRecord]:
-        return await self._engine.write(lambda: add_builds(builds))
+    async def add_builds(
+        self, builds: Sequence[NewBuild], *, is_told: bool = False
+    ) -> list[BuildRecord]:
+        return await self._engine.write(lambda: add_builds(builds, is_told=is_told))
 
     async def add_paths(self, narinfos: Sequence[NarInfo], origin: str) -> None:
         await self._engine.write(lambda: add_paths(narinfos, origin))
@@ -244,6 +249,7 @@ def _recover() -> Script[Recovered]:
         next_attempt=(yield from ask("next_attempt"))[0][0],
         clock_s=(yield from ask("clock"))[0][0],
         given_up=tuple([(row[0], row[1], row[2]) for row in reversed(given_up)]),
+        rulings=(yield from read_rulings()),
         limits=tuple(
             [
                 (row[0], read_limits(row[-1]))

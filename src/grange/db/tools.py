@@ -29,6 +29,12 @@ TABLES: Final = (
     "paths",
     "supports",
     "upstream_answers",
+    "agent_rules",
+    "pauses",
+    "uses",
+    "events",
+    "hooks",
+    "hook_deliveries",
     "credentials",
     "agent_accounts",
     "audit",
@@ -120,8 +126,8 @@ async def _copy(old: sqlite3.Connection, new: postgres.Connection, target: str) 
                 f"{table} has {counts[table]} rows, and {copied} arrived at {target}; "
                 "nothing was kept of the copy"
             )
-    (clock_s,) = old.execute("SELECT clock_s FROM farm").fetchone()
-    await new.execute("UPDATE farm SET clock_s = $1", clock_s)
+    farm = old.execute("SELECT clock_s, last_event FROM farm").fetchone()
+    await new.execute("UPDATE farm SET clock_s = $1, last_event = $2", *farm)
     return counts
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
-from grange.scheduler import aside, steps
+from grange.scheduler import aside, steps, telling
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
 from grange.scheduler.facts import AgentId, AttemptId, Cause, Outcome, Phase, checked
@@ -25,17 +25,18 @@ def start(memory: Memory, step: Step, agent: Agent) -> None:
     attempt = assign(memory, id_, step, agent, order=agent.orders)
     memory.out.append(do.SaveAttempt(id_, step.id, agent.spec.id, memory.now, attempt.limits))
     memory.out.append(do.StartBuild(agent.spec.id, id_, step.id, attempt.order, attempt.limits))
+    telling.started(memory, step, attempt)
     steps.show(memory, step, attempt)
 
 
 def assign(memory: Memory, id_: AttemptId, step: Step, agent: Agent, *, order: int) -> Attempt:
     """Enter a new attempt into every account."""
-    attempt = Attempt(id_, step, agent, order, memory.now)
+    account = memory.accounts.charge(step.project)
+    attempt = Attempt(id_, step, agent, account, order=order, now=memory.now)
     memory.attempts[id_] = agent.attempts[id_] = attempt
     agent.occupied += 1
     step.attempts = (*step.attempts, attempt)
     step.state = State.ACTIVE
-    memory.used[step.project] = memory.used.get(step.project, 0) + 1
     return attempt
 
 
@@ -43,6 +44,8 @@ def adopt(memory: Memory, id_: AttemptId, step: Step, agent: Agent) -> Attempt:
     """Enter an attempt that was sent long ago, with what limits may be told later."""
     attempt = assign(memory, id_, step, agent, order=0)
     attempt.is_limit_known = False
+    for build in step.builds:
+        build.is_started = True
     return attempt
 
 
@@ -191,6 +194,8 @@ def failed(memory: Memory, event: on.AttemptFailed) -> None:
     if attempt is not None:
         attempt.usage = event.usage
         memory.out.append(do.SettleAttempt(event.agent, event.attempt, False))
+        if event.missing:
+            telling.inputs_missing(memory, attempt, event.message, event.missing, ())
         conclude(memory, attempt, event.outcome, event.message)
 
 

@@ -8,22 +8,34 @@ it, none asking for the time or for chance.
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final, assert_never
 
-from grange.scheduler import attempts, mending, roster, steps, submission, unsupported
+from grange.scheduler import (
+    attempts,
+    mending,
+    roster,
+    rulings,
+    steps,
+    submission,
+    unsupported,
+    urgency,
+)
+from grange.scheduler import effects as do
 from grange.scheduler import events as on
 from grange.scheduler.dispatch import dispatch
 from grange.scheduler.effects import Effect
-from grange.scheduler.facts import AttemptId, Policy, QueueKey
+from grange.scheduler.facts import AgentId, AgentRule, AttemptId, Policy, QueueKey
 from grange.scheduler.matching import is_offered
 from grange.scheduler.memory import Memory
 from grange.scheduler.roster import LATE_S, RECONNECT_S
-from grange.scheduler.state import Agent, State, Step
+from grange.scheduler.shares import Account
+from grange.scheduler.state import Agent, Build, State, Step
 
 __all__ = ["FAILURES_MAX", "LEASE_S", "RECONNECT_S", "Scheduler"]
 
+USES_SAVE_S: Final = 60.0  # so much of what projects use a restart may forget
 LEASE_S: Final = Policy().lease_s
 FAILURES_MAX: Final = Policy().failures_max
 
@@ -53,13 +65,13 @@ class Scheduler:
         self.attempts = memory.attempts
         self.queues = memory.queues
         self.settled = memory.settled
-        self._used = memory.used  # read by nobody but the simulation's audit
+        self.accounts: Mapping[str, Account] = memory.accounts
 
     def handle(self, now: float, events: Iterable[on.Event]) -> list[Effect]:
         """Take in what happened, in order; `now` (s) never runs backwards."""
         memory = self._memory
         deadline = self.next_deadline()
-        memory.now = max(memory.now, now)
+        memory.now = memory.accounts.now = max(memory.now, now)
         if deadline is not None and memory.now - deadline > LATE_S:
             roster.excuse(memory, memory.now - deadline)
         for event in events:
@@ -67,8 +79,24 @@ class Scheduler:
         _wake(memory)
         unsupported.watch(memory)
         dispatch(memory)
+        _save_uses(memory)
         out, memory.out = memory.out, []
         return out
+
+    @property
+    def used(self) -> dict[str, int]:
+        """How many attempts each project runs; those that run none are left out."""
+        return {name: each.running for name, each in self.accounts.items() if each.running}
+
+    @property
+    def pause(self) -> str | None:
+        """Why nothing is begun at all; None where the farm works."""
+        return self._memory.pause
+
+    @property
+    def agent_rules(self) -> Mapping[AgentId, AgentRule]:
+        """What operators say of agents, here or not."""
+        return self._memory.agent_rules
 
     @property
     def now(self) -> float:
@@ -119,17 +147,40 @@ def _take(memory: Memory, event: on.Event) -> None:
             attempts.recall_limits(memory, event)
         case on.OffersChanged():
             memory.offers = event.offers
+        case on.BuildPrioritised():
+            rulings.prioritise(memory, event)
+        case on.AgentRuled():
+            rulings.rule_agent(memory, event)
+        case on.ProjectsChanged():
+            rulings.rule_projects(memory, event)
+        case on.ProjectPaused():
+            rulings.pause_project(memory, event)
+        case on.FarmPaused():
+            rulings.pause_farm(memory, event)
+        case on.UsesRecalled():
+            memory.accounts.recall(dict(event.uses), event.at)
         case on.Tick():
             pass
         case _:
             assert_never(event)
 
 
+def _save_uses(memory: Memory) -> None:
+    """Now and then, so that a restart does not make all projects equal."""
+    if memory.now - memory.uses_saved < USES_SAVE_S or not memory.accounts:
+        return
+    memory.uses_saved = memory.now
+    memory.out.append(do.SaveUses(tuple(memory.accounts.uses()), memory.now))
+
+
 def _wake(memory: Memory) -> None:
     """Do what was put off until now."""
     while memory.timers and memory.timers[0][0] <= memory.now:
         _, _, kind, subject = heapq.heappop(memory.timers)
-        if isinstance(subject, Step):
+        if isinstance(subject, Build):
+            if memory.builds.get(subject.id) is subject:
+                urgency.rank_builds(memory, (subject,))
+        elif isinstance(subject, Step):
             if subject.state is State.BACKING_OFF and subject.not_before <= memory.now:
                 steps.make_ready(memory, subject)
         elif isinstance(subject, Agent) and memory.agents.get(subject.spec.id) is subject:

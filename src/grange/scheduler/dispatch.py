@@ -13,6 +13,8 @@ Lane = tuple[Rank, int, str, ReadyQueue | Agent]  # best step's rank, number, pr
 
 def dispatch(memory: Memory) -> None:
     """Give ready steps to agents with room, best step first."""
+    if memory.pause is not None:
+        return
     lanes = _lanes(memory)
     roomy = {  # the agents each queue may choose from: few, on a busy farm of many
         lane: [agent for agent in source.agents if agent.free > 0]
@@ -26,7 +28,7 @@ def dispatch(memory: Memory) -> None:
             if source.free <= 0:
                 continue
             attempts.start(memory, heapq.heappop(source.local)[3], source)
-            rank = local_head(source, memory.used)
+            rank = local_head(source, memory.accounts)
             if rank is not None:
                 heapq.heappush(lanes, (rank, lane, "", source))
             continue
@@ -43,7 +45,7 @@ def dispatch(memory: Memory) -> None:
             held_back.append((step, source))
         if not any(agent.free > 0 for agent in roomy[lane]):
             continue
-        head = source.head(memory.used)
+        head = source.head(memory.accounts)
         if head is not None:
             heapq.heappush(lanes, (head[0], lane, head[1], source))
     for step, queue in held_back:
@@ -56,12 +58,12 @@ def _lanes(memory: Memory) -> list[Lane]:
     for agent in memory.agents.values():
         agent.free = agent.room(memory.now)
         if agent.local and agent.free > 0:
-            rank = local_head(agent, memory.used)
+            rank = local_head(agent, memory.accounts)
             if rank is not None:
                 lanes.append((rank, len(lanes), "", agent))
     for queue in memory.queues.values():
         if queue.projects and any(agent.free > 0 for agent in queue.agents):
-            head = queue.head(memory.used)
+            head = queue.head(memory.accounts)
             if head is not None:
                 lanes.append((head[0], len(lanes), head[1], queue))
     heapq.heapify(lanes)

@@ -12,6 +12,7 @@ from grange.scheduler.facts import (
     AttemptId,
     BuildId,
     Cause,
+    EventKind,
     Limits,
     Outcome,
     Phase,
@@ -138,8 +139,31 @@ class SaveFailureForgotten:
     step: StepId
 
 
+@dataclass(frozen=True, slots=True)
+class SaveFarmEvent:
+    """Hooks are to be told of this, after all else of its batch is saved.
+
+    Only of the kinds in `Policy.tells`. Those of one build are told in order, and so are those of
+    an agent; what becomes of a step is told in order with the build that first wanted it.
+    """
+
+    kind: EventKind
+    now: float
+    build: BuildId | None = None
+    project: str = ""
+    step: StepId | None = None
+    attempt: AttemptId | None = None
+    agent: AgentId | None = None
+    outcome: Outcome | None = None
+    cause: Cause | None = None
+    message: str = ""  # more about it, for a person
+    missing: tuple[str, ...] = ()  # base names of inputs that the farm has lost
+    rebuilt: tuple[StepId, ...] = ()  # the steps that make them, which are wanted again
+
+
 JournalEffect = (
     SaveBuildFinished
+    | SaveFarmEvent
     | SaveBuildReopened
     | SaveBuildPriority
     | SaveAgentRule

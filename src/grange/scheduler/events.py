@@ -144,6 +144,7 @@ class AttemptFailed:
     outcome: Outcome  # none of the successes
     message: str
     usage: Usage = Usage()
+    missing: tuple[str, ...] = ()  # base names of inputs that the farm itself has lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ class InputsLost:
     steps: tuple[StepSpec, ...]
     remembered: tuple[tuple[StepId, Cause], ...] = ()
     usage: Usage = Usage()
+    missing: tuple[str, ...] = ()  # base names of what is lost
 
 
 @dataclass(frozen=True, slots=True)

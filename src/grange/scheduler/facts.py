@@ -13,6 +13,20 @@ AgentId = NewType("AgentId", str)  # a UUID the agent keeps in its state directo
 DEFAULT_PROJECT = "default"
 
 
+class EventKind(StrEnum):
+    """What hooks and the event stream can be told of, by the name that operators write."""
+
+    BUILD_SUBMITTED = "build-submitted"
+    BUILD_STARTED = "build-started"  # an agent got its root for the first time
+    BUILD_SUCCEEDED = "build-succeeded"
+    BUILD_FAILED = "build-failed"
+    BUILD_CANCELLED = "build-cancelled"
+    INPUTS_MISSING = "inputs-missing"  # the farm itself has lost inputs of a step
+    STEP_FINISHED = "step-finished"
+    AGENT_JOINED = "agent-joined"
+    AGENT_LOST = "agent-lost"
+
+
 class Phase(IntEnum):
     """How far an attempt has come, in order."""
 
@@ -287,6 +301,7 @@ class Policy:
     build_grace_s: float = 120.0  # beyond the build's own limits, for the agent to act on them
     fetch_max_s: float = 21_600.0
     upload_max_s: float = 21_600.0
+    tells: frozenset[EventKind] = frozenset()  # what somebody wants to be told of
     share_half_life_s: float = 3600.0  # what a project used so long ago counts half
 
 

@@ -18,6 +18,9 @@ def misfit(spec: AgentSpec | Offer, queue: QueueKey) -> str:
     unasked = [feature for feature in spec.mandatory_features if feature not in queue.features]
     if unasked:
         return f"it only takes steps that require {', '.join(unasked)}"
+    unwanted = [tag for tag in spec.mandatory_tags if tag not in queue.tags]
+    if unwanted:
+        return f"it only takes steps of builds tagged {', '.join(unwanted)}"
     untagged = [tag for tag in queue.tags if tag not in spec.tags]
     if untagged:
         return f"it lacks the tag{'s' * (len(untagged) > 1)} {', '.join(untagged)}"

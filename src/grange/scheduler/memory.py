@@ -12,6 +12,7 @@ from grange.scheduler.effects import Effect
 from grange.scheduler.facts import (
     NO_LIMITS,
     AgentId,
+    AgentRule,
     AttemptId,
     BuildId,
     Limits,
@@ -22,6 +23,7 @@ from grange.scheduler.facts import (
 )
 from grange.scheduler.ready import ReadyQueue
 from grange.scheduler.settled import EndedBuilds, GivenUp, Settled
+from grange.scheduler.shares import Accounts
 from grange.scheduler.state import FREE_BOUNDS, NO_BOUNDS, Agent, Attempt, Bounds, Build, Step
 
 BOUNDS_MAX: Final = 4096  # different limits remembered as the same; more cost memory alone
@@ -33,12 +35,18 @@ class Timer(Enum):
     BACKOFF = "backoff"  # of a step
     ASIDE = "aside"  # an agent that was set aside may be tried again
     UNSUPPORTED = "unsupported"  # no agent that fits a queue was there for long
+    DEFERRED = "deferred"  # a build that is not to begin before then
+
+
+Subject = Agent | Build | Step | ReadyQueue  # what a timer is about
 
 
 class Memory:
     """Times are seconds, as told with the events."""
 
     __slots__ = (
+        "accounts",
+        "agent_rules",
         "agents",
         "attempts",
         "bounds",
@@ -52,12 +60,13 @@ class Memory:
         "now",
         "offers",
         "out",
+        "pause",
         "policy",
         "queues",
         "settled",
         "steps",
         "timers",
-        "used",
+        "uses_saved",
         "widened",
         "widening",
     )
@@ -71,7 +80,10 @@ class Memory:
         self.agents: dict[AgentId, Agent] = {}
         self.attempts: dict[AttemptId, Attempt] = {}
         self.queues: dict[QueueKey, ReadyQueue] = {}
-        self.used: dict[str, int] = {}  # running attempts by project; none is 0
+        self.accounts = Accounts(policy.share_half_life_s)
+        self.uses_saved = 0.0  # when projects' uses were last put into the journal
+        self.agent_rules: dict[AgentId, AgentRule] = {}  # of operators; an agent need not be here
+        self.pause: str | None = None  # why nothing is begun at all; None where the farm works
         self.offers: tuple[Offer, ...] = ()
         self.bounds: dict[Bounds, Bounds] = {}  # one of each that are equal
         self.widening = (NO_BOUNDS, NO_LIMITS)  # the latest: what is asked next is mostly the same
@@ -81,7 +93,7 @@ class Memory:
         self.ended_builds = EndedBuilds()
         self.next_attempt = next_attempt
         self.last_seq = 0  # of the latest step
-        self.timers: list[tuple[float, int, Timer, Agent | Step | ReadyQueue]] = []  # a heap
+        self.timers: list[tuple[float, int, Timer, Subject]] = []  # a heap
         self.last_timer = 0  # its number: timers of one instant go off in order
         self.out: list[Effect] = []  # decided since the last answer, in order
 
@@ -98,6 +110,6 @@ class Memory:
         step.bounds = self.widened
         return step.bounds is not old
 
-    def set_timer(self, at: float, kind: Timer, subject: Agent | Step | ReadyQueue) -> None:
+    def set_timer(self, at: float, kind: Timer, subject: Subject) -> None:
         self.last_timer += 1
         heapq.heappush(self.timers, (at, self.last_timer, kind, subject))

@@ -1,6 +1,6 @@
 """Inputs that the farm has lost: they are built again, and what needed them waits."""
 
-from grange.scheduler import attempts, steps, submission
+from grange.scheduler import attempts, steps, submission, telling
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
 from grange.scheduler.facts import NO_LIMITS, Cause, Outcome, checked
@@ -16,6 +16,7 @@ def inputs_lost(memory: Memory, event: on.InputsLost) -> None:
     step = attempt.step
     attempt.usage = event.usage
     memory.out.append(do.SettleAttempt(event.agent, event.attempt, False))
+    telling.inputs_missing(memory, attempt, event.message, event.missing, event.lost)
     steps.end_attempt(memory, attempt, Outcome.INPUTS_MISSING, event.message)
     if step.state >= State.PUBLISHING or step.stored is not None:
         return
@@ -32,6 +33,7 @@ def _rebuild(memory: Memory, step: Step, event: on.InputsLost) -> bool:
     doomed = submission.doomed_steps(memory, event.steps, dict(event.remembered), wanted)
     cause = next((doomed[id_] for id_ in event.lost if id_ in doomed), None)
     if cause is not None:
+        telling.step_ended(memory, step, Outcome.DEPENDENCY_FAILED, cause, None)
         steps.sink(memory, step, cause)
         return False
     new = submission.create_steps(memory, event.steps, doomed)

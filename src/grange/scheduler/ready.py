@@ -1,15 +1,15 @@
 """The queues of ready steps and their order (DESIGN, "Schedule").
 
-Order: global priority, then the project that uses least of its share now, then the longest expected
+Order: global priority, then the project that uses least of its share, then the longest expected
 path to the end, then age. Entries are never removed when a step changes: they are recognised as
 stale when they come to the head.
 """
 
 import heapq
-from collections.abc import Mapping
 
 from grange.scheduler.facts import QueueKey
-from grange.scheduler.state import Agent, State, Step
+from grange.scheduler.shares import Accounts
+from grange.scheduler.state import PRIORITY_NONE, Agent, State, Step
 
 Entry = tuple[int, float, int, Step]
 Rank = tuple[int, float, float, int]  # lower goes first
@@ -41,45 +41,70 @@ class ReadyQueue:
         self.hopeless_since: float | None = None  # steps wait, and no agent fits or could appear
 
     def push(self, step: Step) -> None:
-        heapq.heappush(self.projects.setdefault(step.project, []), entry(step))
+        """Let a ready step wait here, with the rank it has now; not while it is held back."""
+        if step.priority != PRIORITY_NONE:
+            heapq.heappush(self.projects.setdefault(step.project, []), entry(step))
 
-    def head(self, used: Mapping[str, int]) -> tuple[Rank, str] | None:
-        """Rank of the best step and the project it is of; None where nothing is ready.
-
-        `used` counts the running attempts of each project.
-        """
+    def head(self, accounts: Accounts) -> tuple[Rank, str] | None:
+        """Rank of the best step and the project it is of; None where nothing may be begun."""
         best: tuple[Rank, str] | None = None
-        for project, heap in list(self.projects.items()):
-            while heap and _is_stale(heap[0]):
-                heapq.heappop(heap)
-            if not heap:
-                del self.projects[project]
+        for project in list(self.projects):
+            first = self._first(project)
+            if first is None:
                 continue
-            first = heap[0]
-            rank = (first[0], float(used.get(project, 0)), first[1], first[2])
+            account = accounts.settled(project)
+            if account.running >= account.running_max:
+                continue
+            rank = (first[0], account.use, first[1], first[2])
             if best is None or rank < best[0]:
                 best = (rank, project)
         return best
 
+    def _first(self, project: str) -> Entry | None:
+        """The project's best ready step; where it has none, its heap is gone."""
+        heap = self.projects[project]
+        while heap:
+            first = heap[0]
+            if not _is_stale(first) and first[3].project == project:
+                return first
+            heapq.heappop(heap)
+        del self.projects[project]
+        return None
+
+    def waiting(self) -> str | None:
+        """A project that has a ready step, whether or not it may be begun now; None for none."""
+        for project in list(self.projects):
+            if self._first(project) is not None:
+                return project
+        return None
+
     def pop(self, project: str) -> Step:
-        """The step that `head` spoke of."""
+        """The step that `head` or `waiting` spoke of."""
         return heapq.heappop(self.projects[project])[3]
 
 
-def local_head(agent: Agent, used: Mapping[str, int]) -> Rank | None:
-    """As `ReadyQueue.head`, of the steps whose inputs are only on this agent so far."""
+def local_head(agent: Agent, accounts: Accounts) -> Rank | None:
+    """As `ReadyQueue.head`, of the steps whose inputs are only on this agent so far.
+
+    One whose project has all it may run is left to wait for its inputs' publication.
+    """
     heap = agent.local
-    while heap and not is_ready_at(heap[0][3], agent):
+    while heap:
+        first = heap[0]
+        step = first[3]
+        if first[0] == -step.priority and first[1] == -step.path_s and is_ready_at(step, agent):
+            account = accounts.settled(step.project)
+            if account.running < account.running_max:
+                return (first[0], account.use, first[1], first[2])
         heapq.heappop(heap)
-    if not heap:
-        return None
-    first = heap[0]
-    return (first[0], float(used.get(first[3].project, 0)), first[1], first[2])
+    return None
 
 
 def is_ready_at(step: Step, agent: Agent) -> bool:
     """Whether `step` waits only for publication of outputs that `agent` already has."""
     if step.state is not State.WAITING or step.missing == 0 or step.unbuilt:
+        return False
+    if step.priority == PRIORITY_NONE:
         return False
     for needed in step.inputs:  # one of the hottest loops: a generator would cost as much again
         if needed.home is not agent and needed.state is not State.DONE:

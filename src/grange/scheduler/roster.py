@@ -1,11 +1,20 @@
 """The agents: who is here, whose lease lives, and what becomes of what they hold."""
 
+from dataclasses import replace
 from typing import Final
 
-from grange.scheduler import attempts, steps, watchdog
+from grange.scheduler import attempts, steps, telling, watchdog
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
-from grange.scheduler.facts import AgentId, AgentSpec, Outcome, Phase, Usage
+from grange.scheduler.facts import (
+    NO_AGENT_RULE,
+    AgentId,
+    AgentSpec,
+    EventKind,
+    Outcome,
+    Phase,
+    Usage,
+)
 from grange.scheduler.matching import misfit, refusal
 from grange.scheduler.memory import Memory, Timer
 from grange.scheduler.state import Agent, Attempt, State, Step
@@ -28,29 +37,27 @@ def join(memory: Memory, spec: AgentSpec) -> None:
             )
             memory.out.append(do.RefuseAgent(spec.id, spec.session, reason))
             return
-        _forget(memory, agent)
+        _forget(memory, agent, "another session of it took its place")
         agent = None
+    is_new = agent is None
     if agent is None:
-        agent = Agent(spec, 0.0)
-        memory.agents[spec.id] = agent
-        _enlist(memory, agent)
-    elif agent.spec != spec:
-        agent.spec = spec
-        _enlist(memory, agent)
+        agent = _admit(memory, spec, 0.0)
+    elif agent.said != spec:
+        heed(memory, agent, spec)
     agent.is_connected = True
     for attempt in agent.attempts.values():
         attempt.order = 0  # of a tunnel that is no more: the first heartbeat tells its fate
     _renew(memory, agent)
     _unsuspect(memory, agent)
     memory.out.append(do.SaveAgent(spec, memory.now))
+    if is_new:
+        telling.agent(memory, EventKind.AGENT_JOINED, spec.id, "")
     memory.out.append(do.AcceptAgent(spec.id, spec.session))
 
 
 def expect(memory: Memory, event: on.AgentAwaited) -> None:
     """Take its attempts over as they were committed; it will say how they stand."""
-    agent = Agent(event.spec, memory.now)
-    memory.agents[event.spec.id] = agent
-    _enlist(memory, agent)
+    agent = _admit(memory, event.spec, memory.now)
     _renew(memory, agent)
     for id_, step_id in event.attempts:
         step = memory.steps.get(step_id)
@@ -134,12 +141,31 @@ def cut(memory: Memory, event: on.AgentCut) -> None:
 def left(memory: Memory, event: on.AgentLeft) -> None:
     agent = _agent(memory, event.agent, event.session)
     if agent is not None:
-        _forget(memory, agent, is_goodbye=True)
+        _forget(memory, agent, "it said goodbye", is_goodbye=True)
 
 
 def _agent(memory: Memory, id_: AgentId, session: str) -> Agent | None:
     agent = memory.agents.get(id_)
     return agent if agent is not None and agent.spec.session == session else None
+
+
+def _admit(memory: Memory, said: AgentSpec, lease_until: float) -> Agent:
+    agent = memory.agents[said.id] = Agent(said, lease_until)
+    heed(memory, agent, said)
+    _enlist(memory, agent)
+    return agent
+
+
+def heed(memory: Memory, agent: Agent, said: AgentSpec) -> None:
+    """Let hold what the agent says of itself and what operators say of it."""
+    rule = memory.agent_rules.get(said.id, NO_AGENT_RULE)
+    agent.said = said
+    agent.pause = rule.reason if rule.is_paused else None
+    tags = tuple(sorted({*said.tags, *rule.tags})) if rule.tags else said.tags
+    spec = replace(said, tags=tags)
+    if agent.spec != spec:
+        agent.spec = spec
+        _enlist(memory, agent)
 
 
 def _enlist(memory: Memory, agent: Agent) -> None:
@@ -175,7 +201,7 @@ def excuse(memory: Memory, late_s: float) -> None:
 def watch(memory: Memory, kind: Timer, agent: Agent) -> None:
     """A timer of it went off: has its lease ended, or is it cut off for long?"""
     if agent.lease_until <= memory.now:
-        _forget(memory, agent)
+        _forget(memory, agent, "nothing was heard of it for a whole lease")
     elif kind is Timer.LEASE:
         memory.set_timer(agent.lease_until, Timer.LEASE, agent)
     elif (
@@ -202,8 +228,9 @@ def _unsuspect(memory: Memory, agent: Agent) -> None:
             steps.show(memory, attempt.step, attempt)
 
 
-def _forget(memory: Memory, agent: Agent, *, is_goodbye: bool = False) -> None:
+def _forget(memory: Memory, agent: Agent, reason: str, *, is_goodbye: bool = False) -> None:
     """It holds no attempt any more; after a goodbye those it never received cost nothing."""
+    telling.agent(memory, EventKind.AGENT_LOST, agent.spec.id, reason)
     agent.is_connected = False
     agent.is_suspect = True
     del memory.agents[agent.spec.id]

@@ -21,11 +21,12 @@ from grange.scheduler.facts import (
     StepId,
     Usage,
 )
+from grange.scheduler.shares import Account
 
 HOLDERS_MAX: Final = 3  # agents remembered per output: enough to find one with room
 AHEAD_S: Final = 0.1  # work queued at an agent beyond its places: hides one commit and round trip
 AHEAD_MAX: Final = 64
-PRIORITY_NONE: Final = -(1 << 63)  # below that of any build
+PRIORITY_NONE: Final = -(1 << 63)  # below that of any build: of what is not to be begun
 DELIVERING_MAX: Final = 512  # attempts an agent may have built and not yet delivered
 SUSPECT_KILLS: Final = 2  # agents lost while they built a step: one may be chance
 
@@ -44,13 +45,26 @@ class State(IntEnum):
 
 
 class Build:
-    __slots__ = ("id", "priority", "project", "root")
+    __slots__ = (
+        "id",
+        "is_started",
+        "not_before",
+        "priority",
+        "project",
+        "root",
+        "urgency",
+    )
 
-    def __init__(self, id_: BuildId, project: str, priority: int, root: "Step") -> None:
+    def __init__(
+        self, id_: BuildId, project: str, priority: int, root: "Step", not_before: float = 0.0
+    ) -> None:
         self.id = id_
         self.project = project
         self.priority = priority
         self.root = root
+        self.not_before = not_before
+        self.urgency = PRIORITY_NONE  # the priority it lends to the steps that it needs
+        self.is_started = False  # an agent had its root
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,7 @@ class Step:
         "dependants",
         "expected_s",
         "failures",
+        "first",
         "holders",
         "home",
         "id",
@@ -113,6 +128,7 @@ class Step:
         self.id = id_
         self.queue = queue
         self.project = ""  # whose share its attempts count against: the first that wanted it
+        self.first: BuildId | None = None  # the build that first wanted it
         self.seq = seq  # age: lower is older
         self.state = State.WAITING
         self.inputs: tuple[Step, ...] = ()
@@ -121,7 +137,7 @@ class Step:
         self.unbuilt = 0  # inputs that are neither done nor built on some agent
         self.wanted = 0  # unfinished builds of it, plus unfinished dependants that are wanted
         self.builds: tuple[Build, ...] = ()
-        self.priority = PRIORITY_NONE  # highest of all builds that want it
+        self.priority = PRIORITY_NONE  # highest of all builds that want it; NONE: it is held back
         self.expected_s = 0.0
         self.path_s = 0.0  # longest expected way from its start to the end of any build
         self.attempts: tuple[Attempt, ...] = ()
@@ -158,6 +174,7 @@ class Step:
 
 class Attempt:
     __slots__ = (
+        "account",
         "agent",
         "build_since",
         "id",
@@ -173,10 +190,20 @@ class Attempt:
         "usage",
     )
 
-    def __init__(self, id_: AttemptId, step: Step, agent: "Agent", order: int, now: float) -> None:
+    def __init__(
+        self,
+        id_: AttemptId,
+        step: Step,
+        agent: "Agent",
+        account: Account,
+        *,
+        order: int,
+        now: float,
+    ) -> None:
         self.id = id_
         self.step = step
         self.agent = agent
+        self.account = account  # whose share it counts against
         self.order = order  # number of the order that sent it; 0 if that was on an earlier tunnel
         self.sent = now
         self.limits: Limits = step.limits  # it was sent with
@@ -217,13 +244,17 @@ class Agent:
         "occupied",
         "orders",
         "own_failures",
+        "pause",
         "refusal",
+        "said",
         "spec",
         "upload_moved",
     )
 
     def __init__(self, spec: AgentSpec, lease_until: float) -> None:
-        self.spec = spec
+        self.said = spec  # of itself
+        self.spec = spec  # with what operators say of it
+        self.pause: str | None = None  # why an operator keeps work from it; None: nobody does
         self.lease_until = lease_until
         self.is_connected = False
         self.is_suspect = False  # cut off for so long that its steps may be tried elsewhere
@@ -250,7 +281,7 @@ class Agent:
 
     def takes_work(self, now: float) -> bool:
         """Nothing but a want of places keeps work from it."""
-        is_here = self.is_connected and not self.is_draining
+        is_here = self.is_connected and not self.is_draining and self.pause is None
         return is_here and not self.refusal and now >= self.aside_until
 
     def room(self, now: float) -> int:

@@ -4,14 +4,14 @@ A build wants its root; a wanted step wants its inputs. `Step.wanted` counts bot
 nobody wants is dropped unless an attempt of it is under way and useful.
 """
 
-import heapq
 from typing import Final
 
 from grange.scheduler import effects as do
+from grange.scheduler import telling
 from grange.scheduler.facts import BuildId, Cause, Outcome, Phase, StepId, checked, is_check
 from grange.scheduler.memory import Memory, Timer
-from grange.scheduler.ready import entry, is_ready_at
 from grange.scheduler.state import Agent, Attempt, State, Step
+from grange.scheduler.urgency import lower, offer_locally
 
 _NAMES: Final = tuple([state.name for state in State])  # asking an enum costs more
 
@@ -19,17 +19,6 @@ _NAMES: Final = tuple([state.name for state in State])  # asking an enum costs m
 def make_ready(memory: Memory, step: Step) -> None:
     step.state = State.READY
     memory.queues[step.queue].push(step)
-
-
-def offer_locally(step: Step) -> None:
-    """Let it wait at the agent that has all its inputs, if one has."""
-    if step.state is not State.WAITING or step.unbuilt or not step.missing:
-        return
-    if is_check(step.id):
-        return  # it can be compared only with what is published
-    home = next((needed.home for needed in step.inputs if needed.home is not None), None)
-    if home is not None and is_ready_at(step, home):
-        heapq.heappush(home.local, entry(step))
 
 
 def requeue(memory: Memory, step: Step) -> None:
@@ -54,12 +43,17 @@ def requeue(memory: Memory, step: Step) -> None:
 
 
 def unwant(memory: Memory, step: Step, *, is_abort: bool) -> None:
-    """One reason less to want it; at none, it goes, and its own wishes with it."""
+    """One reason less to want it; at none, it goes, and its own wishes with it.
+
+    What others want still is no more urgent than they say.
+    """
     todo = [step]
+    spared: dict[int, Step] = {}
     while todo:
         step = todo.pop()
         step.wanted -= 1
         if step.wanted > 0 or step.state >= State.PUBLISHING:
+            spared[step.seq] = step
             continue
         if step.attempts and not is_abort:
             continue  # it runs already, and what it makes will be of use
@@ -71,6 +65,7 @@ def unwant(memory: Memory, step: Step, *, is_abort: bool) -> None:
         del memory.steps[step.id]
         todo += step.inputs
         show(memory, step, None)
+    lower(memory, spared.values())
 
 
 def drop(memory: Memory, step: Step) -> None:
@@ -132,6 +127,7 @@ def fail(memory: Memory, step: Step, cause: Cause) -> None:
         memory.out.append(do.SaveStepFailed(step.id, cause, memory.now))
     elif step.failures or step.losses or step.past.tries:
         memory.out.append(do.SaveFailureForgotten(step.id))  # the next build has tries of its own
+    telling.step_ended(memory, step, cause.outcome, cause, None)
     sink(memory, step, cause)
 
 
@@ -189,6 +185,7 @@ def published(memory: Memory, id_: StepId) -> None:
         # A publication that a restart had interrupted.
         memory.settled.finish(id_)
         memory.out.append(do.SaveStepDone(id_, None))
+        telling.forgotten_step_ended(memory, id_)
         return
     build_s = step.stored[0].usage.build_s if step.stored else None
     memory.out.append(do.SaveStepDone(id_, build_s))
@@ -206,6 +203,7 @@ def _finish(memory: Memory, step: Step) -> None:
     if attempt is not None:
         end_attempt(memory, attempt, Outcome.SUCCEEDED, "")
         memory.out.append(do.SettleAttempt(attempt.agent.spec.id, attempt.id, True))
+    telling.step_ended(memory, step, Outcome.SUCCEEDED, None, attempt)
     for build in step.builds:
         finish_build(memory, build.id, Outcome.SUCCEEDED, None)
     show(memory, step, attempt)
@@ -255,18 +253,19 @@ def _strike_attempt(memory: Memory, attempt: Attempt, outcome: Outcome, message:
     assert agent.occupied >= 0
     assert agent.delivering >= 0
     step.attempts = tuple([other for other in step.attempts if other is not attempt])
-    memory.used[step.project] -= 1
-    if not memory.used[step.project]:
-        del memory.used[step.project]
+    memory.accounts.discharge(attempt.account)
     memory.out.append(
         do.SaveAttemptEnded(attempt.id, step.id, outcome, message, attempt.usage, memory.now)
     )
 
 
 def finish_build(memory: Memory, build: BuildId, outcome: Outcome, cause: Cause | None) -> None:
-    memory.builds.pop(build, None)
+    known = memory.builds.pop(build, None)
+    if known is not None:
+        memory.accounts[known.project].queued -= 1
     memory.ended_builds.finish(build, outcome)
     memory.out.append(do.SaveBuildFinished(build, outcome, cause, memory.now))
+    telling.build_ended(memory, build, outcome, cause)
     memory.out.append(do.ShowBuild(build, outcome, cause))
 
 

@@ -6,12 +6,13 @@ from functools import reduce
 
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
-from grange.scheduler import steps
+from grange.scheduler import steps, telling
 from grange.scheduler.facts import NO_LIMITS, Cause, Limits, Outcome, QueueKey, StepId, StepSpec
 from grange.scheduler.matching import is_final, misfit
-from grange.scheduler.memory import Memory
+from grange.scheduler.memory import Memory, Timer
 from grange.scheduler.ready import ReadyQueue
 from grange.scheduler.state import Bounds, Build, Past, State, Step
+from grange.scheduler.urgency import lift, offer_locally, urgency
 
 
 def submit(memory: Memory, event: on.BuildsSubmitted) -> None:
@@ -24,12 +25,15 @@ def submit(memory: Memory, event: on.BuildsSubmitted) -> None:
     new = create_steps(memory, event.steps, doomed, is_retry=event.is_retry)
     fresh = set(map(id, new))
     for wish in event.wishes:
-        root = _grant_wish(memory, wish, doomed, is_retry=event.is_retry)
-        if root is not None and id(root) in fresh:
-            root.priority = max(root.priority, wish.priority)  # and what it needs: below
+        root = _grant_wish(memory, wish, doomed, fresh, is_retry=event.is_retry)
+        if root is None:
+            continue
+        lent = memory.builds[wish.build].urgency
+        if id(root) in fresh:
+            root.priority = max(root.priority, lent)  # and what it needs: below
             memory.widen(root, wish.limits)
-        elif root is not None:
-            lift(memory, root, wish.priority, root.path_s, wish.limits)
+        else:
+            lift(memory, root, lent, root.path_s, wish.project, wanted=wish.limits)
     settle_new(memory, new, fresh)
 
 
@@ -48,18 +52,19 @@ def settle_new(memory: Memory, new: list[Step], fresh: Collection[int]) -> None:
         if step.state is State.WAITING and step.missing == 0:
             steps.make_ready(memory, step)
         elif step.state is State.WAITING:
-            steps.offer_locally(step)
+            offer_locally(step)
 
 
 def urge(memory: Memory, needed: Step, step: Step, *, is_new: bool) -> None:
     """Raise what `step` needs to its rank and limits; what a new step needs is told later."""
     path_s = needed.expected_s + step.path_s
     if not is_new:
-        lift(memory, needed, step.priority, path_s, step.bounds.wanted)
+        lift(memory, needed, step.priority, path_s, step.project, wanted=step.bounds.wanted)
         return
     needed.path_s = max(needed.path_s, path_s)
     needed.priority = max(needed.priority, step.priority)
-    needed.project = needed.project or step.project
+    _claim(memory, needed, step.project)
+    needed.first = needed.first or step.first
     memory.widen(needed, step.bounds.wanted)
 
 
@@ -93,7 +98,12 @@ def doomed_steps(
 
 
 def _grant_wish(
-    memory: Memory, wish: on.Wish, doomed: Mapping[StepId, Cause], *, is_retry: bool
+    memory: Memory,
+    wish: on.Wish,
+    doomed: Mapping[StepId, Cause],
+    fresh: Collection[int],
+    *,
+    is_retry: bool,
 ) -> Step | None:
     """The step that the build now wants; None where it has ended or was known already."""
     ended = memory.ended_builds.outcome(wish.build)
@@ -101,7 +111,7 @@ def _grant_wish(
         return None  # said twice, or ended while this was on its way
     if is_retry:
         memory.ended_builds.forget(wish.build)
-        memory.out.append(do.SaveBuildReopened(wish.build))
+        memory.out.append(do.SaveBuildReopened(wish.build, wish.not_before))
     cause = doomed.get(wish.root) if wish.root is not None else None
     root = memory.steps.get(wish.root) if wish.root is not None else None
     if cause is not None and wish.root is not None:
@@ -109,13 +119,28 @@ def _grant_wish(
     elif root is None:
         steps.finish_build(memory, wish.build, Outcome.CACHED, None)
     else:
-        build = Build(wish.build, wish.project, wish.priority, root)
+        build = Build(wish.build, wish.project, wish.priority, root, wish.not_before)
         memory.builds[wish.build] = build
+        memory.accounts[wish.project].queued += 1
+        build.urgency = urgency(memory, build)
+        if build.not_before > memory.now:
+            memory.set_timer(build.not_before, Timer.DEFERRED, build)
         root.builds = (*root.builds, build)
         root.wanted += 1
-        root.project = root.project or wish.project
+        if id(root) in fresh:
+            _claim(memory, root, wish.project)
+        root.first = root.first or build.id
+        if root.attempts:
+            telling.started(memory, root, root.attempts[0])
         return root
     return None
+
+
+def _claim(memory: Memory, step: Step, project: str) -> None:
+    """A new step counts for the first project that wants it, or for one that may run more."""
+    accounts = memory.accounts
+    if not step.project or accounts[step.project].running_max < accounts[project].running_max:
+        step.project = project
 
 
 def create_steps(
@@ -157,26 +182,6 @@ def _queue(memory: Memory, key: QueueKey) -> ReadyQueue:
         queue = memory.queues[key] = ReadyQueue(key)
         queue.agents = [a for a in memory.agents.values() if not misfit(a.spec, key)]
     return queue
-
-
-def lift(memory: Memory, step: Step, priority: int, path_s: float, wanted: Limits | None) -> None:
-    """Raise a step's rank and limits, and those of all it needs, to at least this."""
-    todo = [(step, path_s)]
-    while todo:
-        step, path_s = todo.pop()
-        is_widened = memory.widen(step, wanted)
-        is_raised = step.priority < priority or step.path_s < path_s
-        if not is_raised and not is_widened:
-            continue
-        step.priority = max(step.priority, priority)
-        step.path_s = max(step.path_s, path_s)
-        if is_raised and step.state is State.READY:
-            memory.queues[step.queue].push(step)
-        elif is_raised:
-            steps.offer_locally(step)  # where it waits for a place, with its new rank
-        for needed in step.inputs:
-            if needed.state < State.PUBLISHING:
-                todo.append((needed, needed.expected_s + step.path_s))
 
 
 def cancel(memory: Memory, event: on.BuildCancelled) -> None:

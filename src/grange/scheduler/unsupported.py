@@ -24,7 +24,7 @@ def watch(memory: Memory) -> None:
 
 
 def _is_hopeless(memory: Memory, queue: ReadyQueue) -> bool:
-    return queue.head(memory.used) is not None and not is_offered(memory.offers, queue.key)
+    return queue.waiting() is not None and not is_offered(memory.offers, queue.key)
 
 
 def _give_up(memory: Memory, queue: ReadyQueue) -> None:
@@ -33,7 +33,7 @@ def _give_up(memory: Memory, queue: ReadyQueue) -> None:
         f"no agent can build it, and none could for {hours:.3g} h: it asks for "
         f"{asked(queue.key)}; start an agent that offers this, or build for another system"
     )
-    while (head := queue.head(memory.used)) is not None:
-        step = queue.pop(head[1])
+    while (project := queue.waiting()) is not None:
+        step = queue.pop(project)
         if step.state is State.READY:
             steps.fail(memory, step, Cause(Outcome.UNSUPPORTED, message, checked(step.id)))

@@ -27,18 +27,21 @@ FROM unnest(?1::int8[], ?2::float8[], ?3::text[], ?4::text[], ?5::float8[], ?6::
 WHERE a.id = u.id;
 
 -- name: add_build
-INSERT INTO builds (id, drv, project, priority, tags, submitted_by, created, limits, is_check)
-SELECT u.id, d.id, u.project, u.priority, u.tags, u.submitted_by, u.created, u.limits, u.is_check
+INSERT INTO builds (
+  id, drv, project, priority, tags, submitted_by, created, limits, is_check, not_before
+)
+SELECT u.id, d.id, u.project, u.priority, u.tags, u.submitted_by, u.created, u.limits, u.is_check,
+  u.not_before
 FROM unnest(?1::text[], ?2::text[], ?3::text[], ?4::int4[], ?5::text[], ?6::text[], ?7::float8[],
-  ?8::text[], ?9::int2[])
-  AS u (id, path, project, priority, tags, submitted_by, created, limits, is_check)
+  ?8::text[], ?9::int2[], ?10::float8[])
+  AS u (id, path, project, priority, tags, submitted_by, created, limits, is_check, not_before)
   JOIN derivations d ON d.path = u.path
 ON CONFLICT (id) DO NOTHING;
 
 -- name: builds_of
 SELECT b.id, d.path, d.step, b.project, b.priority, b.tags, b.submitted_by, b.created, b.finished,
   b.outcome, b.cause_outcome, b.cause_message, b.cause_step, b.cause_attempt,
-  b.cause_limit, b.limits, b.is_check
+  b.cause_limit, b.limits, b.is_check, b.not_before
 FROM unnest(?1::text[]) WITH ORDINALITY AS u (id, nth) JOIN builds b ON b.id = u.id
   JOIN derivations d ON d.id = b.drv
 ORDER BY u.nth;
@@ -54,11 +57,11 @@ FROM unnest(?1::text[], ?2::float8[], ?3::text[], ?4::text[], ?5::text[], ?6::in
 WHERE b.id = u.id;
 
 -- name: reopen_build
-UPDATE builds
+UPDATE builds b
 SET finished = NULL, outcome = NULL,
   cause_outcome = NULL, cause_message = NULL, cause_step = NULL, cause_attempt = NULL,
-  cause_limit = NULL
-WHERE id = ANY (?1::text[]);
+  cause_limit = NULL, not_before = u.not_before
+FROM unnest(?1::text[], ?2::float8[]) AS u (id, not_before) WHERE b.id = u.id;
 
 -- name: add_queue
 INSERT INTO queues (id, system, features, tags)

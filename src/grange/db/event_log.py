@@ -1,0 +1,110 @@
+"""The event log and how far each hook has come, for every database."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from grange.db.events import read_event
+from grange.db.script import Engine, Script, ask, change
+from grange.ports import Delivery, DeliveryState, FarmEvent, GivenUp
+from grange.scheduler.facts import EventKind
+
+
+class SqlEventLog:
+    """Implements `grange.ports.EventLog`, where each method's contract stands."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def range(self) -> tuple[int, int]:
+        return await self._engine.read(_range)
+
+    async def events_after(
+        self, after: int, kinds: Collection[EventKind], limit: int
+    ) -> list[FarmEvent]:
+        wanted = [kind.value for kind in kinds]
+        rows = await self._engine.rows("events_after", after, wanted, limit)
+        return [read_event(row) for row in rows]
+
+    async def events(self, ids: Sequence[int]) -> list[FarmEvent]:
+        return [read_event(row) for row in await self._engine.rows("events_by_id", [*ids])]
+
+    async def begin_hooks(self, hooks: Collection[str], now: float) -> Mapping[str, int]:
+        return await self._engine.write(lambda: _begin(sorted(hooks), now))
+
+    async def open_deliveries(self, hook: str, after: int, limit: int) -> list[Delivery]:
+        rows = await self._engine.rows("open_deliveries", hook, after, limit)
+        return [Delivery(event, DeliveryState(state), *rest) for event, state, *rest in rows]
+
+    async def save_progress(
+        self,
+        hook: str,
+        cursor: int,
+        now: float,
+        deliveries: Sequence[Delivery],
+        dropped: Collection[int],
+    ) -> None:
+        rows = [(hook, d.event, int(d.state), d.tries, d.next_at, d.error) for d in deliveries]
+
+        def save() -> Script[None]:
+            yield from change("save_hook", [(hook, cursor, now)])
+            yield from change("drop_delivery", [(hook, event) for event in dropped])
+            yield from change("save_delivery", rows)
+
+        await self._engine.write(save)
+
+    async def given_up(self, hooks: Collection[str], limit: int) -> list[GivenUp]:
+        rows = await self._engine.rows("given_up", sorted(hooks), limit)
+        return [GivenUp(hook, tries, error, read_event(rest)) for hook, tries, error, *rest in rows]
+
+    async def given_up_counts(self) -> Mapping[str, int]:
+        return dict(await self._engine.rows("given_up_counts"))
+
+    async def take_up(self, hook: str, events: Collection[int] | None) -> list[int]:
+        return await self._engine.write(lambda: _take_up(hook, events))
+
+    async def skip(self, hook: str, events: Collection[int] | None) -> int:
+        return await self._engine.write(lambda: _skip(hook, events))
+
+    async def prune(self, hooks: Collection[str], before: float) -> None:
+        await self._engine.write(lambda: _prune(sorted(hooks), before))
+
+
+def _range() -> Script[tuple[int, int]]:
+    ((last,),) = yield from ask("last_event")
+    ((first,),) = yield from ask("first_event")
+    return (last + 1 if first is None else first), last
+
+
+def _begin(hooks: Sequence[str], now: float) -> Script[Mapping[str, int]]:
+    cursors = dict((yield from ask("hooks", hooks)))
+    ((last,),) = yield from ask("last_event")
+    for name in hooks:
+        cursors.setdefault(name, last)
+    yield from change("save_hook", [(name, cursors[name], now) for name in hooks])
+    return cursors
+
+
+def _given_up(hook: str, events: Collection[int] | None) -> Script[list[int]]:
+    found = [event for (event,) in (yield from ask("given_up_ids", hook))]
+    return [event for event in found if events is None or event in events]
+
+
+def _take_up(hook: str, events: Collection[int] | None) -> Script[list[int]]:
+    found = yield from _given_up(hook, events)
+    waiting = int(DeliveryState.WAITING)
+    yield from change("save_delivery", [(hook, event, waiting, 0, 0.0, "") for event in found])
+    return found
+
+
+def _skip(hook: str, events: Collection[int] | None) -> Script[int]:
+    found = yield from _given_up(hook, events)
+    yield from change("drop_delivery", [(hook, event) for event in found])
+    return len(found)
+
+
+def _prune(hooks: Sequence[str], before: float) -> Script[None]:
+    yield from ask("forget_hooks", before)
+    yield from ask("forget_lost_deliveries")
+    ((last,),) = yield from ask("last_event")
+    passed = min([cursor for _, cursor in (yield from ask("hooks", hooks))], default=last)
+    yield from ask("prune_events", passed, before)
+    yield from ask("forget_old_deliveries")
