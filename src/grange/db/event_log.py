@@ -53,7 +53,10 @@ class SqlEventLog:
 
     async def given_up(self, hooks: Collection[str], limit: int) -> list[GivenUp]:
         rows = await self._engine.rows("given_up", sorted(hooks), limit)
-        return [GivenUp(hook, tries, error, read_event(rest)) for hook, tries, error, *rest in rows]
+        return [
+            GivenUp(hook, tries, error, read_event(tuple(rest)))
+            for hook, tries, error, *rest in rows
+        ]
 
     async def given_up_counts(self) -> Mapping[str, int]:
         return dict(await self._engine.rows("given_up_counts"))
@@ -75,7 +78,7 @@ def _range() -> Script[tuple[int, int]]:
 
 
 def _begin(hooks: Sequence[str], now: float) -> Script[Mapping[str, int]]:
-    cursors = dict((yield from ask("hooks", hooks)))
+    cursors: dict[str, int] = dict((yield from ask("hooks", hooks)))
     ((last,),) = yield from ask("last_event")
     for name in hooks:
         cursors.setdefault(name, last)

@@ -20,9 +20,7 @@ Facts = dict[str, Any]
 class _Known:
     """What the journal knows of all that a batch of events names."""
 
-    def __init__(
-        self, builds: Iterable[Row], steps: Iterable[Row], agents: Iterable[Row]
-    ) -> None:
+    def __init__(self, builds: Iterable[Row], steps: Iterable[Row], agents: Iterable[Row]) -> None:
         self.builds: Mapping[str, Facts] = {row[0]: _build(row) for row in builds}
         self.steps: Mapping[int, Facts] = {row[0]: _step(row) for row in steps}
         self.agents: Mapping[str, Facts] = {id_: _agent(spec) for id_, spec in agents}

@@ -152,7 +152,7 @@ def add_builds(builds: Sequence[NewBuild], *, is_told: bool) -> Script[list[Buil
     ids = [str(build.id) for build in builds]
     before = (yield from ask("builds_of", ids)) if is_told else []
     yield from change("add_build", [_build_row(build) for build in builds])
-    rows = yield from ask("builds_of", [str(build.id) for build in builds])
+    rows = yield from ask("builds_of", ids)
     records = {record.id: record for record in map(read_build, rows)}
     for build in builds:
         if (record := records.get(build.id)) is None:
