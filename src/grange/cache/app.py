@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from grange.cache.direct_calls import direct_calls
 from grange.cache.grants import UploadError
 from grange.cache.listing import listing_of
 from grange.cache.ranges import FOREVER
@@ -85,6 +86,7 @@ class Cache:
             Route("/nar/{file}", _Raw(self.reader.nar), methods=["GET"]),
             Route("/upload", self._upload_batch, methods=["POST"]),
             Route("/upload/{token}", self._upload, methods=["PUT"]),
+            *direct_calls(self._uploads),
             Route(f"/{NIX_CACHE_INFO}", self._cache_info),
             Route("/log/{drv}", self._log),
             Route("/{hash_part}.ls", self._listing),

@@ -88,6 +88,11 @@ class Grants:
             )
         return self._unspent(read.id)
 
+    def has(self, id_: bytes) -> bool:
+        """Whether there is a grant of this id that was neither spent, revoked nor forgotten."""
+        grant = self._by_id.get(id_)
+        return grant is not None and not grant.is_spent
+
     def _unspent(self, id_: bytes) -> Grant:
         grant = self._by_id.get(id_)
         if grant is None:

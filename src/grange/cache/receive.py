@@ -37,12 +37,12 @@ def verify(
 
 
 async def receive(
-    verifier: NarVerifier, block: bytes, body: AsyncIterator[bytes], writer: ObjectWriter
+    verifier: NarVerifier, block: bytes, body: AsyncIterator[bytes], writer: ObjectWriter | None
 ) -> Verified:
     """Judge an upload while it comes in and is written; the caller commits or discards it.
 
-    `block` is what has been read of it already. Raises PeerError where it is not what was claimed,
-    OutsideError where the disk fails.
+    `block` is what has been read of it already; no `writer` where it is stored already. Raises
+    PeerError where it is not what was claimed, OutsideError where the disk fails.
     """
     loop = asyncio.get_running_loop()
     unpacking = ThreadPoolExecutor(1, "unpack")
@@ -66,7 +66,8 @@ async def receive(
         while block:
             await step
             step = loop.run_in_executor(unpacking, unpack, block)
-            await writer.write(block)
+            if writer is not None:
+                await writer.write(block)
             block = await take(body, BLOCK_BYTES)
         await step
         return await loop.run_in_executor(unpacking, finish)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
+from grange.cache.direct import SHA256_BYTES, Arrival, DirectRoad
 from grange.cache.grants import Grant, Grants, UploadError
 from grange.cache.receive import SMALL_FILE_BYTES, is_small, receive, take, verify
 from grange.cache.signing import listing_key, nar_key
@@ -18,7 +19,7 @@ from grange.cache.tokens import TokenKey
 from grange.cache.verify import NAR_BYTES_MAX, Candidates, Claims, NarVerifier, Verified
 from grange.cache.verify import check_claims as check_possible
 from grange.errors import GrangeError, OutsideError, PeerError
-from grange.ports import Clock, Objects
+from grange.ports import Clock, Objects, SignedPut
 from grange.scheduler.facts import AttemptId
 from grange.store.content import ContentAddress, check_path
 from grange.store.path import StoreDir
@@ -28,6 +29,7 @@ LARGE_AT_ONCE: Final = 8  # each holds some 30 MB and three threads
 UPLOADS_AT_ONCE: Final = 512  # each holds up to 64 KB before it is judged
 BATCH_BYTES_MAX: Final = 8 << 20
 BATCH_ITEMS_MAX: Final = 4096
+LOOK_S: Final = 15.0  # how long one question after an arrival waits for its end
 _LENGTH_BYTES: Final = 4
 _SLICE: Final = 32  # items of a batch judged, at 0.1 ms each, and synced before others get a turn
 
@@ -77,6 +79,9 @@ class Uploads:
         self._nar_bytes_max = nar_bytes_max
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._all = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._road = DirectRoad(objects, compression=compression)
+        self._arrivals: dict[bytes, Arrival] = {}  # announced, by grant
+        self._looking: dict[bytes, asyncio.Task[Answer]] = {}  # read back now, by grant
 
     def grant(
         self,
@@ -121,15 +126,12 @@ class Uploads:
         """Take in one upload of `file_bytes`, if that is known."""
         try:
             grant = self._grants.find(token)
-            if file_bytes is not None and file_bytes > grant.claims.file_bytes_max:
-                raise UploadError(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"{file_bytes} bytes for a NAR of {grant.claims.nar_bytes}; compress it anew",
-                )
+            if file_bytes is not None:
+                self._check_size(grant, file_bytes)
             async with self._all:
                 verified = await self._take_in(grant, body)
         except (PeerError, OutsideError) as error:
-            return _answer(error)
+            return answer_of(error)
         return (await self._settle([(grant, verified)]))[0]
 
     async def _take_in(self, grant: Grant, body: AsyncIterator[bytes]) -> Verified:
@@ -147,9 +149,80 @@ class Uploads:
                 await writer.commit(nar_key(verified))
             finally:
                 await writer.discard()
+        await self._put_listing(verified)
+        return verified
+
+    # --- Past the coordinator ----------------------------------------------------------------
+
+    async def announce(self, token: str, file_bytes: int, digest: bytes) -> SignedPut | None:
+        """Where in the store to put a file of so many bytes and this SHA-256; None where it is to
+        be PUT here instead. An earlier announcement for the same grant is void.
+
+        Raises UploadError, PeerError or OutsideError.
+        """
+        grant = self._grants.find(token)
+        if len(digest) != SHA256_BYTES or file_bytes < 1:
+            raise PeerError("announce a file by its length and its SHA-256")
+        self._check_size(grant, file_bytes)
+        if not self._road.takes(file_bytes) or grant.id in self._looking:
+            return None
+        self._forget_arrivals()
+        before = self._arrivals.get(grant.id)
+        self._arrivals[grant.id], signed = await self._road.offer(file_bytes, digest)
+        if before is not None:
+            await self._road.forget(before)
+        return signed
+
+    async def arrived(self, token: str) -> Answer:
+        """What has become of an announced file that lies in the store by now.
+
+        ACCEPTED says that it is still looked at, and how many bytes of it were: ask again.
+        """
+        try:
+            grant = self._grants.find(token)
+        except UploadError as error:
+            return answer_of(error)
+        arrival = self._arrivals.get(grant.id)
+        if arrival is None:
+            return Answer(HTTPStatus.NOT_FOUND, "announce the file first")
+        looking = self._looking.get(grant.id)
+        if looking is None:
+            looking = asyncio.create_task(self._look(grant, arrival))
+            self._looking[grant.id] = looking
+            looking.add_done_callback(lambda _: self._looking.pop(grant.id, None))
+        done, _ = await asyncio.wait((looking,), timeout=LOOK_S)
+        return looking.result() if done else Answer(HTTPStatus.ACCEPTED, str(arrival.seen))
+
+    async def _look(self, grant: Grant, arrival: Arrival) -> Answer:
+        try:
+            async with self._all, self._large:
+                verified = await self._road.take_in(grant, arrival, nar_key)
+            await self._put_listing(verified)
+        except (PeerError, OutsideError) as error:
+            return answer_of(error)
+        answer = (await self._settle([(grant, verified)]))[0]
+        if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._arrivals.pop(grant.id, None)
+            await self._road.forget(arrival)
+        return answer
+
+    def _forget_arrivals(self) -> None:
+        """Of grants that are no more: what lies in the store is left for the sweep."""
+        for id_ in [id_ for id_ in self._arrivals if not self._grants.has(id_)]:
+            del self._arrivals[id_]
+
+    def _check_size(self, grant: Grant, file_bytes: int) -> None:
+        if file_bytes > grant.claims.file_bytes_max:
+            raise UploadError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"{file_bytes} bytes for a NAR of {grant.claims.nar_bytes}; compress it anew",
+            )
+
+    async def _put_listing(self, verified: Verified) -> None:
         if verified.listing is not None:
             await self._objects.put_if_absent(listing_key(nar_key(verified)), verified.listing)
-        return verified
+
+    # --- What is stored ----------------------------------------------------------------------
 
     async def _settle(self, items: Sequence[tuple[Grant, Verified]]) -> list[Answer]:
         """Spend the grants of what is stored and hand it over."""
@@ -160,7 +233,7 @@ class Uploads:
             try:
                 self._grants.spend(grant)
             except UploadError as refused:  # another upload was faster, or it was revoked
-                answers.append(_answer(refused))
+                answers.append(answer_of(refused))
                 continue
             answers.append(STORED)
             spent.append(grant)
@@ -173,7 +246,7 @@ class Uploads:
                 self._grants.unspend(grant)
             if not isinstance(error, GrangeError):
                 raise
-            return [_answer(error) if answer is STORED else answer for answer in answers]
+            return [answer_of(error) if answer is STORED else answer for answer in answers]
         return answers
 
     async def put_batch(self, body: bytes) -> list[Answer]:
@@ -201,7 +274,7 @@ class Uploads:
             await self._objects.put_if_absent(nar_key(verified), file)
             return grant, verified
         except (PeerError, OutsideError) as error:
-            return _answer(error)
+            return answer_of(error)
 
 
 def join_batch(items: Iterable[tuple[str, bytes]]) -> bytes:
@@ -231,7 +304,7 @@ def _split(body: bytes) -> list[tuple[str, bytes]]:
     return list(zip(tokens, parts[1::2], strict=True))
 
 
-def _answer(error: GrangeError) -> Answer:
+def answer_of(error: GrangeError) -> Answer:
     if isinstance(error, UploadError):
         return Answer(error.status, str(error))
     if isinstance(error, PeerError):

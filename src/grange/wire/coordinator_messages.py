@@ -163,6 +163,7 @@ def _orders_to_bytes(orders: Orders) -> bytes:
             compression=grant.compression,
             compression_level=grant.compression_level,
             is_present=grant.is_present,
+            is_direct=grant.is_direct,
         )
     for number, is_delivered in orders.settled:
         message.settled.add(attempt=number, is_delivered=is_delivered)
@@ -240,4 +241,5 @@ def _read_grant(message: pb.UploadGrant) -> UploadGrant:
         compression=text("grant.compression", message.compression),
         compression_level=message.compression_level,
         is_present=message.is_present,
+        is_direct=message.is_direct,
     )

@@ -164,9 +164,10 @@ class UploadGrant:
     attempt: AttemptId
     path: StorePath
     url: str  # absolute, signed, expiring; "" if `is_present`
-    compression: str  # "zstd"
+    compression: str  # "zstd", "xz" or "none"
     compression_level: int
     is_present: bool  # the cache already has this path; nothing to upload
+    is_direct: bool = False  # announce it first, to the URL: it may go straight to the store
 
 
 @dataclass(frozen=True, slots=True)

@@ -1030,6 +1030,7 @@ class UploadGrant(_message.Message):
     COMPRESSION_FIELD_NUMBER: _builtins.int
     COMPRESSION_LEVEL_FIELD_NUMBER: _builtins.int
     IS_PRESENT_FIELD_NUMBER: _builtins.int
+    IS_DIRECT_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     path: _builtins.str
     """base name"""
@@ -1038,6 +1039,8 @@ class UploadGrant(_message.Message):
     compression_level: _builtins.int
     is_present: _builtins.bool
     """nothing to upload"""
+    is_direct: _builtins.bool
+    """announce it under the URL first: it may go straight to the store"""
     def __init__(
         self,
         *,
@@ -1047,10 +1050,11 @@ class UploadGrant(_message.Message):
         compression: _builtins.str | None = ...,
         compression_level: _builtins.int | None = ...,
         is_present: _builtins.bool | None = ...,
+        is_direct: _builtins.bool | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "compression", b"compression", "compression_level", b"compression_level", "is_present", b"is_present", "path", b"path", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "compression", b"compression", "compression_level", b"compression_level", "is_direct", b"is_direct", "is_present", b"is_present", "path", b"path", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

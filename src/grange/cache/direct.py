@@ -1,0 +1,136 @@
+"""Uploads that go past the coordinator: straight to the store, and read back before they count.
+
+An uploader says how long its file is and what its SHA-256 is, and gets a URL that takes these
+bytes and no others, once, under `incoming/`. It then says that they have arrived: they are read
+back once, verified as any upload is, and copied to their own key, pinned to exactly what was read.
+Whatever is put under `incoming/` after that is nobody's, and swept.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from http import HTTPStatus
+from secrets import token_hex
+from typing import Final
+
+from grange.cache.grants import Grant, UploadError
+from grange.cache.receive import receive, take
+from grange.cache.verify import NarVerifier, Verified
+from grange.errors import OutsideError, PeerError
+from grange.ports import DirectUploads, Landed, Objects, SignedPut
+
+log = logging.getLogger(__name__)
+
+INCOMING: Final = "incoming/"
+ABANDONED_S: Final = 2 * 86_400  # longer than any URL is good for, with the time to read back
+SHA256_BYTES: Final = 32
+_FIRST_BYTES: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A file that was announced, and perhaps has come."""
+
+    key: str
+    file_bytes: int
+    sha256: bytes
+    seen: int = 0  # bytes read back
+
+
+class DirectRoad:
+    """Belongs to one event loop."""
+
+    def __init__(self, objects: Objects, *, compression: str) -> None:
+        self._objects = objects
+        self._compression = compression
+
+    async def offer(self, file_bytes: int, digest: bytes) -> tuple[Arrival, SignedPut]:
+        """A fresh key and the URL for it. Ask `takes` first."""
+        direct = self._objects.direct
+        assert direct is not None
+        arrival = Arrival(f"{INCOMING}{token_hex(16)}", file_bytes, digest)
+        return arrival, await direct.presign(arrival.key, file_bytes, digest)
+
+    def takes(self, file_bytes: int) -> bool:
+        """Whether the store takes such a file; else it goes through the coordinator."""
+        direct = self._objects.direct
+        return direct is not None and file_bytes <= direct.file_bytes_max
+
+    async def take_in(
+        self, grant: Grant, arrival: Arrival, key_of: Callable[[Verified], str]
+    ) -> Verified:
+        """Read back what has arrived, judge it, and copy it to its own key.
+
+        Raises UploadError where nothing has come, PeerError where it is not what was claimed,
+        OutsideError where the store fails, lies, or holds something else meanwhile.
+        """
+        direct = self._objects.direct
+        assert direct is not None
+        landed = await direct.landed(arrival.key)
+        if landed is None:
+            raise UploadError(
+                HTTPStatus.NOT_FOUND, "nothing has arrived in the store; ask for a URL and send it"
+            )
+        if landed.size != arrival.file_bytes:
+            raise PeerError(
+                f"{landed.size} bytes arrived of the {arrival.file_bytes} that were announced"
+            )
+        verified = await self._judge(direct, grant, arrival, landed)
+        await direct.adopt(landed, key_of(verified))
+        return verified
+
+    async def _judge(
+        self, direct: DirectUploads, grant: Grant, arrival: Arrival, landed: Landed
+    ) -> Verified:
+        async def body() -> AsyncGenerator[bytes, None]:
+            arrival.seen = 0
+            async for piece in direct.read(landed):
+                arrival.seen += len(piece)
+                yield piece
+
+        verifier = NarVerifier(grant.claims, grant.candidates, self._compression)
+        pieces = body()
+        try:
+            verified = await receive(verifier, await take(pieces, _FIRST_BYTES), pieces, None)
+        except PeerError:
+            # Whose lie is it? The store was told what to take, and this is not the uploader's.
+            if await self._digest(direct, landed) != arrival.sha256:
+                raise self._other_bytes(arrival) from None
+            raise
+        finally:
+            await pieces.aclose()
+        if verified.file_hash.digest != arrival.sha256:
+            raise self._other_bytes(arrival)
+        return verified
+
+    async def _digest(self, direct: DirectUploads, landed: Landed) -> bytes:
+        hasher = sha256()
+        async for piece in direct.read(landed):
+            await asyncio.to_thread(hasher.update, piece)
+        return hasher.digest()
+
+    def _other_bytes(self, arrival: Arrival) -> OutsideError:
+        return OutsideError(
+            f"the store gives other bytes for {arrival.key} than it was to take: it has changed "
+            "them, or does not check x-amz-checksum-sha256; nothing of it was published"
+        )
+
+    async def forget(self, arrival: Arrival) -> None:
+        """It is not needed any more; where it cannot be deleted now, the sweep will."""
+        with suppress(OutsideError):
+            await self._objects.delete(arrival.key)
+
+
+async def sweep(objects: Objects, now: float) -> int:
+    """Delete what has lain under `incoming/` for so long that nobody will claim it; how much."""
+    count = 0
+    async for entry in objects.list(INCOMING):
+        if entry.changed < now - ABANDONED_S:
+            await objects.delete(entry.key)
+            count += 1
+    if count:
+        log.info("swept %d abandoned uploads", count)
+    return count
