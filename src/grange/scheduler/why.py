@@ -7,7 +7,7 @@ from grange.scheduler.core import Scheduler
 from grange.scheduler.facts import Phase, StepId
 from grange.scheduler.matching import asked, misfit
 from grange.scheduler.ready import is_ready_at
-from grange.scheduler.state import DELIVERING_MAX, Agent, State, Step
+from grange.scheduler.state import DELIVERING_MAX, PRIORITY_NONE, Agent, Build, State, Step
 
 TOLD_MAX: Final = 20  # inputs or agents named in one answer
 
@@ -46,10 +46,12 @@ def why(core: Scheduler, id_: StepId, now: float) -> Answer | None:
 
 def _answer(core: Scheduler, step: Step, now: float) -> Answer | None:
     match step.state:
+        case State.WAITING | State.READY if step.priority == PRIORITY_NONE:
+            return _held_back(core, step, now)
         case State.WAITING:
             return _waiting(step, now)
         case State.READY:
-            return _ready(core, step, now)
+            return _bounded(core, step) or _ready(core, step, now)
         case State.BACKING_OFF:
             return Answer(
                 step.state,
@@ -69,6 +71,55 @@ def _answer(core: Scheduler, step: Step, now: float) -> Answer | None:
             return None
         case _:
             assert_never(step.state)
+
+
+def _held_back(core: Scheduler, step: Step, now: float) -> Answer:
+    """All builds that want it are deferred, or of paused projects."""
+    reasons: dict[str, None] = {}
+    for build in _builds_of(step):
+        pause = core.accounts[build.project].pause
+        if pause is not None:
+            reasons[f"Project {build.project} is paused{_because(pause)}."] = None
+        else:
+            wait_s = max(0.0, build.not_before - now)
+            reasons[f"Build {build.id} is deferred: it begins in {wait_s:.0f} s."] = None
+    sentence, *more = list(reasons)[:TOLD_MAX] or ["No build that may begin wants it."]
+    return Answer(step.state, sentence, tuple(more))
+
+
+def _builds_of(step: Step) -> list[Build]:
+    """The unfinished builds that want it, nearest first."""
+    seen = {step.seq}
+    above = [step]
+    builds: list[Build] = []
+    for each in above:
+        builds += each.builds
+        for dependant in each.dependants:
+            if dependant.seq not in seen and dependant.state < State.PUBLISHING:
+                seen.add(dependant.seq)
+                above.append(dependant)
+    return builds
+
+
+def _bounded(core: Scheduler, step: Step) -> Answer | None:
+    """What operators rule keeps it from any agent; None where nothing does."""
+    if core.pause is not None:
+        return Answer(
+            step.state,
+            f"The farm is paused{_because(core.pause)}; `grange resume` lets it go on.",
+        )
+    account = core.accounts[step.project]
+    if not account.is_full:
+        return None
+    return Answer(
+        step.state,
+        f"Project {step.project} has {account.running} attempts running, "
+        f"and may have {account.running_max} at once (running_max).",
+    )
+
+
+def _because(reason: str) -> str:
+    return f" ({reason})" if reason else ""
 
 
 def _waiting(step: Step, now: float) -> Answer:
@@ -133,6 +184,8 @@ def _agent_line(agent: Agent, now: float, step: Step | None = None) -> str:
         return f"{name}: it is cut off"
     if agent.is_draining:
         return f"{name}: it is draining"
+    if agent.pause is not None:
+        return f"{name}: it is paused{_because(agent.pause)}"
     if agent.refusal:
         return f"{name}: {agent.refusal}"
     if now < agent.aside_until:
