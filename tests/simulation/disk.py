@@ -13,7 +13,7 @@ from grange.store.path import StorePath
 from tests.simulation.world import World
 
 
-async def _nothing(_: Sequence[JournalEffect]) -> None:
+async def _nothing(*_: object) -> None:
     pass
 
 
@@ -24,6 +24,7 @@ class Disk(SqliteJournal):
         self.crash: Callable[[], None] = lambda: None  # ends the coordinator's process at once
         self.crash_after: Callable[[Sequence[JournalEffect]], bool] = lambda _: False
         self.before: Callable[[Sequence[JournalEffect]], Awaitable[None]] = _nothing  # may refuse
+        self.walked: Callable[[], Awaitable[None]] = _nothing  # before what a walk saw is told
 
     async def commit(self, effects: Sequence[JournalEffect]) -> None:
         world, rates = self._world, self._world.rates
@@ -65,4 +66,5 @@ class Disk(SqliteJournal):
     async def unfinished_graph(self, roots: Sequence[StorePath]) -> list[StepNode]:
         nodes = await super().unfinished_graph(roots)
         await asyncio.sleep(self._world.soon(0.5))  # a long walk: what it saw may be over
+        await self.walked()
         return nodes

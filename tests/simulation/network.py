@@ -311,6 +311,7 @@ class Network:
 
     def reset(self) -> None:
         self.world.note("reset")
+        self.world.ledger.restarted()
         for tunnel in [*self._knocking.values(), *self.lines.values()]:
             self.world.ledger.trouble(tunnel.spec.id, math.inf)
             tunnel.down("starting over")

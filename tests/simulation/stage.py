@@ -1,9 +1,11 @@
 """What directed runs are made of: a farm on which one thing goes wrong at the worst moment."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
+from typing import Final
 
 from grange.scheduler.facts import AttemptId, BuildId, Outcome, Phase, Policy, StepId
 from tests.simulation.agent import SimAgent
@@ -13,6 +15,7 @@ from tests.simulation.graph import Graph, Node
 from tests.simulation.people import Plan
 from tests.simulation.virtual import run_virtually
 
+SCENE_S: Final = 7200.0  # virtual; what has not come by then never comes
 X, Y = BuildId("x"), BuildId("y")
 
 
@@ -39,7 +42,8 @@ def play(
         farm.world.ledger.may_trouble = True
         await farm.open()
         try:
-            await scene(farm)
+            async with asyncio.timeout(SCENE_S):
+                await scene(farm)
             problem = await farm.finish()
             assert not problem, problem
         finally:

@@ -235,3 +235,25 @@ def test_each_check_of_the_same_step_has_tries_of_its_own() -> None:
             assert await outcome(farm, build) is Outcome.SUCCEEDED
 
     play([node(1)], scene)
+
+
+def test_what_was_read_before_the_scheduler_was_rebuilt_is_not_told_to_it() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await phase(farm, a, 1, Phase.UPLOADING)
+
+        async def wait() -> None:
+            farm.disk.walked = nothing
+            await outcome(farm)
+            old, farm.world.rates.doubt_p = farm.core, 1.0
+            farm.add_agent("b")  # which is to be written down
+            await farm.world.until(lambda: farm.core is not old, 0.001)
+            farm.world.rates.doubt_p = 0.0
+
+        nothing, farm.disk.walked = farm.disk.walked, wait
+        want(farm, 2, Y)
+        assert await outcome(farm, Y) is Outcome.SUCCEEDED
+        assert tried(farm, 1) == 1
+
+    play([node(1), node(2, 1)], scene)

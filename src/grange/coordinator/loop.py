@@ -147,7 +147,8 @@ class WriterLoop:
                 ):
                     await self._has_news.wait()
             except TimeoutError:
-                return [(Tick(), None)]
+                if not self._inbox:  # else it came at that very moment, and is to be heard first
+                    return [(Tick(), None)]
         batch, self._inbox = self._inbox[: self._batch_max], self._inbox[self._batch_max :]
         if not self._inbox:
             self._has_news.clear()
