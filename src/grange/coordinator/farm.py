@@ -10,8 +10,10 @@ from grange.cache.app import Cache, DerivationText, Sources
 from grange.cache.tokens import TokenKey
 from grange.cache.uploads import Uploads
 from grange.cache.upstream import Upstream
+from grange.coordinator.accounts import AccountKeeper
 from grange.coordinator.delivery import Deliveries
 from grange.coordinator.disk import disk_trouble
+from grange.coordinator.doorkeeper import Doorkeeper
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.metrics import Metrics
@@ -19,11 +21,13 @@ from grange.coordinator.outbox import Outbox
 from grange.coordinator.repair import Repairs
 from grange.coordinator.service import AgentService
 from grange.coordinator.submit import Submissions
+from grange.coordinator.tokens import HookTokens
 from grange.coordinator.watch import Watches
 from grange.errors import FencedError, OutsideError
-from grange.ports import Clock, Journal, Leadership, Objects
+from grange.identity import ANONYMOUS, Credential, Identity
+from grange.ports import Accounts, Clock, Journal, Leadership, Objects
 from grange.scheduler.core import Scheduler
-from grange.scheduler.facts import AgentId, AttemptId, Limits, Policy, ProjectRule
+from grange.scheduler.facts import NO_RULE, AgentId, AttemptId, Limits, Policy, ProjectRule
 from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import SecretKey
 from grange.store.path import StoreDir, StorePath
@@ -48,6 +52,7 @@ class FarmSettings:
     projects: Mapping[str, ProjectRule] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)  # but for its lease
     is_fresh: bool = False  # agents build anew what their stores have already
+    anonymous: Identity = ANONYMOUS  # who shows no credential
     folders: tuple[Path, ...] = ()  # where the farm keeps what it must not lose; watched for space
 
 
@@ -60,12 +65,15 @@ class Farm:
         *,
         clock: Clock,
         journal: Journal,
+        accounts: Accounts,
         leadership: Leadership,
         objects: Objects,
         token_key: TokenKey,
         logs: Logs,
         upstreams: Sequence[tuple[str, Upstream]],
+        own_tokens: Sequence[Credential] = (),
     ) -> None:
+        """`own_tokens` are kept in the state directory; they are remembered once it leads."""
         self.settings = settings
         self.journal = journal
         self.leadership = leadership
@@ -111,7 +119,7 @@ class Farm:
             is_fresh=settings.is_fresh,
             store_dir=settings.store_dir,
         )
-        self.submissions = Submissions(self.loop, journal, upstreams, self._limits_of)
+        self.submissions = Submissions(self.loop, journal, upstreams, self._limits_of, self.rule_of)
         self.repairs = Repairs(
             loop=self.loop,
             journal=journal,
@@ -129,6 +137,11 @@ class Farm:
             logs=logs,
             watches=self.watches,
         )
+        self.hook_tokens = HookTokens(token_key.derive("hook tokens"), clock)
+        self.door = Doorkeeper(accounts, clock, self.hook_tokens, settings.anonymous)
+        self.accounts = accounts
+        self.keeper = AccountKeeper(accounts, self.door, self.loop, self.outbox.hang_up)
+        self._own_tokens = own_tokens
         self.cache = Cache(
             Sources(journal.narinfo, self._derivation, self._log),
             objects,
@@ -162,6 +175,7 @@ class Farm:
 
     async def _work(self) -> None:
         """Nothing is decided before the journal has been read back."""
+        await self.keeper.adopt(self._own_tokens)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.loop.run(self.outbox))
             group.create_task(self.outbox.send_orders())
@@ -169,6 +183,7 @@ class Farm:
             group.create_task(self.deliveries.run(self.outbox.grant))
             group.create_task(self.deliveries.adopt())
             group.create_task(self.repairs.run())
+            group.create_task(self.keeper.run())
 
     def _stand_by(self) -> None:
         """Forget and end all that only a leader has."""
@@ -227,6 +242,9 @@ class Farm:
         self.deliveries.forget_closures()
         for path in paths:
             self.cache.forget(path)
+
+    def rule_of(self, project: str) -> ProjectRule:
+        return self.settings.projects.get(project, NO_RULE)
 
     def _limits_of(self, project: str) -> Limits:
         rule = self.settings.projects.get(project)

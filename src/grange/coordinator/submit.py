@@ -1,7 +1,8 @@
 """Builds submitted, cancelled and tried again."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -9,10 +10,10 @@ from grange.cache.upstream import Upstream
 from grange.coordinator.checks import check_steps
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.recovery import submission
-from grange.errors import NotFoundError, PeerError
+from grange.errors import ConflictError, NotFoundError, OutsideError, PeerError
 from grange.ports import BuildRecord, Journal, NewBuild, StepNode
-from grange.scheduler.events import BuildCancelled
-from grange.scheduler.facts import NO_LIMITS, BuildId, Limits, StepId
+from grange.scheduler.events import BuildCancelled, BuildPrioritised
+from grange.scheduler.facts import NO_LIMITS, NO_RULE, BuildId, Limits, ProjectRule, StepId
 from grange.store.path import StorePath
 
 STEPS_MAX: Final = 2_000_000  # below one submission; at 1 KB each still a small part of a machine
@@ -27,11 +28,14 @@ class Submissions:
         journal: Journal,
         upstreams: Sequence[tuple[str, Upstream]],
         limits_of: Callable[[str], Limits] = lambda _project: NO_LIMITS,
+        rule_of: Callable[[str], ProjectRule] = lambda _project: NO_RULE,
     ) -> None:
-        """`limits_of` tells what the builds of a project may use at most."""
+        """`limits_of` tells what the builds of a project may use at most; `rule_of` its quotas."""
         self._loop = loop
         self._journal = journal
         self._limits_of = limits_of
+        self._rule_of = rule_of
+        self._arriving: dict[BuildId, str] = {}  # and its project; the core may not know it yet
         self._upstreams = upstreams  # with the URL each is recorded by
         self._one_walk = asyncio.Semaphore(1)  # a walk takes memory; the next may wait for it
 
@@ -42,6 +46,10 @@ class Submissions:
         Returns the builds as they stand now and how many steps they wait for. Raises PeerError
         for an unknown derivation, or an id that belongs to another one.
         """
+        with self._within_quotas(await self._new(builds)):
+            return await self._submit(builds)
+
+    async def _submit(self, builds: Sequence[NewBuild]) -> tuple[list[BuildRecord], int]:
         records = await self._journal.add_builds(
             [
                 replace(build, limits=self._limits_of(build.project).strictest(build.limits))
@@ -59,12 +67,71 @@ class Submissions:
             await self._loop.settle(BuildCancelled(id_, by))
         return await self._find(id_)
 
-    async def retry(self, id_: BuildId) -> BuildRecord:
-        """Try a failed or cancelled build again, and forget what is remembered against it."""
+    async def retry(self, id_: BuildId, not_before: float = 0.0) -> BuildRecord:
+        """Try a failed or cancelled build again, and forget what is remembered against it.
+
+        Not before `not_before`, on the wall clock. Raises PeerError where its project has all the
+        builds it may have.
+        """
         record = await self._find(id_)
         if record.outcome is not None and not record.outcome.is_success:
-            await self._want([record], is_retry=True)
+            with self._within_quotas([(record.project, record.id)]):
+                await self._want([record], is_retry=True, not_before=not_before)
         return await self._find(id_)
+
+    async def prioritise(self, id_: BuildId, priority: int) -> BuildRecord:
+        """Raise or lower a build. Raises ConflictError where it has ended."""
+        record = await self._find(id_)
+        if record.finished is None:
+            await self._loop.settle(BuildPrioritised(id_, priority))
+            record = await self._find(id_)
+        if record.finished is not None:
+            raise ConflictError(f"build {id_} has ended; there is nothing to hurry or to delay")
+        if record.priority != priority:
+            raise OutsideError(f"build {id_} is only being taken in; try again in a moment")
+        return record
+
+    async def _new(self, builds: Sequence[NewBuild]) -> list[tuple[str, BuildId]]:
+        """Those that are not known yet, of projects that may not have any number of builds."""
+        bounded = [each for each in builds if self._rule_of(each.project).queued_max]
+        known = await self._journal.builds_of([each.id for each in bounded]) if bounded else []
+        ids = {each.id for each in known}
+        return [(each.project, each.id) for each in bounded if each.id not in ids]
+
+    @contextmanager
+    def _within_quotas(self, new: Sequence[tuple[str, BuildId]]) -> Iterator[None]:
+        """Count these builds with those of their projects, while they are on their way.
+
+        Raises PeerError where a project may not have so many.
+        """
+        before = dict(self._arriving)
+        for project, id_ in new:
+            self._arriving[id_] = project
+        try:
+            for project in dict.fromkeys(project for project, _ in new):
+                self._check_quota(project, sum(each == project for each, _ in new))
+            yield
+        finally:
+            for _, id_ in new:
+                if id_ not in before:
+                    self._arriving.pop(id_, None)
+
+    def _check_quota(self, project: str, new: int) -> None:
+        core, most = self._loop.core, self._rule_of(project).queued_max
+        if core is None or not most:
+            return
+        arriving = [
+            id_
+            for id_, each in self._arriving.items()
+            if each == project and id_ not in core.builds
+        ]
+        account = core.accounts.get(project)
+        count = len(arriving) + (0 if account is None else account.queued)
+        if count > most:
+            raise PeerError(
+                f"project {project} may have {most} unfinished builds (queued_max) and has "
+                f"{count - new}, so {new} more are too many; wait for some to end or cancel some"
+            )
 
     async def _find(self, id_: BuildId) -> BuildRecord:
         record = await self._journal.build(id_)
@@ -72,28 +139,30 @@ class Submissions:
             raise NotFoundError(f"there is no build {id_}")
         return record
 
-    async def _want(self, records: Sequence[BuildRecord], *, is_retry: bool) -> int:
+    async def _want(
+        self, records: Sequence[BuildRecord], *, is_retry: bool, not_before: float = 0.0
+    ) -> int:
         by_tags: dict[tuple[str, ...], list[BuildId]] = {}
         for record in records:
             by_tags.setdefault(record.tags, []).append(record.id)
-        return sum(
-            [await self._settle(ids, tags, is_retry=is_retry) for tags, ids in by_tags.items()]
-        )
+        retried_at = not_before if is_retry else None
+        return sum([await self._settle(ids, tags, retried_at) for tags, ids in by_tags.items()])
 
     async def _settle(
-        self, ids: Sequence[BuildId], tags: tuple[str, ...], *, is_retry: bool
+        self, ids: Sequence[BuildId], tags: tuple[str, ...], retried_at: float | None
     ) -> int:
         """Tell the scheduler of builds alike in tags; returns how many steps they wait for.
 
+        `retried_at` is when a retry may begin; None for what is no retry.
         The scheduler remembers what ended while a walk was on its way. One that was rebuilt
         meanwhile does not: then what was read before is stale, and read again.
         """
         while True:
             life = self._loop.life
             builds = [
-                build
+                build if retried_at is None else replace(build, not_before=retried_at)
                 for build in await self._journal.builds_of(ids)
-                if is_retry or build.finished is None
+                if retried_at is not None or build.finished is None
             ]
             if not builds:
                 return 0
@@ -102,7 +171,7 @@ class Submissions:
                 checks = await check_steps(self._journal, builds, nodes)
             if self._loop.life == life:
                 await self._loop.settle(
-                    submission(nodes, builds, tags, checks=checks, is_retry=is_retry)
+                    submission(nodes, builds, tags, checks=checks, is_retry=retried_at is not None)
                 )
                 return len(nodes) + len(checks)
 
