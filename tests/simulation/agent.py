@@ -116,7 +116,7 @@ class SimAgent:
 
     def drain(self) -> None:
         self.is_draining = True
-        self._beat_once()
+        self.beat_once()
         self._leave_when_done()
 
     def _leave_when_done(self) -> None:
@@ -176,7 +176,7 @@ class SimAgent:
             return
         self._joined = tunnel
         self._ended = []
-        self._beat_once()
+        self.beat_once()
         tunnel.up([attempt.end for attempt in self.tries.values() if attempt.end is not None])
         self._leave_when_done()
 
@@ -197,10 +197,10 @@ class SimAgent:
             self._joined.up([event])
 
     def _beat(self) -> None:
-        self._beat_once()
+        self.beat_once()
         self._later(HEARTBEAT_S, self._beat)
 
-    def _beat_once(self) -> None:
+    def beat_once(self) -> None:
         if self._joined is None:
             return
         listed = tuple((attempt.id, attempt.phase) for attempt in self.tries.values())

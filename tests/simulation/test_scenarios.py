@@ -257,3 +257,24 @@ def test_what_was_read_before_the_scheduler_was_rebuilt_is_not_told_to_it() -> N
         assert tried(farm, 1) == 1
 
     play([node(1), node(2, 1)], scene)
+
+
+def test_what_came_while_the_farm_slept_is_heard_before_its_timers_are_answered() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await phase(farm, a, 1, Phase.BUILDING)
+        b = farm.add_agent("b")
+        await farm.world.until(lambda: b.id in farm.network.lines)
+        await asyncio.sleep(1.0)
+        assert a.tunnel is not None
+        farm.network.tell_cut(a.id, a.tunnel.spec.session)  # of an older tunnel, and late
+        a.tunnel.stall(1.0)
+        a.beat_once()
+        await asyncio.sleep(0.5)
+        farm.world.ledger.held_up(10.0)
+        farm.world.loop.freeze(10.0)
+        await outcome(farm)
+        assert tried(farm, 1) == 1
+
+    play([node(1, build_s=60.0)], scene)
