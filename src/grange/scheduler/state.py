@@ -297,7 +297,7 @@ class Agent:
         if self.build_s is None or self.build_s > AHEAD_S:
             return 0
         ahead = min(AHEAD_MAX, int(AHEAD_S * self.spec.max_jobs / max(self.build_s, 0.001)))
-        if self.occupied >= self.spec.max_jobs:
+        if 0 <= self.occupied - self.spec.max_jobs < ahead:  # else it is full in any case
             stuck = sum(
                 attempt.phase is Phase.BUILDING and now - attempt.build_since > 2 * AHEAD_S
                 for attempt in self.attempts.values()

@@ -90,7 +90,7 @@ def doomed_steps(
             memory.out.append(do.SaveFailureForgotten(spec.id))
         elif cause is not None and is_final(cause, spec.limits.strictest(wanted)):
             doomed[spec.id] = replace(cause, step=spec.id)
-        else:
+        elif doomed:
             below = next((doomed[i] for i in spec.inputs if i in doomed), None)
             if below is not None:
                 doomed[spec.id] = below
@@ -152,11 +152,16 @@ def create_steps(
 ) -> list[Step]:
     """Those that are neither known nor doomed nor done meanwhile; inputs first, as `specs`."""
     new: list[Step] = []
+    known = memory.steps
+    asked: QueueKey | None = None  # by the step before: mostly the same, and hashing it costs
     for spec in specs:
-        if spec.id in memory.steps or spec.id in doomed or memory.settled.is_done(spec.id):
+        if spec.id in known or spec.id in doomed or memory.settled.is_done(spec.id):
             continue
+        if asked is not spec.queue:
+            asked = spec.queue
+            key = _queue(memory, asked).key
         memory.last_seq += 1
-        step = Step(spec.id, _queue(memory, spec.queue).key, memory.last_seq)
+        step = Step(spec.id, key, memory.last_seq)
         step.expected_s = step.path_s = spec.expected_s
         if not is_retry:
             step.failures, step.losses = spec.failures, spec.losses
@@ -165,13 +170,13 @@ def create_steps(
         if spec.limits != NO_LIMITS:
             step.bounds = Bounds(spec.limits, None, spec.limits)
         step.avoid = spec.avoid
-        step.inputs = tuple([memory.steps[i] for i in spec.inputs if i in memory.steps])
-        for needed in step.inputs:
+        step.inputs = inputs = tuple([known[i] for i in spec.inputs if i in known])
+        step.missing = len(inputs)
+        for needed in inputs:
             needed.dependants.append(step)
             needed.wanted += 1
-            step.missing += 1
             step.unbuilt += needed.home is None
-        memory.steps[spec.id] = step
+        known[spec.id] = step
         new.append(step)
     return new
 
