@@ -17,6 +17,7 @@ _COUNTED: Final = {
     "check_attempts_without_step": "attempts are of steps that are not there",
     "check_attempts_without_derivation": "attempts built derivations that are not there",
     "check_attempts_without_agent": "attempts ran on agents that are not there",
+    "check_pins_without_build": "pins are of builds that are not there",
     "check_attempts_half_ended": "attempts have an end or an outcome, and not both",
     "check_passwords_without_account": "passwords belong to agents that have no account",
 }

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Final
 
@@ -13,6 +13,7 @@ from grange.db.event_log import SqlEventLog
 from grange.db.ingest import add_builds, add_derivations, add_paths, forget_paths, read_valid
 from grange.db.knobs import read_rulings
 from grange.db.lru import Lru
+from grange.db.retention import SqlRetention
 from grange.db.rows import (
     Row,
     StepState,
@@ -58,6 +59,7 @@ class SqlJournal:
         self._engine = engine
         self.events = SqlEventLog(engine)
         self.accounts = SqlAccounts(engine)
+        self.retention = SqlRetention(engine, self._forget_kept)
         self._narinfos: Lru[str, NarInfo]
         self._references: References
         self.remember(is_leader=True)
@@ -91,8 +93,11 @@ class SqlJournal:
         try:
             return await self._engine.write(lambda: forget_paths(lost))
         finally:  # even where the write's fate is unknown
-            self._narinfos.forget(path.hash_part for path in lost)
-            self._references.forget(lost)
+            self._forget_kept(lost)
+
+    def _forget_kept(self, paths: Collection[StorePath]) -> None:
+        self._narinfos.forget(path.hash_part for path in paths)
+        self._references.forget(paths)
 
     async def known_derivations(self, paths: Iterable[StorePath]) -> set[StorePath]:
         rows = await self._rows("derivation_steps", [str(path) for path in paths])

@@ -38,6 +38,8 @@ TABLES: Final = (
     "credentials",
     "agent_accounts",
     "audit",
+    "pins",
+    "collected_sources",
 )
 
 _HAS_VERSION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"

@@ -1,0 +1,158 @@
+"""What every implementation of `grange.ports.Retained` does."""
+
+from dataclasses import replace
+
+import pytest
+
+from grange.ports import Journal, Pin, Retained, Wanted
+from grange.scheduler.effects import SaveAttempt, SaveBuildFinished
+from grange.scheduler.facts import AttemptId, Outcome
+from tests.contract.journal_kinds import (
+    JournalKind,
+    add,
+    build,
+    completed,
+    drv,
+    narinfo,
+    path,
+    saved_paths,
+)
+
+
+@pytest.fixture
+def retained(kind: JournalKind) -> Retained:
+    return kind.journal.retention  # type: ignore[attr-defined, no-any-return]
+
+
+async def chain(journal: Journal) -> list[int]:
+    """`low` is an input of `mid`, and that of `top`; `mid` refers to `low` and `lib`, its sibling
+    output. All were built, from a source."""
+    steps = await add(
+        journal, drv("low"), drv("mid", "low", makes=("mid", "lib")), drv("top", "mid")
+    )
+    await journal.add_paths([narinfo("source")], "source")
+    await journal.commit(completed(steps[0], 1, "low"))
+    effects = completed(steps[1], 2, "mid", "lib")
+    saved = saved_paths(steps[1], "mid", "lib")
+    first, second = saved.infos
+    saved = replace(saved, infos=(replace(first, narinfo=narinfo("mid", "low")), second))
+    await journal.commit([saved if type(each) is type(saved) else each for each in effects])
+    await journal.commit(completed(steps[2], 3, "top"))
+    return [*steps]
+
+
+async def test_needs_of_what_is_done_are_its_outputs(journal: Journal, retained: Retained) -> None:
+    await chain(journal)
+    assert await retained.needs([Wanted(path("mid.drv"))]) == {
+        path("mid"), path("lib"), path("low"),
+    }  # fmt: skip
+    assert await retained.needs([Wanted(path("top.drv"))]) == {path("top")}
+    assert await retained.needs([]) == set()
+
+
+async def test_needs_of_what_is_built_again_are_its_inputs_too(
+    journal: Journal, retained: Retained
+) -> None:
+    await chain(journal)
+    again = await retained.needs([Wanted(path("top.drv"), is_again=True)])
+    assert again == {path(each) for each in ("top", "mid", "lib", "low", "source")}
+    await add(journal, drv("wide", "top"))
+    whole = await retained.needs([Wanted(path("wide.drv"), is_whole=True)])
+    assert whole == {path(each) for each in ("top", "mid", "lib", "low", "source")}
+    assert await retained.needs([Wanted(path("wide.drv"))]) == {path("top"), path("source")}
+
+
+async def test_a_closure_has_the_other_outputs_of_a_step(
+    journal: Journal, retained: Retained
+) -> None:
+    await chain(journal)
+    assert await retained.closure([path("lib")]) == {path("lib"), path("mid"), path("low")}
+    assert await retained.closure([path("nowhere")]) == set()
+
+
+async def test_collect_forgets_and_keeps_what_is_needed(
+    journal: Journal, retained: Retained
+) -> None:
+    steps = await chain(journal)
+    all_ = [path(each) for each in ("top", "mid", "lib", "low", "source")]
+    gone = await retained.collect(all_, [Wanted(path("mid.drv"))], [])
+    assert set(gone.paths) == {path("top"), path("source")}
+    assert gone.steps == (steps[2],)
+    assert set(gone.narinfos) == {f"{each.hash_part}.narinfo" for each in gone.paths}
+    assert set(gone.files) == {narinfo("top").url}
+    assert gone.needed == {path("mid"), path("lib"), path("low")}
+    assert await journal.valid_paths(all_) == gone.needed
+    assert await journal.narinfo(path("top").hash_part) is None
+    assert await retained.collected_sources() == [path("source")]
+    [node] = await journal.unfinished_graph([path("top.drv")])
+    assert node.spec.id == steps[2]
+    # Equal content is one file, which other paths still have.
+    assert await retained.used_urls([narinfo("top").url, "nar/other"]) == {narinfo("top").url}
+    await retained.drop_collected_sources([path("source")])
+    assert await retained.collected_sources() == []
+    assert await journal.check() == []  # type: ignore[attr-defined]
+
+
+async def test_collect_keeps_the_closure_of_what_is_kept(
+    journal: Journal, retained: Retained
+) -> None:
+    await chain(journal)
+    gone = await retained.collect([path("low"), path("top")], [], [path("lib")])
+    assert gone.paths == (path("top"),)
+
+
+async def test_wanted_and_ended(journal: Journal, retained: Retained) -> None:
+    await chain(journal)
+    steps = await add(journal, drv("next", "top"))
+    await journal.add_builds([build(1, "next"), build(2, "top"), build(3, "mid")])
+    await journal.commit([SaveBuildFinished(build(2, "top").id, Outcome.SUCCEEDED, None, 9.0)])
+    await journal.commit(
+        [SaveAttempt(AttemptId(9), steps[0], completed(steps[0], 1)[0].spec.id, 3)]
+    )  # type: ignore[union-attr]
+    assert set(await retained.wanted()) == {
+        Wanted(path("next.drv")),
+        Wanted(path("mid.drv")),
+        Wanted(path("next.drv"), is_again=True),
+    }
+    [ended] = await retained.ended_builds()
+    assert (ended.id, ended.project, ended.drv_path) == (
+        build(2, "top").id, "project", path("top.drv"),
+    )  # fmt: skip
+    assert (ended.name, ended.finished, ended.outcome) == ("top", 9.0, Outcome.SUCCEEDED)
+
+
+async def test_paths_are_stamped_once(journal: Journal, retained: Retained) -> None:
+    await journal.add_paths([narinfo("a")], "source")
+    assert [each.seen for each in await retained.stored_paths()] == [None]
+    await retained.stamp(5.0)
+    await journal.add_paths([narinfo("b")], "https://cache.example")
+    await retained.stamp(7.0)
+    found = {each.path: each for each in await retained.stored_paths()}
+    assert (found[path("a")].seen, found[path("b")].seen) == (5.0, 7.0)
+    assert found[path("a")].origin == "source"
+    assert (found[path("a")].nar_bytes, found[path("a")].file_bytes) == (7, 7)
+
+
+async def test_pins(journal: Journal, retained: Retained) -> None:
+    release = Pin("release", path("a"), None, 5.0, "token ci")
+    await retained.add_pin(release)
+    await retained.add_pin(Pin("build", None, build(1, "a").id, 6.0, "token ci"))
+    assert [pin.name for pin in await retained.pins()] == ["build", "release"]
+    moved = replace(release, path=path("b"), created=8.0)
+    await retained.add_pin(moved)
+    assert moved in await retained.pins()
+    assert await retained.drop_pin("release")
+    assert not await retained.drop_pin("release")
+    assert len(await retained.pins()) == 1
+
+
+async def test_records_go(journal: Journal, retained: Retained) -> None:
+    await chain(journal)
+    await journal.add_builds([build(1, "top"), build(2, "top")])
+    await journal.commit([SaveBuildFinished(build(2, "top").id, Outcome.SUCCEEDED, None, 9.0)])
+    await retained.drop_builds([build(1, "top").id, build(2, "top").id])
+    assert [each.id for each in await journal.builds()] == [build(1, "top").id]
+    assert await retained.drop_attempts(9.0) == []
+    assert await retained.drop_attempts(9.5) == [1, 2]  # the last one numbers the next
+    assert await retained.drop_attempts(9.5) == []
+    assert (await journal.recover()).next_attempt == 4
