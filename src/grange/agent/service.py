@@ -192,6 +192,7 @@ class Agent:
                 ask_again=attempts.ask_again,
                 fail=attempts.upload_failed,
                 is_joined=lambda: self._session.is_joined,
+                spool_dir=self._config.build_dir,
             )
             attempts.use(self._uploader)
         self._uploader.use(answer.cache_url, self._uploads)

@@ -10,19 +10,20 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 from struct import Struct
 from time import monotonic
 from typing import Final
 
 import aiohttp
-import zstandard
 
+from grange.agent.direct import Spool, message_of, put_spool
 from grange.agent.pack import pack
 from grange.agent.support import Physical
 from grange.daemon import DaemonPool
 from grange.errors import OutsideError
 from grange.scheduler.facts import AttemptId
+from grange.store.compression import Compressor, compress, compressor
 from grange.store.path import StorePath
 from grange.wire.messages import BuiltOutput, UploadGrant
 
@@ -43,7 +44,6 @@ BATCH_S: Final = 60.0  # for one request of BATCH_BYTES, a megabit a second
 TRIES: Final = 3  # at least, and ...
 TRY_S: Final = 150.0  # ... for so long: a cache that restarts or moves is back by then
 ASKS_MAX: Final = 5  # for a new URL, before the upload counts as failed
-MESSAGE_BYTES_MAX: Final = 4 << 10  # of an answer that says no
 
 _U32: Final = Struct(">I")
 _log: Final = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class _Upload:
     grant: UploadGrant
     task: asyncio.Task[None] | None = None  # None while it waits in a batch
     body: bytes = b""
+    spool: Spool | None = None  # all of it, compressed, on its way straight to the store
     broken: OutsideError | None = None  # why the output cannot be read
     failures: int = 0  # in a row, while we are joined
     failing_since: float = 0.0
@@ -81,7 +82,10 @@ class Uploader:
         ask_again: Callable[[AttemptId], None],
         fail: Callable[[AttemptId, str], None],
         is_joined: Callable[[], bool],
+        spool_dir: Path | None = None,
     ) -> None:
+        """`spool_dir`: where to keep what goes straight to a store; where temporary files go."""
+        self._spool_dir = spool_dir
         self._http = http
         self._physical = physical
         self._pool = pool
@@ -115,8 +119,7 @@ class Uploader:
         self._uploads[upload.key] = upload
         if output.nar_bytes <= INLINE_NAR_BYTES and self._takes_batches(grant):
             try:
-                compressor = _compressor(grant.compression_level)
-                upload.body = _compress(self._physical(output.path), compressor)
+                upload.body = _compress(self._physical(output.path), grant)
             except OutsideError:
                 pass  # not readable by us: the daemon may
             else:
@@ -195,7 +198,7 @@ class Uploader:
             self._http.post(self._batch_url, data=b"".join(parts)) as response,
         ):
             if response.status != 200:
-                text = await _message(response)
+                text = await message_of(response)
                 return [(response.status, text)] * len(batch)
             answers = await response.json()
         self.progress += sum(len(upload.body) for upload in batch)
@@ -223,12 +226,14 @@ class Uploader:
             except OutsideError as error:
                 self._end(upload)
                 self._fail(upload.grant.attempt, f"{output.path} cannot be read: {error}")
+            finally:
+                if upload.spool is not None:
+                    upload.spool.close()
 
     async def _compressed_whole(self, upload: _Upload) -> bytes:
-        compressor = zstandard.ZstdCompressor(upload.grant.compression_level)
         path = self._physical(upload.output.path)
         try:
-            return await asyncio.to_thread(_compress, path, compressor)
+            return await asyncio.to_thread(_compress, path, upload.grant)
         except OutsideError:
             return b"".join([piece async for piece in self._from_daemon(upload)])
 
@@ -260,9 +265,28 @@ class Uploader:
                 if not patience.expired():
                     patience.reschedule(loop.time() + QUIET_S)
 
+            if upload.grant.is_direct:
+                return await put_spool(
+                    self._http, upload.grant.url, await self._spooled(upload, moved), moved
+                )
             body = self._stream(upload, moved)
             async with self._http.put(upload.grant.url, data=body, headers=headers) as answer:
-                return answer.status, await _message(answer)
+                return answer.status, await message_of(answer)
+
+    async def _spooled(self, upload: _Upload, moved: Callable[[int], None]) -> Spool:
+        """The whole of it, compressed once for however many tries."""
+        if upload.spool is not None:
+            return upload.spool
+        spool = Spool(self._spool_dir)
+        try:
+            async for piece in self._pieces(upload):
+                await spool.write(piece)
+                moved(len(piece))
+        except BaseException:
+            spool.close()
+            raise
+        upload.spool = spool
+        return spool
 
     async def _stream(self, upload: _Upload, moved: Callable[[int], None]) -> AsyncIterator[bytes]:
         try:
@@ -275,7 +299,8 @@ class Uploader:
 
     async def _pieces(self, upload: _Upload) -> AsyncIterator[bytes]:
         """The compressed NAR; the next piece is made while the last one travels."""
-        pieces = _compressed(self._physical(upload.output.path), upload.grant.compression_level)
+        stream = _stream_of(upload.grant, COMPRESSION_THREADS)
+        pieces = _compressed(self._physical(upload.output.path), stream)
         try:
             piece = await asyncio.to_thread(next, pieces, b"")
         except OutsideError:
@@ -292,12 +317,13 @@ class Uploader:
             piece = await following
 
     async def _from_daemon(self, upload: _Upload) -> AsyncIterator[bytes]:
-        compressor = zstandard.ZstdCompressor(upload.grant.compression_level).compressobj()
+        stream = _stream_of(upload.grant)
         async with self._pool.lease() as daemon:
             async for chunk in daemon.nar_from_path(upload.output.path):
-                if piece := compressor.compress(chunk):
+                if piece := stream.compress(chunk):
                     yield piece
-        yield compressor.flush()
+        if piece := stream.flush():
+            yield piece
 
     # --- Answers -----------------------------------------------------------------------------
 
@@ -344,30 +370,24 @@ class _PassingError(Exception):
     """An answer that another try may better."""
 
 
-async def _message(response: aiohttp.ClientResponse) -> str:
-    text = await response.content.read(MESSAGE_BYTES_MAX)
-    return text.decode(errors="replace").strip()
-
-
 async def _back_off(tries: int) -> None:
     pause_s = min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries, 10))
     await asyncio.sleep(pause_s * random.uniform(0.5, 1))
 
 
-@cache
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """One to use over and over, by the event loop's thread alone."""
-    return zstandard.ZstdCompressor(level)
+def _stream_of(grant: UploadGrant, threads: int = 0) -> Compressor:
+    return compressor(grant.compression, grant.compression_level, threads=threads)
 
 
-def _compress(path: str, compressor: zstandard.ZstdCompressor) -> bytes:
-    return compressor.compress(b"".join([bytes(chunk) for chunk in pack(path)]))
+def _compress(path: str, grant: UploadGrant) -> bytes:
+    nar = b"".join([bytes(chunk) for chunk in pack(path)])
+    return compress(grant.compression, grant.compression_level, nar)
 
 
-def _compressed(path: str, level: int) -> Iterator[bytes]:
+def _compressed(path: str, stream: Compressor) -> Iterator[bytes]:
     """The compressed NAR in pieces of about a megabyte of NAR, none of them empty."""
-    compressor = zstandard.ZstdCompressor(level, threads=COMPRESSION_THREADS).compressobj()
     for chunk in pack(path):
-        if piece := compressor.compress(chunk):
+        if piece := stream.compress(chunk):
             yield piece
-    yield compressor.flush()
+    if piece := stream.flush():
+        yield piece

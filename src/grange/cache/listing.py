@@ -2,7 +2,7 @@
 
 from grange.cache.receive import SMALL_FILE_BYTES, SMALL_NAR_BYTES
 from grange.cache.signing import listing_key
-from grange.cache.unpack import Unpacker
+from grange.cache.unpack import unpacker
 from grange.ports import Objects
 from grange.store.nar import Listing, NarReader
 from grange.store.narinfo import NarInfo
@@ -24,7 +24,8 @@ async def listing_of(narinfo: NarInfo, objects: Objects) -> bytes | None:
         return None
     listing = Listing()
     reader = NarReader(listing)
-    for piece in Unpacker().feed(file) if narinfo.compression == "zstd" else [file]:
+    stream = unpacker(narinfo.compression)
+    for piece in [file] if stream is None else stream.feed(file):
         reader.feed(piece)
     reader.finish()
     return listing.json()

@@ -6,6 +6,7 @@ from typing import Final
 
 from grange.cache.verify import Verified
 from grange.errors import PeerError
+from grange.store.compression import NAR_SUFFIXES
 from grange.store.content import ContentAddress, Method, check_path
 from grange.store.hash import Hash
 from grange.store.keys import SecretKey
@@ -14,12 +15,11 @@ from grange.store.narinfo import NarInfo, PathInfo, fingerprint
 from grange.store.path import StoreDir, StorePath
 
 DERIVATION_SUFFIX: Final = ".drv.nar"
-_SUFFIXES: Final = {"zstd": ".nar.zst", "none": ".nar"}
 
 
 def nar_key(verified: Verified) -> str:
     """The key of a verified file among the objects, which is also its URL in the cache."""
-    return f"nar/{verified.file_hash.base32()}{_SUFFIXES[verified.compression]}"
+    return f"nar/{verified.file_hash.base32()}{NAR_SUFFIXES[verified.compression]}"
 
 
 def listing_key(key: str) -> str:

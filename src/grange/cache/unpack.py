@@ -1,10 +1,11 @@
-"""Undoing zstd that a stranger sent, in pieces of bounded size.
+"""Undoing compression that a stranger sent, in pieces of bounded size.
 
 A kilobyte of zstd may hold 32 megabytes, and the library hands over all that its input makes. So
 the stream is cut at its blocks, which make at most 128 KiB each: a bomb is met piece by piece.
 Format: RFC 8878, section 3.1.1.
 """
 
+import lzma
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,6 +15,7 @@ from grange.errors import PeerError
 
 WINDOW_BYTES_MAX: Final = 8 << 20  # what levels up to 19 use; memory per upload under way
 PIECE_BYTES_MAX: Final = 4 << 20  # smaller ones make threads wait for the interpreter more
+XZ_MEMORY_BYTES_MAX: Final = 68 << 20  # what level 9 needs; per upload under way
 _BLOCK_BYTES_MAX: Final = 128 << 10
 # One less than fit, because a block that began in an earlier chunk may end in a piece too.
 _BLOCKS_PER_PIECE: Final = PIECE_BYTES_MAX // _BLOCK_BYTES_MAX - 1
@@ -95,3 +97,44 @@ class Unpacker:
             return self._frame.decompress(piece)
         except zstandard.ZstdError as error:
             raise PeerError(f"its zstd is damaged ({error})") from None
+
+
+class XzUnpacker:
+    """As `Unpacker`, of exactly one xz stream."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self) -> None:
+        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY_BYTES_MAX)
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """As `Unpacker.feed`."""
+        while not self._stream.eof:
+            try:
+                piece = self._stream.decompress(chunk, PIECE_BYTES_MAX)
+            except lzma.LZMAError as error:
+                raise PeerError(f"its xz is damaged ({error})") from None
+            chunk = b""
+            if piece:
+                yield piece
+            elif not self._stream.eof:
+                return  # wants more
+        if chunk or self._stream.unused_data:
+            raise PeerError("there are bytes behind the end of the xz stream")
+
+    def finish(self) -> None:
+        """As `Unpacker.finish`."""
+        if not self._stream.eof:
+            raise PeerError("the xz stream ends early")
+
+
+def unpacker(compression: str) -> Unpacker | XzUnpacker | None:
+    """What undoes this compression; None where there is nothing to undo."""
+    match compression:
+        case "zstd":
+            return Unpacker()
+        case "xz":
+            return XzUnpacker()
+        case "none":
+            return None
+    raise PeerError(f"the compression {compression[:40]!r} is not known here")

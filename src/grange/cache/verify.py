@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-from grange.cache.unpack import Unpacker
+from grange.cache.unpack import unpacker
 from grange.errors import PeerError
 from grange.store.content import ContentAddress, Method
 from grange.store.hash import Hash, new_hasher
@@ -53,7 +53,7 @@ class Verified:
     nar_bytes: int
     references: tuple[StorePath, ...]  # sorted
     address: ContentAddress | None
-    compression: str  # "zstd" or "none"
+    compression: str  # "zstd", "xz" or "none"
     file_hash: Hash
     file_bytes: int
     listing: bytes | None  # JSON; None where it would be too large or names are not UTF-8
@@ -102,7 +102,7 @@ class NarVerifier:
         self._claims = claims
         self._candidates = candidates
         self._compression = compression
-        self._unpacker = Unpacker() if compression == "zstd" else None
+        self._unpacker = unpacker(compression)
         self._file_bytes = 0
         self._file_hasher = sha256()
         self._unpacked_bytes = 0

@@ -1,0 +1,46 @@
+"""How NARs are compressed, by the names that narinfos use."""
+
+import lzma
+from typing import Final, Protocol
+
+import zstandard
+
+NAR_SUFFIXES: Final = {"zstd": ".nar.zst", "xz": ".nar.xz", "none": ".nar"}
+# Of zstd 3: 4.1 times smaller at 240 MB/s a core, and 1 is a third faster. Of xz: its own default.
+USUAL_LEVELS: Final = {"zstd": 3, "xz": 6, "none": 0}
+
+
+class Compressor(Protocol):
+    """Makes one stream of what it is fed."""
+
+    def compress(self, data: bytes | memoryview, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+class _Plain:
+    def compress(self, data: bytes | memoryview, /) -> bytes:
+        return bytes(data)
+
+    def flush(self) -> bytes:
+        return b""
+
+
+def compressor(name: str, level: int, *, threads: int = 0) -> Compressor:
+    """`threads`: how many work at it, where it can; 0 works in the caller's own."""
+    match name:
+        case "zstd":
+            return zstandard.ZstdCompressor(level, threads=threads).compressobj()
+        case "xz":
+            return lzma.LZMACompressor(preset=level)
+        case "none":
+            return _Plain()
+    raise AssertionError(f"nobody agreed on the compression {name}")
+
+
+def compress(name: str, level: int, data: bytes) -> bytes:
+    """The whole of `data`."""
+    if name == "zstd":  # which then says its size: half the time, and for the reader too
+        return zstandard.ZstdCompressor(level).compress(data)
+    stream = compressor(name, level)
+    return stream.compress(data) + stream.flush()
