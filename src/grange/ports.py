@@ -164,7 +164,8 @@ class StepSummary:
 
 @dataclass(frozen=True, slots=True)
 class AwaitedAgent:
-    """An agent that held attempts when the farm last ended."""
+    """An agent that held attempts when the farm last ended; those are not named whose outputs are
+    being published."""
 
     spec: AgentSpec
     attempts: tuple[tuple[AttemptId, StepId], ...]
@@ -176,6 +177,7 @@ class Unpublished:
 
     step: StepId
     outputs: tuple[PublishedOutput, ...]
+    attempt: AttemptId | None = None  # whose outputs they are; None where an older release saved it
 
 
 @dataclass(frozen=True, slots=True)

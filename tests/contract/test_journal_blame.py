@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from grange.ports import Journal
+from grange.ports import Journal, Unpublished
 from grange.scheduler.effects import (
     JournalEffect,
     SaveAgent,
@@ -146,6 +146,22 @@ async def test_attempts_keep_the_limits_that_they_were_sent_with(kind: JournalKi
     await journal.commit([SaveStepDone(a, None)])
     await journal.commit([lost(2, b)])
     assert dict((await journal.recover()).limits) == {1: LIMITS, 2: NO_LIMITS}
+
+
+async def test_of_a_step_that_is_publishing_is_known_whose_outputs_they_are(
+    kind: JournalKind,
+) -> None:
+    (step,) = await add(kind.journal, drv("a"))
+    begun = [SaveAttempt(AttemptId(n), step, agent().id, 2.0) for n in (1, 2)]
+    saved = saved_paths(step, "a")
+    await kind.journal.commit([SaveAgent(agent(), 1.0), *begun, saved])
+    journal = await kind.reopen()
+    past = await journal.recover()
+    assert past.unpublished == (Unpublished(step, saved.infos, AttemptId(1)),)
+    assert [each.attempts for each in past.agents] == [((2, step),)]
+    won = SaveAttemptEnded(AttemptId(1), step, Outcome.SUCCEEDED, "", Usage(), 9.0)
+    await journal.commit([SaveStepDone(step, None), won])
+    assert (await journal.recover()).unpublished == ()
 
 
 async def test_the_last_word_about_an_attempt_in_one_commit_holds(journal: Journal) -> None:

@@ -620,6 +620,19 @@ def test_after_a_restart_a_dependant_is_still_lost_with_its_unpublished_input() 
     assert [(agent, step) for agent, step, _ in starts(out)] == [("b", 1)]
 
 
+def test_who_won_before_a_restart_has_succeeded_and_who_lost_was_superseded() -> None:
+    farm, a, b = Farm(), spec("a"), spec("b")
+    out = farm.tell(
+        on.OutputsPublished(StepId(1), AttemptId(7)),
+        on.AgentAwaited(b, ((AttemptId(8), StepId(1)),)),
+    )
+    ended = [(e.attempt, e.outcome) for e in out if isinstance(e, do.SaveAttemptEnded)]
+    assert ended == [(7, Outcome.SUCCEEDED), (8, Outcome.CANCELLED)]
+    assert do.SaveStepDone(StepId(1), None) in out
+    farm.tell(on.AgentJoined(a))
+    assert do.AbortAttempt(a.id, AttemptId(7)) in farm.tell(farm.heartbeat(a, (7, Phase.BUILT)))
+
+
 def test_a_loser_keeps_its_copy_until_the_winners_can_be_fetched() -> None:
     farm, a, b = Farm(), spec("a", jobs=2), spec("b")
     farm.join(a)

@@ -87,7 +87,7 @@ async def recover(
     events = _rulings(past.rulings, rules)
     for entry in past.unpublished:
         await publish(entry.outputs)
-        events.append(OutputsPublished(entry.step))
+        events.append(OutputsPublished(entry.step, entry.attempt))
     by_tags: dict[tuple[str, ...], list[BuildRecord]] = {}
     for build in past.builds:
         by_tags.setdefault(build.tags, []).append(build)

@@ -40,7 +40,7 @@ from grange.scheduler.effects import (
     SaveStepTroubled,
     SaveUses,
 )
-from grange.scheduler.facts import StepId, Usage, checked, is_check
+from grange.scheduler.facts import AttemptId, StepId, Usage, checked, is_check
 
 Rows = dict[int | str, Row]  # by the id of what they write
 
@@ -59,6 +59,7 @@ class _Batch:
         "in_order",
         "paths",
         "publishing",
+        "stored",
         "supports",
         "uses",
     )
@@ -71,6 +72,7 @@ class _Batch:
         self.paths: list[Row] = []
         self.supports: list[Row] = []
         self.publishing: Rows = {}
+        self.stored: Rows = {}
         self.durations: Rows = {}
         self.done: Rows = {}
         self.ended: Rows = {}
@@ -97,6 +99,7 @@ def apply_effects(effects: Sequence[JournalEffect]) -> Script[None]:
     yield from change("add_path", batch.paths)
     yield from change("save_support", batch.supports)
     yield from _update("set_publishing", batch.publishing)
+    yield from change("set_stored", [*batch.stored.values()])
     yield from change("learn_duration", [*batch.durations.values()])
     yield from _update("set_done", batch.done)
     yield from _update("end_attempt", batch.ended)
@@ -166,8 +169,8 @@ def _add_step(
     effect: SavePaths | SaveStepDone | SaveStepFailed | SaveStepTroubled | SaveFailureForgotten,
 ) -> None:
     match effect:
-        case SavePaths(step, _, infos):
-            _add_paths(batch, step, infos)
+        case SavePaths(step, attempt, infos):
+            _add_paths(batch, step, attempt, infos)
         case SaveStepDone(step, build_s):
             batch.done[step] = (step,)
             if build_s is not None:
@@ -183,8 +186,11 @@ def _add_step(
             assert_never(effect)
 
 
-def _add_paths(batch: _Batch, step: StepId, outputs: Sequence[PublishedOutput]) -> None:
+def _add_paths(
+    batch: _Batch, step: StepId, attempt: AttemptId, outputs: Sequence[PublishedOutput]
+) -> None:
     batch.publishing[step] = (step,)
+    batch.stored[attempt] = (attempt,)
     for output in outputs:
         batch.paths.append(path_row(output.narinfo, "", step))
         if output.support:

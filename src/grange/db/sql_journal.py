@@ -266,11 +266,12 @@ def _recover() -> Script[Recovered]:
 
 
 def _unpublished() -> Script[tuple[Unpublished, ...]]:
-    steps = [(step, read_outputs(outputs)) for step, outputs in (yield from ask("unpublished"))]
-    parts = [path.hash_part for _, outputs in steps for _, path in outputs]
+    found = yield from ask("unpublished")
+    steps = [(step, read_outputs(outputs), attempt) for step, outputs, attempt in found]
+    parts = [path.hash_part for _, outputs, _ in steps for _, path in outputs]
     rows = yield from ask("paths", parts)
     narinfos = {narinfo.info.path: narinfo for narinfo in map(read_narinfo, rows)}
-    rows = yield from ask("supports_of", [step for step, _ in steps])
+    rows = yield from ask("supports_of", [step for step, _, _ in steps])
     supports = {(step, name): support for step, name, support in rows}
     return tuple(
         [
@@ -282,7 +283,8 @@ def _unpublished() -> Script[tuple[Unpublished, ...]]:
                         for name, path in outputs
                     ]
                 ),
+                attempt,
             )
-            for step, outputs in steps
+            for step, outputs, attempt in steps
         ]
     )

@@ -77,7 +77,7 @@ def _revive(memory: Memory, agent_id: AgentId, id_: AttemptId, phase: Phase) -> 
         return None  # it has no start to speak of on the attempt that took its place
     if any(each.state is not State.DONE and each.home is not agent for each in step.inputs):
         return None  # it was built on outputs that are lost
-    return _take_back(memory, id_, loss, step, agent, phase)
+    return _take_back(memory, id_, loss, step, agent, phase=phase)
 
 
 def _revive_stored(memory: Memory, id_: AttemptId) -> Attempt | None:
@@ -91,11 +91,11 @@ def _revive_stored(memory: Memory, id_: AttemptId) -> Attempt | None:
         return None
     if step.state >= State.PUBLISHING or step.stored is not None or step.missing:
         return None
-    return _take_back(memory, id_, loss, step, loss.gone, Phase.BUILDING)
+    return _take_back(memory, id_, loss, step, loss.gone, phase=Phase.BUILDING)
 
 
 def _take_back(
-    memory: Memory, id_: AttemptId, loss: Loss, step: Step, agent: Agent, phase: Phase
+    memory: Memory, id_: AttemptId, loss: Loss, step: Step, agent: Agent, *, phase: Phase
 ) -> Attempt:
     """It goes on under its old number, and its loss is given back."""
     memory.given_up.forget(id_)

@@ -120,7 +120,7 @@ def _take(memory: Memory, event: on.Event) -> None:
         case on.OutputsStored():
             attempts.stored(memory, event)
         case on.OutputsPublished():
-            steps.published(memory, event.step)
+            steps.published(memory, event)
         case on.PhaseReached():
             attempts.reached(memory, event)
         case on.AgentHeard():

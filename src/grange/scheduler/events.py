@@ -135,6 +135,7 @@ class OutputsPublished:
     """The narinfos of the step's outputs are in place: anyone may fetch them."""
 
     step: StepId
+    attempt: AttemptId | None = None  # after a restart: whose outputs they are, where that is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def expect(memory: Memory, event: on.AgentAwaited) -> None:
         if step is None or step.state >= State.PUBLISHING:
             memory.out.append(
                 do.SaveAttemptEnded(
-                    id_, step_id, Outcome.CANCELLED, "its outputs are there", Usage(), memory.now
+                    id_, step_id, Outcome.CANCELLED, steps.SUPERSEDED, Usage(), memory.now
                 )
             )
             continue

@@ -7,11 +7,14 @@ nobody wants is dropped unless an attempt of it is under way and useful.
 from typing import Final
 
 from grange.scheduler import effects as do
+from grange.scheduler import events as on
 from grange.scheduler import telling
-from grange.scheduler.facts import BuildId, Cause, Outcome, Phase, StepId, checked, is_check
+from grange.scheduler.facts import BuildId, Cause, Outcome, Phase, StepId, Usage, checked, is_check
 from grange.scheduler.memory import Memory, Timer
 from grange.scheduler.state import Agent, Attempt, State, Step
 from grange.scheduler.urgency import lower, offer_locally
+
+SUPERSEDED: Final = "its outputs were published meanwhile"
 
 _NAMES: Final = tuple([state.name for state in State])  # asking an enum costs more
 
@@ -178,14 +181,18 @@ def publish(memory: Memory, step: Step) -> None:
     show(memory, step, attempt)
 
 
-def published(memory: Memory, id_: StepId) -> None:
+def published(memory: Memory, event: on.OutputsPublished) -> None:
     """It is done: so are builds of it, and what needs it misses one input less."""
+    id_ = event.step
     step = memory.steps.get(id_)
     if step is None:
         # A publication that a restart had interrupted.
         memory.settled.finish(id_)
         memory.out.append(do.SaveStepDone(id_, None))
         telling.forgotten_step_ended(memory, id_)
+        if event.attempt is not None:
+            done = Outcome.SUCCEEDED, "", Usage()
+            memory.out.append(do.SaveAttemptEnded(event.attempt, id_, *done, memory.now))
         return
     build_s = step.stored[0].usage.build_s if step.stored else None
     memory.out.append(do.SaveStepDone(id_, build_s))
@@ -199,7 +206,7 @@ def _finish(memory: Memory, step: Step) -> None:
     del memory.steps[step.id]
     for other in step.attempts:
         if other is not attempt:
-            _abort_attempt(memory, other, Outcome.CANCELLED, "its outputs were published meanwhile")
+            _abort_attempt(memory, other, Outcome.CANCELLED, SUPERSEDED)
     if attempt is not None:
         end_attempt(memory, attempt, Outcome.SUCCEEDED, "")
         memory.out.append(do.SettleAttempt(attempt.agent.spec.id, attempt.id, True))

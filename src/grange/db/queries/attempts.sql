@@ -21,6 +21,9 @@ SET ended = ?2, outcome = ?3, message = ?4, fetch_s = ?5, build_s = ?6, upload_s
   io_write_bytes = ?12
 WHERE id = ?1;
 
+-- name: set_stored
+UPDATE attempts SET is_stored = 1 WHERE id = ?1;
+
 -- name: attempt
 SELECT a.id, a.step, d.path, a.agent, g.name, a.started, a.ended, a.outcome, a.message, a.fetch_s,
   a.build_s, a.upload_s, a.cpu_user_s, a.cpu_system_s, a.memory_peak_bytes, a.io_read_bytes,
@@ -47,10 +50,10 @@ WHERE a.id IN (
 );
 
 -- name: unended_attempts
--- A check's step is the negative of the one it compares with.
+-- Without those whose work is done; a check's step is the negative of the one it compares with.
 SELECT a.id, CASE a.is_check WHEN 1 THEN -a.step ELSE a.step END, g.id, g.spec, a.limits
 FROM attempts a JOIN agents g ON g.id = a.agent
-WHERE a.ended IS NULL ORDER BY g.name, g.id, a.id;
+WHERE a.ended IS NULL AND a.is_stored = 0 ORDER BY g.name, g.id, a.id;
 
 -- name: given_up_attempts
 -- The newest that ended with the loss of their agents, of steps that are not done.

@@ -74,8 +74,10 @@ FROM steps s JOIN derivations d ON d.id = s.drv JOIN queues q ON q.id = d.queue
 WHERE s.id IN (SELECT value FROM json_each(?1));
 
 -- name: unpublished
--- The paths of every step that is publishing, with what else is known of its outputs.
-SELECT id, outputs FROM steps WHERE state = 1 ORDER BY id;
+-- Every step that is publishing, and the attempt that brought its outputs where that is known.
+SELECT steps.id, steps.outputs, max(a.id)
+FROM steps LEFT JOIN attempts a ON a.step = steps.id AND a.is_stored = 1 AND a.ended IS NULL
+WHERE steps.state = 1 GROUP BY steps.id, steps.outputs ORDER BY steps.id;
 
 -- name: supports
 SELECT output, support FROM supports WHERE step = ?1 ORDER BY output;

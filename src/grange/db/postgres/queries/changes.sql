@@ -26,6 +26,9 @@ FROM unnest(?1::int8[], ?2::float8[], ?3::text[], ?4::text[], ?5::float8[], ?6::
     memory_peak_bytes, io_read_bytes, io_write_bytes)
 WHERE a.id = u.id;
 
+-- name: set_stored
+UPDATE attempts SET is_stored = 1 WHERE id = ANY (?1::int8[]);
+
 -- name: add_build
 INSERT INTO builds (
   id, drv, project, priority, tags, submitted_by, created, limits, is_check, not_before
