@@ -12,6 +12,7 @@ import click
 from grange.cli import options
 from grange.cli.app import EXIT_INTERRUPTED, Adapters, complain
 from grange.cli.instantiate import instantiate
+from grange.cli.knobs import DEFER
 from grange.cli.progress import Progress
 from grange.cli.report import exit_code_of, report
 from grange.cli.screen import Screen, open_screen
@@ -90,6 +91,7 @@ def _limit(flag: str, name: str, unit: str, text: str) -> Callable[[FuncT], Func
 @click.option("--project", default=DEFAULT_PROJECT, show_default=True, help="Who it is for.")
 @click.option("--priority", default=0, show_default=True, help="Higher goes first.")
 @click.option("--tag", "tags", multiple=True, help="Only agents with this tag; may be repeated.")
+@DEFER
 @click.option("--check", "is_check", is_flag=True, help="Build again elsewhere, and compare.")
 @_limit("--timeout", "build_s", "SECONDS", "Stop it where it runs longer.")
 @_limit("--silence", "silent_s", "SECONDS", "Stop it where it logs nothing for so long.")
@@ -112,6 +114,7 @@ def build(
     project: str,
     priority: int,
     tags: tuple[str, ...],
+    not_before: float,
     is_check: bool,
     build_s: int,
     silent_s: int,
@@ -146,6 +149,7 @@ def build(
                 build_s=build_s, silent_s=silent_s, log_bytes=log_bytes, output_bytes=output_bytes
             ),
             is_check=is_check,
+            not_before=not_before,
         )
         tell = _teller(is_wanted=shown.is_progress_wanted)
         try:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from grange.cli import options
 from grange.cli.ids import find_build
+from grange.cli.knobs import DEFER
 from grange.cli.progress import ENDED
 from grange.cli.text import (
     STYLES,
@@ -202,11 +203,16 @@ def cancel(*, builds: tuple[str, ...], as_json: bool, url: str) -> None:
 
 @click.command()
 @click.argument("builds", nargs=-1, required=True)
+@DEFER
 @options.JSON
 @options.URL
-def retry(*, builds: tuple[str, ...], as_json: bool, url: str) -> None:
+def retry(*, builds: tuple[str, ...], not_before: float, as_json: bool, url: str) -> None:
     """Try failed builds again, their failed steps included."""
-    _to_each(builds, GrangeClient.retry, "trying again", as_json=as_json, url=url)
+
+    def again(client: GrangeClient, build: str) -> BuildView:
+        return client.retry(build, not_before)
+
+    _to_each(builds, again, "trying again", as_json=as_json, url=url)
 
 
 def _to_each(

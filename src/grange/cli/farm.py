@@ -17,6 +17,7 @@ _STATE_STYLES: Final = {
     "connected": "green",
     "cut off": "bold red",
     "draining": "yellow",
+    "paused": "yellow",
     "refusing": "yellow",
     "gone": "dim",
 }
@@ -81,6 +82,7 @@ def _agent_row(agent: AgentView) -> tuple[str | Text, ...]:
     offers = [*agent.systems, *agent.features]
     offers += [f"only {feature}" for feature in agent.mandatory_features]
     offers += [f"#{tag}" for tag in agent.tags]
+    offers += [f"only #{tag}" for tag in agent.mandatory_tags]
     memory = size(agent.memory_bytes)
     if agent.memory_used_bytes is not None:
         memory = f"{size(agent.memory_used_bytes)} of {memory}"

@@ -6,21 +6,28 @@ cannot do its part now. The calls are those of docs/http-api.md.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from grange.client.credentials import authorization_for, bearer, token_in
 from grange.client.models import (
     AgentView,
     AttemptView,
     BuildView,
     LackAnswer,
     LackRequest,
+    PauseRequest,
+    PausesView,
+    PriorityRequest,
     Problem,
+    ProjectView,
+    RetryRequest,
     SourceClaim,
     SourceGrant,
     Status,
@@ -39,6 +46,7 @@ CONNECT_S: Final = 10.0
 ANSWER_S: Final = 600.0
 STREAM_SILENCE_S: Final = 60.0  # a watch has a beat every 10 s
 ERROR_BYTES_MAX: Final = 2_000  # of an answer that is no Problem, such as a proxy's page
+REDIRECTS_MAX: Final = 5  # to the coordinator that leads
 LINE_BYTES_MAX: Final = 256 << 20  # the first event of a watch holds all unfinished steps
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -54,8 +62,17 @@ def _list_of(model: type[ModelT]) -> TypeAdapter[list[ModelT]]:
 class GrangeClient:
     """A farm, by the URL of its coordinator. Not for several threads at once."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, transport: httpx.BaseTransport | None = None):
-        """`transport` replaces the network, for tests."""
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        token_file: Path | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ):
+        """`token_file` is read with the first call; without it a token is looked for as
+        `authorization_for` says. `transport` replaces the network, for tests."""
+        self._token_file = token_file
+        self._authorization: str | None = None
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise PeerError(f"{url!r} is not the URL of a farm; write it like {DEFAULT_URL}")
@@ -67,7 +84,6 @@ class GrangeClient:
             # reading takes longer than a call.
             verify=is_far,
             trust_env=is_far,
-            follow_redirects=True,  # to the coordinator that leads
             transport=transport,
         )
 
@@ -92,6 +108,19 @@ class GrangeClient:
 
     def agents(self) -> list[AgentView]:
         return self._many(AgentView, "GET", "agents")
+
+    def projects(self) -> list[ProjectView]:
+        """Shares, quotas and use, most used first."""
+        return self._many(ProjectView, "GET", "projects")
+
+    def pauses(self) -> PausesView:
+        return self._one(PausesView, "GET", "pauses")
+
+    def pause(self, request: PauseRequest) -> PausesView:
+        return self._one(PausesView, "POST", "pause", content=_body(request))
+
+    def resume(self, request: PauseRequest) -> PausesView:
+        return self._one(PausesView, "POST", "resume", content=_body(request))
 
     # --- Builds -------------------------------------------------------------------------------
 
@@ -119,8 +148,13 @@ class GrangeClient:
     def cancel(self, build: str) -> BuildView:
         return self._one(BuildView, "POST", f"builds/{build}/cancel")
 
-    def retry(self, build: str) -> BuildView:
-        return self._one(BuildView, "POST", f"builds/{build}/retry")
+    def retry(self, build: str, not_before: float = 0.0) -> BuildView:
+        content = _body(RetryRequest(not_before=not_before))
+        return self._one(BuildView, "POST", f"builds/{build}/retry", content=content)
+
+    def prioritise(self, build: str, priority: int) -> BuildView:
+        content = _body(PriorityRequest(priority=priority))
+        return self._one(BuildView, "POST", f"builds/{build}/priority", content=content)
 
     def why_build(self, build: str) -> list[Why]:
         """Why its unfinished steps are not running: at most 100 that could be looked at next."""
@@ -205,7 +239,7 @@ class GrangeClient:
 
     def _call(self, method: str, path: str, **request: Any) -> httpx.Response:
         with self._outside():
-            answer = self._http.request(method, path, **_with_type(request))
+            answer = self._send(self._http.build_request(method, path, **_with_type(request)))
         if not answer.is_success:
             raise problem(answer)
         return answer
@@ -215,15 +249,34 @@ class GrangeClient:
         self, method: str, path: str, read_s: float | None, **request: Any
     ) -> Iterator[httpx.Response]:
         timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S, read=read_s)
-        request = _with_type(request)
-        with (
-            self._outside(),
-            self._http.stream(method, path, timeout=timeout, **request) as answer,
-        ):
+        asked = self._http.build_request(method, path, timeout=timeout, **_with_type(request))
+        with self._outside(), closing(self._send(asked, is_stream=True)) as answer:
             if not answer.is_success:
                 answer.read()
                 raise problem(answer)
             yield answer
+
+    def _send(self, request: httpx.Request, *, is_stream: bool = False) -> httpx.Response:
+        """The answer of the coordinator that leads, to which the others redirect."""
+        for _ in range(REDIRECTS_MAX):
+            # httpx shows a credential to nobody else; the leader is the same farm.
+            if not (self.url.startswith("https:") and request.url.scheme == "http"):
+                self._show(request)
+            answer = self._http.send(request, stream=is_stream, follow_redirects=False)
+            if answer.next_request is None:
+                return answer
+            answer.close()
+            request = answer.next_request
+        raise OutsideError(f"{self.url} redirects in circles; see who leads: grange status")
+
+    def _show(self, request: httpx.Request) -> None:
+        if self._authorization is None:
+            found = authorization_for(self.url) if self._token_file is None else None
+            if self._token_file is not None and self._token_file.exists():
+                found = bearer(token_in(self._token_file))
+            self._authorization = found
+        if self._authorization is not None:
+            request.headers["authorization"] = self._authorization
 
     @contextmanager
     def _outside(self) -> Iterator[None]:

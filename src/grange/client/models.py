@@ -11,7 +11,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 LIMIT_MAX = 2**53 - 1  # the largest number that all readers of JSON keep
+TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+:/-]*(=[A-Za-z0-9._+:/-]*)?$"  # a word, or key=value
 UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+
+
+NAME_MAX = 255  # characters of a project's or agent's name, or of a tag
+TIME_MAX = 253_402_300_799  # the last second that a calendar of four digits knows
+
+Priority = Annotated[int, Field(ge=-1_000_000_000, le=1_000_000_000)]
+Tag = Annotated[str, Field(min_length=1, max_length=NAME_MAX, pattern=TAG_PATTERN)]
 
 
 class StepState(StrEnum):
@@ -93,6 +101,7 @@ class BuildView(BaseModel):
     cause: CauseView | None
     limits: LimitsView = LimitsView()  # its project's and its own
     is_check: bool = False  # built again to compare with what is published
+    not_before: float = 0.0  # nothing is begun for it alone before then
     nix_support: dict[str, SupportView] = {}  # by output; only where one build is asked for
 
 
@@ -154,7 +163,7 @@ class Why(BaseModel):
     details: list[str]  # further lines: one per agent, or per input waited for
 
 
-AgentState = Literal["connected", "cut off", "draining", "refusing", "gone"]
+AgentState = Literal["connected", "cut off", "draining", "paused", "refusing", "gone"]
 
 
 class AgentView(BaseModel):
@@ -166,6 +175,7 @@ class AgentView(BaseModel):
     features: list[str]
     mandatory_features: list[str]
     tags: list[str]
+    mandatory_tags: list[str] = []
     max_jobs: int
     places_used: int
     attempts: list[int]
@@ -204,16 +214,57 @@ class Status(BaseModel):
 class SubmitRequest(BaseModel):
     drv_paths: Annotated[list[str], Field(min_length=1, max_length=200_000)]
     ids: list[Annotated[str, Field(pattern=UUID_PATTERN)]] | None = None  # as many as drv_paths
-    project: str = "default"
-    priority: int = 0
-    tags: list[str] = []
+    project: Annotated[str, Field(min_length=1, max_length=NAME_MAX)] = "default"
+    priority: Priority = 0
+    tags: Annotated[list[Tag], Field(max_length=100)] = []
     limits: LimitsView = LimitsView()  # beside those of the project: the stricter holds
     is_check: bool = False  # once its outputs are there, build again and compare
+    not_before: Annotated[float, Field(ge=0, le=TIME_MAX)] = 0.0  # nothing is begun before then
 
 
 class SubmitAnswer(BaseModel):
     builds: list[BuildView]
     steps: int  # unfinished steps these builds wait for
+
+
+class RetryRequest(BaseModel):
+    not_before: Annotated[float, Field(ge=0, le=TIME_MAX)] = 0.0  # nothing is begun before then
+
+
+class PriorityRequest(BaseModel):
+    priority: Priority
+
+
+class PauseRequest(BaseModel):
+    """A project, an agent (its id or name) or, with neither, the farm."""
+
+    project: Annotated[str, Field(max_length=NAME_MAX)] | None = None
+    agent: Annotated[str, Field(max_length=NAME_MAX)] | None = None
+    reason: Annotated[str, Field(max_length=1_000)] = ""
+
+
+class PausedView(BaseModel):
+    name: str  # of a project, or an agent's id
+    reason: str
+
+
+class PausesView(BaseModel):
+    farm: str | None  # why it is paused; null where it works
+    projects: list[PausedView]
+    agents: list[PausedView]
+
+
+class ProjectView(BaseModel):
+    name: str
+    share: float
+    priority: int  # added to that of each of its builds
+    running: int  # attempts
+    running_max: int  # zero: no bound
+    queued: int  # unfinished builds
+    queued_max: int  # zero: no bound
+    agent_s: float  # used of late: agent-seconds, of which half fades with each half-life
+    use: float  # places it holds now and held of late, over its share: who has least goes first
+    pause: str | None = None  # why nothing is begun for it; null where it is not paused
 
 
 class LackRequest(BaseModel):

@@ -88,6 +88,11 @@ class Scheduler:
         """How many attempts each project runs; those that run none are left out."""
         return {name: each.running for name, each in self.accounts.items() if each.running}
 
+    def use(self, account: Account) -> tuple[float, float]:
+        """What a project used of late, in decayed agent-seconds, and its place in the order."""
+        self._memory.accounts.bring_up(account)
+        return account.past_s, account.use
+
     @property
     def pause(self) -> str | None:
         """Why nothing is begun at all; None where the farm works."""

@@ -79,6 +79,11 @@ class Accounts(dict[str, Account]):
             account.settle(self.now, self.mean_s)
         return account
 
+    def bring_up(self, account: Account) -> None:
+        """Settle it as of now."""
+        if account.since != self.now:
+            account.settle(self.now, self.mean_s)
+
     def charge(self, project: str) -> Account:
         """One more attempt."""
         account = self.settled(project)
@@ -88,8 +93,7 @@ class Accounts(dict[str, Account]):
 
     def discharge(self, account: Account) -> None:
         """One attempt less."""
-        if account.since != self.now:
-            account.settle(self.now, self.mean_s)
+        self.bring_up(account)
         account.running -= 1
         account.use -= account.weight
 

@@ -10,6 +10,7 @@ from grange.client.models import (
     BuildView,
     CauseView,
     LimitsView,
+    ProjectView,
     StepState,
     StepView,
     UsageView,
@@ -84,6 +85,7 @@ class Views:
             cause=self._cause(record.cause, steps) if record.cause else None,
             limits=LimitsView(**asdict(record.limits)),
             is_check=record.is_check,
+            not_before=record.not_before,
         )
 
     def _cause(self, cause: Cause, steps: dict[StepId, StepRecord]) -> CauseView:
@@ -279,6 +281,25 @@ class Views:
             details=[],
         )
 
+    def project(self, name: str) -> ProjectView:
+        rule = self._farm.rule_of(name)
+        account = self.core.accounts.get(name)
+        view = ProjectView(
+            name=name,
+            share=rule.share,
+            priority=rule.priority,
+            running=0,
+            running_max=rule.running_max,
+            queued=0,
+            queued_max=rule.queued_max,
+            agent_s=0.0,
+            use=0.0,
+        )
+        if account is not None:
+            view.running, view.queued, view.pause = account.running, account.queued, account.pause
+            view.agent_s, view.use = self.core.use(account)
+        return view
+
     def agent(self, agent: Agent) -> AgentView:
         spec, now = agent.spec, agent.measurements
         heard = agent.heard is not None
@@ -292,6 +313,7 @@ class Views:
             features=list(spec.features),
             mandatory_features=list(spec.mandatory_features),
             tags=list(spec.tags),
+            mandatory_tags=list(spec.mandatory_tags),
             max_jobs=spec.max_jobs,
             places_used=min(agent.occupied, spec.max_jobs),
             attempts=list(agent.attempts),
@@ -315,6 +337,8 @@ def _agent_state(agent: Agent, now: float) -> tuple[AgentState, str]:
         return "cut off", f"it is given up in {left_s:.0f} s unless it comes back"
     if agent.is_draining:
         return "draining", "it finishes what it has and takes nothing new"
+    if agent.pause is not None:
+        return "paused", agent.pause or "it finishes what it has and gets nothing new"
     if agent.refusal:
         return "refusing", agent.refusal
     if agent.aside_reason:
