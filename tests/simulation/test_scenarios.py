@@ -246,10 +246,13 @@ def test_what_was_read_before_the_scheduler_was_rebuilt_is_not_told_to_it() -> N
         async def wait() -> None:
             farm.disk.walked = nothing
             await outcome(farm)
-            old, farm.world.rates.doubt_p = farm.core, 1.0
+            loop, old = farm.coordinator.loop, farm.core
+            assert loop is not None
+            life, farm.world.rates.doubt_p = loop.life, 1.0
             farm.add_agent("b")  # which is to be written down
-            await farm.world.until(lambda: farm.core is not old, 0.001)
+            await farm.world.until(lambda: loop.life > life, 0.01)
             farm.world.rates.doubt_p = 0.0
+            await farm.world.until(lambda: loop.core is not old)
 
         nothing, farm.disk.walked = farm.disk.walked, wait
         want(farm, 2, Y)
