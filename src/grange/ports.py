@@ -644,6 +644,16 @@ class Landed:
     version: str | None  # where the store keeps versions
 
 
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """One of the stores that hold the farm's cache."""
+
+    name: str  # for people
+    objects: "Objects"
+    options: StoreOptions
+    is_bucket: bool  # what lies in it is read without the farm: it holds logs too
+
+
 class DirectUploads(Protocol):
     """Uploads that go past the coordinator: a store that takes signed requests from strangers.
 
@@ -698,7 +708,7 @@ class Objects(Protocol):
     async def put_if_absent(self, key: str, data: bytes, *, encoding: str = "") -> bool: ...
 
     async def get(self, key: str) -> bytes | None:
-        """A small object, whole."""
+        """A small object, whole, its encoding undone."""
 
     async def size(self, key: str) -> int | None: ...
 

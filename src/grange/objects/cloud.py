@@ -17,6 +17,7 @@ from obstore import exceptions
 from grange.errors import OutsideError
 from grange.objects.keys import check_key
 from grange.ports import DirectUploads, ObjectEntry
+from grange.store.compression import decompress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,13 @@ class CloudObjects:
             data = await result.buffer_async()
             if len(data) != result.meta["size"]:
                 raise self.short(key, len(data), result.meta["size"])
+            encoding = result.attributes.get("Content-Encoding", "")
+        if not encoding:
             return bytes(data)
+        try:
+            return decompress(encoding, bytes(data))
+        except ValueError as error:
+            raise OutsideError(f"{self.shown}: {key} cannot be read: {error}") from error
 
     async def size(self, key: str) -> int | None:
         with self.blamed(f"look at {key}"):
