@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 import sys
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from grange.cli.app import Adapters, make_cli
@@ -54,7 +54,8 @@ def serve(config: "ServeConfig") -> None:
     state = state_folder(config.state_dir)
     with nullcontext() if is_shared(config.journal_url) else only_coordinator(state):
         http = listen(config.http.host, config.http.port)
-        url = config.public_url or f"http://{_shown(http.getsockname())}"
+        scheme = "http" if config.farm.tls is None else "https"
+        url = config.public_url or f"{scheme}://{_shown(http.getsockname())}"
         uvloop.run(_serve(config, http, url.rstrip("/")))
 
 
@@ -75,9 +76,12 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.clock import SystemClock
     from grange.coordinator.farm import Farm, FarmSettings
     from grange.coordinator.logs import Logs
+    from grange.coordinator.own_tokens import ADMIN_FILE, own_tokens
     from grange.coordinator.serve import serve as serve_farm
+    from grange.coordinator.tls import ServerTls, TlsFiles
     from grange.db.leadership import SharedLeadership, SoleLeadership
     from grange.db.postgres.journal import PostgresJournal
+    from grange.identity import ANONYMOUS, Role
     from grange.objects.directory import DirectoryObjects
     from grange.store.keys import PublicKey, TrustedKeys
     from grange.web.app import make_app
@@ -86,6 +90,12 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     state = config.state_dir
     cache_dir = config.cache_dir or state / "cache"
     agents = str(config.agents)
+    files = config.farm.tls
+    tls = None
+    if files is not None:
+        tls = ServerTls(TlsFiles(files.certificate, files.key, files.client_ca))
+    own = own_tokens(state, clock.wall_s())
+    reading = frozenset({Role.READ} if config.may_all_read else ())
     journal = await _open_journal(config.journal_url)
     try:
         leadership = (
@@ -120,10 +130,13 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     policy=config.farm.policy,
                     is_fresh=config.farm.is_fresh,
                     lease_s=config.lease_s,
+                    anonymous=replace(ANONYMOUS, roles=reading),
                     folders=tuple(dict.fromkeys((state, cache_dir))),
                 ),
                 clock=clock,
                 journal=journal,
+                accounts=journal.accounts,
+                own_tokens=own,
                 leadership=leadership,
                 objects=DirectoryObjects(cache_dir),
                 token_key=TokenKey.load(state / "upload-token-key"),
@@ -134,7 +147,13 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             _say(f"agents:        {agents}")
             _say(f"signing key:   {' '.join(farm.public_keys)}")
             _say(f"cache in:      {cache_dir}")
-            await serve_farm(farm, make_app(farm), http, agents, config.store_dir)
+            _say(f"admin's token: {state / ADMIN_FILE}")
+            if tls is None and not (config.is_local and config.agents.is_loopback):
+                logging.getLogger("grange").warning(
+                    "credentials come in the clear from other machines: set [tls] in the file of "
+                    "--config, or let a proxy or a VPN encrypt them"
+                )
+            await serve_farm(farm, make_app(farm), http, agents, config.store_dir, tls=tls)
     finally:
         await journal.close()
 
@@ -157,6 +176,7 @@ async def _open_journal(url: str) -> "SqliteJournal | PostgresJournal":
 
 def _keys(config: "ServeConfig") -> list["SecretKey"]:
     """The signing keys; one is made in the state directory at the first start."""
+    from grange.coordinator.own_tokens import write_secret
     from grange.errors import OperatorError
     from grange.store.keys import SEED_BYTES, SecretKey
 
@@ -164,7 +184,7 @@ def _keys(config: "ServeConfig") -> list["SecretKey"]:
     if not config.key_files and not own.exists():
         # Clients look keys up by name, and one host may run several farms.
         name = f"{socket.gethostname()}-grange-{os.urandom(4).hex()}"
-        _write_secret(own, SecretKey.generate(name, os.urandom(SEED_BYTES)).show() + "\n")
+        write_secret(own, SecretKey.generate(name, os.urandom(SEED_BYTES)).show() + "\n")
     keys = []
     for path in config.key_files or (own,):
         try:
@@ -174,30 +194,23 @@ def _keys(config: "ServeConfig") -> list["SecretKey"]:
     return keys
 
 
-def _write_secret(path: Path, text: str) -> None:
-    """Whole or not at all, for this user's eyes only; where another was faster, its stays."""
-    new = path.with_name(f"{path.name}.{os.urandom(4).hex()}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(FileExistsError):
-        os.link(new, path)
-    new.unlink()
-
-
 def run_agent(options: "AgentOptions") -> None:
     """Run an agent until told to stop."""
     import uvloop
 
     from grange.agent.service import AgentConfig
     from grange.agent.service import run_agent as run
+    from grange.wire.tls import ClientPems
 
     _log_to_stderr()
     config = AgentConfig(
         coordinators=options.coordinators,
         state_dir=options.state_dir,
         name=options.name or socket.gethostname(),
+        uuid=options.uuid,
+        password=options.password(),
+        registration=options.registration(),
+        tls=ClientPems(*options.pems()),
         store=options.store,
         store_dir=options.store_dir,
         nix_config=_nix_config(is_sandboxed=options.sandbox),
@@ -206,6 +219,7 @@ def run_agent(options: "AgentOptions") -> None:
         features=options.features,
         mandatory_features=options.mandatory_features,
         tags=options.tags,
+        mandatory_tags=options.mandatory_tags,
         max_jobs=options.max_jobs,
         cores=options.cores,
         speed_factor=options.speed_factor,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -29,11 +30,13 @@ from grange.agent.state import StateDir
 from grange.agent.upload import Uploader
 from grange.daemon import Daemon, DaemonPool
 from grange.errors import OperatorError, OutsideError, PeerError
-from grange.scheduler.facts import AgentSpec, Thresholds
+from grange.scheduler.facts import AgentId, AgentSpec, Thresholds
 from grange.store.keys import PublicKey, TrustedKeys
 from grange.store.path import NIX_STORE, StoreDir
 from grange.wire.channel import RunnerChannel
+from grange.wire.credentials import AgentCredentials
 from grange.wire.messages import Heartbeat, JoinAnswer, Orders, VersionCheck
+from grange.wire.tls import ClientPems
 
 FETCH_CONNECTIONS: Final = 4  # one to ask, two to import by, one to read what we cannot
 GOODBYE_S: Final = 2.0  # of an agent told to stop at once
@@ -48,7 +51,10 @@ class AgentConfig:
     coordinators: tuple[str, ...]  # each http://host:port; one of them leads
     state_dir: Path
     name: str = field(default_factory=socket.gethostname)
-    token: str = field(default="", repr=False)
+    uuid: str | None = None  # that a farm has given it
+    password: str = field(default="", repr=False)  # that a farm has given it; "": its own
+    registration: str = field(default="", repr=False)  # a token; "" for none
+    tls: ClientPems = field(default_factory=ClientPems)
     store: str = ""  # see grange.agent.daemons.Store
     store_dir: StoreDir = NIX_STORE
     nix_config: str = ""  # lines of nix.conf for the agent's own daemons, such as "sandbox = true"
@@ -57,6 +63,7 @@ class AgentConfig:
     features: tuple[str, ...] | None = None
     mandatory_features: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    mandatory_tags: tuple[str, ...] = ()
     max_jobs: int = 0
     cores: int = 0
     speed_factor: float = 1.0
@@ -75,9 +82,13 @@ class Agent:
         spec: AgentSpec,
         dials: Sequence[Callable[[], Channel]],
         groups: MemoryGroups | None = None,
+        *,
+        authorization: str = "",
     ) -> None:
+        """`authorization` is the header that it shows to the farm's cache."""
         store = _store(config)
         self._config = config
+        self._authorization = authorization
         self._state = state
         self._meters = Meters(groups)
         self._pool = DaemonPool(self._connect_builder, spec.max_jobs)
@@ -181,7 +192,11 @@ class Agent:
         except OperatorError as error:
             raise PeerError(f"the coordinator names a key that is none: {error}") from error
         downloads = await self._open_http(max(1, answer.downloads_max))
-        self._fetcher.use(BinaryCache(downloads, answer.cache_url, keys, self._config.store_dir))
+        self._fetcher.use(
+            BinaryCache(
+                downloads, answer.cache_url, keys, self._config.store_dir, self._authorization
+            )
+        )
         old, self._uploads = self._uploads, await self._open_http(0)
         if self._uploader is None:
             attempts = self._attempts
@@ -203,7 +218,9 @@ class Agent:
         """`connections_max` 0: no bound."""
         return await self._http.enter_async_context(
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=connections_max),
+                connector=aiohttp.TCPConnector(
+                    limit=connections_max, ssl=_trusting(self._config.tls)
+                ),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=QUIET_S),
                 auto_decompress=False,
             )
@@ -228,6 +245,13 @@ class Agent:
             )
         finally:
             self._attempts.forget_present()
+
+
+def _trusting(tls: ClientPems) -> ssl.SSLContext | bool:
+    """How to check the certificate of the farm's cache; True: as aiohttp does by itself."""
+    if tls.ca is None:
+        return True
+    return ssl.create_default_context(cadata=tls.ca.decode("ascii", "replace"))
 
 
 def _where(answer: JoinAnswer) -> JoinAnswer:
@@ -266,6 +290,7 @@ async def describe(config: AgentConfig, state: StateDir) -> AgentSpec:
         memory_bytes=machine.memory_bytes,
         speed_factor=config.speed_factor,
         tags=config.tags,
+        mandatory_tags=config.mandatory_tags,
         nix_version=nix_version,
         thresholds=config.thresholds,
         bogomips=machine.bogomips,
@@ -292,7 +317,11 @@ async def run_agent(config: AgentConfig) -> None:
     The first SIGTERM or SIGINT drains it, the second stops it at once. Raises OperatorError where
     the set-up is wrong.
     """
-    with StateDir(config.state_dir) as state:
+    uuid = None if config.uuid is None else AgentId(config.uuid)
+    with StateDir(config.state_dir, uuid) as state:
+        credentials = AgentCredentials(
+            state.agent, config.password or state.password(), config.registration, config.name
+        )
         spec = await describe(config, state)
         groups = _memory_groups(_store(config))
         agent = Agent(
@@ -300,10 +329,17 @@ async def run_agent(config: AgentConfig) -> None:
             state,
             spec,
             [
-                partial(RunnerChannel, address, config.store_dir, token=config.token)
+                partial(
+                    RunnerChannel,
+                    address,
+                    config.store_dir,
+                    credentials=credentials,
+                    tls=config.tls,
+                )
                 for address in config.coordinators
             ],
             groups,
+            authorization=credentials.authorization,
         )
         running = asyncio.create_task(agent.run())
 

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import click
 
 from grange.cli.app import Adapters
-from grange.cli.config import AGENTS_PORT, AgentOptions, default_state_dir, parse_store_dir
+from grange.cli.config import AGENTS_PORT, AgentOptions, parse_store_dir
+from grange.client.credentials import default_state_dir
 from grange.errors import OperatorError
 from grange.scheduler.facts import Thresholds
 from grange.store.path import NIX_STORE
 
 _THRESHOLDS: Final = Thresholds()
+_FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(short_help="Run an agent, which builds.")
@@ -27,9 +30,23 @@ def agent() -> None:
     default=(f"127.0.0.1:{AGENTS_PORT}",),
     show_default=True,
     metavar="HOST:PORT",
-    help="Where the farm listens for agents. Repeat it for a farm of several coordinators: the "
+    help="Where the farm listens for agents; https://HOST:PORT or --ca for TLS. Repeat it for a farm of several coordinators: the "
     "one that leads is found.",
 )
+@click.option("--uuid", type=click.UUID, help="Who it is, where the farm has made it an account.")
+@click.option(
+    "--password-file",
+    type=_FILE,
+    help="The password that the farm gave it [default: it makes one, and registers with it].",
+)
+@click.option(
+    "--token-file",
+    type=_FILE,
+    help="A token to register with [default: that of a farm on this machine].",
+)
+@click.option("--ca", type=_FILE, help="Who signed the farm's certificate [default: the system's].")
+@click.option("--certificate", type=_FILE, help="Its own, where the farm asks for one: PEM.")
+@click.option("--key", type=_FILE, help="Its certificate's key: PEM.")
 @click.option("--name", help="What people call it [default: this machine's host name].")
 @click.option(
     "--state-dir",
@@ -87,6 +104,13 @@ def agent() -> None:
     help="Build also what carries this tag; may be repeated.",
 )
 @click.option(
+    "--mandatory-tag",
+    "mandatory_tags",
+    multiple=True,
+    metavar="TAG",
+    help="Build only what carries this tag; may be repeated. Counts as --tag too.",
+)
+@click.option(
     "--max-jobs",
     default=0,
     type=click.IntRange(min=0),
@@ -130,6 +154,12 @@ def run(
     adapters: Adapters,
     *,
     coordinators: tuple[str, ...],
+    uuid: UUID | None,
+    password_file: Path | None,
+    token_file: Path | None,
+    ca: Path | None,
+    certificate: Path | None,
+    key: Path | None,
     name: str | None,
     state_dir: Path,
     store: str,
@@ -139,6 +169,7 @@ def run(
     features: tuple[str, ...],
     mandatory_features: tuple[str, ...],
     tags: tuple[str, ...],
+    mandatory_tags: tuple[str, ...],
     max_jobs: int,
     cores: int,
     speed_factor: float,
@@ -149,8 +180,14 @@ def run(
     """Build for a farm until SIGTERM or Ctrl-C, which let what runs end; a second one does not."""
     adapters.run_agent(
         AgentOptions(
-            coordinators=tuple(map(_target, coordinators)),
+            coordinators=tuple([_target(each, is_tls=ca is not None) for each in coordinators]),
             name=name,
+            uuid=None if uuid is None else str(uuid),
+            password_file=password_file,
+            token_file=token_file,
+            ca=ca,
+            certificate=certificate,
+            key=key,
             state_dir=state_dir.absolute(),
             store=_store(store),
             store_dir=parse_store_dir(store_dir),
@@ -158,7 +195,8 @@ def run(
             systems=systems or None,
             features=features or None,
             mandatory_features=mandatory_features,
-            tags=tags,
+            tags=tuple(dict.fromkeys((*tags, *mandatory_tags))),
+            mandatory_tags=mandatory_tags,
             max_jobs=max_jobs,
             cores=cores,
             speed_factor=speed_factor,
@@ -170,11 +208,14 @@ def run(
     )
 
 
-def _target(text: str) -> str:
-    host, _, port = text.removeprefix("http://").rpartition(":")
-    if not host or not port.isascii() or not port.isdigit():
+def _target(text: str, *, is_tls: bool) -> str:
+    scheme, _, address = text.rpartition("://")
+    host, _, port = address.rpartition(":")
+    if scheme not in ("", "http", "https") or not host or not port.isascii() or not port.isdigit():
         raise OperatorError(f"--coordinator {text!r} is not HOST:PORT, such as 127.0.0.1:7381")
-    return f"http://{host}:{port}"
+    if scheme == "http" and is_tls:
+        raise OperatorError(f"--coordinator {text} is in the clear, and --ca is for https://")
+    return f"{scheme or ('https' if is_tls else 'http')}://{host}:{port}"
 
 
 def _store(text: str) -> str:

@@ -2,25 +2,20 @@
 
 import os
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Self
+from urllib.parse import urlsplit
 
 from grange.cli.farm_file import FarmFile
+from grange.client.credentials import default_state_dir, is_loopback, token_in
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits, Thresholds
 from grange.store.path import NIX_STORE, StoreDir
 
 HTTP_PORT: Final = 7380
 AGENTS_PORT: Final = 7381
+AGENT_FILE: Final = "agent-token"  # in a farm's state directory: for agents of this machine
 LEASE_S: Final = 30.0  # three missed heartbeats
-
-
-def default_state_dir() -> Path:
-    """/var/lib/grange for root, otherwise where the user's state is kept."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/grange")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "grange"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +27,20 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``host:port`` or ``[host]:port``; OperatorError unless the host is loopback."""
+        """Read ``host:port`` or ``[host]:port``; OperatorError for anything else."""
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise OperatorError(f"{text!r} is not an address to listen on; write 127.0.0.1:7380")
-        if not _is_loopback(host):
-            raise OperatorError(
-                f"{text!r} is open to other machines, and agents and users have no identities yet: "
-                "listen on 127.0.0.1, and reach it from elsewhere through a tunnel such as ssh -L"
-            )
         return cls(host, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return is_loopback(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def parse_store_dir(text: str) -> StoreDir:
@@ -86,6 +74,20 @@ class ServeConfig:
     lease_s: float = LEASE_S
 
     @property
+    def is_local(self) -> bool:
+        """Whether nobody beyond this machine is meant to reach it over HTTP."""
+        if self.public_url is not None:
+            return is_loopback(urlsplit(self.public_url).hostname or "")
+        return self.http.is_loopback
+
+    @property
+    def may_all_read(self) -> bool:
+        """Whether callers who show no credential may read."""
+        if self.farm.anonymous is None:
+            return self.is_local
+        return self.farm.anonymous == "read"
+
+    @property
     def journal_url(self) -> str:
         """As `grange.db.open.open_journal` takes it."""
         return self.database or str(self.state_dir / "journal.db")
@@ -98,6 +100,12 @@ class AgentOptions:
     coordinators: tuple[str, ...] = (f"http://127.0.0.1:{AGENTS_PORT}",)
     state_dir: Path = field(default_factory=lambda: default_state_dir() / "agent")
     name: str | None = None  # its host name
+    uuid: str | None = None  # what its state directory says
+    password_file: Path | None = None  # made by the farm; None: it makes one for itself
+    token_file: Path | None = None  # of a token to register with
+    ca: Path | None = None  # PEM, of who signed the farm's certificate; None: the system's
+    certificate: Path | None = None  # PEM, its own
+    key: Path | None = None
     store: str = ""  # "" or "daemon": the system's; "unix:SOCKET"; or an absolute directory
     store_dir: StoreDir = NIX_STORE
     build_dir: Path = Path("/tmp")
@@ -105,8 +113,45 @@ class AgentOptions:
     features: tuple[str, ...] | None = None
     mandatory_features: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    mandatory_tags: tuple[str, ...] = ()
     max_jobs: int = 0  # one for each CPU
     cores: int = 0  # for each build; 0: what a fair share is
     speed_factor: float = 1.0
     sandbox: bool = True
     thresholds: Thresholds = field(default_factory=Thresholds)
+
+    def password(self) -> str:
+        """That the farm has given it; "" where it has its own. Raises OperatorError."""
+        if self.password_file is None:
+            return ""
+        text = _read(self.password_file).decode(errors="replace").strip()
+        if not text or not text.isascii() or not text.isprintable():
+            raise OperatorError(
+                f"{self.password_file} holds no password; make one: grange agent password"
+            )
+        return text
+
+    def registration(self) -> str:
+        """The token that it registers with; "" for none.
+
+        Unless it was told of one, that of a farm on this machine. Raises OperatorError.
+        """
+        if self.token_file is not None:
+            return token_in(self.token_file)
+        own = default_state_dir() / AGENT_FILE
+        hosts = [urlsplit(each).hostname or "" for each in self.coordinators]
+        return token_in(own) if all(map(is_loopback, hosts)) and os.access(own, os.R_OK) else ""
+
+    def pems(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Of the CA, its own certificate and its key. Raises OperatorError."""
+        ca, certificate, key = [
+            None if path is None else _read(path) for path in (self.ca, self.certificate, self.key)
+        ]
+        return ca, certificate, key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OperatorError(f"{path} cannot be read: {error.strerror}") from error

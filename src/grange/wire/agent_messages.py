@@ -135,6 +135,7 @@ def _write_spec(message: pb.JoinMessage, spec: AgentSpec) -> None:
         message.previous_session = spec.previous_session
         message.extension_version = EXTENSION_VERSION
         message.tags.extend(spec.tags)
+        message.mandatory_tags.extend(spec.mandatory_tags)
 
 
 def _read_spec(message: pb.JoinMessage) -> AgentSpec:
@@ -167,6 +168,7 @@ def _read_spec(message: pb.JoinMessage) -> AgentSpec:
         session=text("join.session", message.session, 1),
         previous_session=text("join.previous_session", message.previous_session),
         tags=names("join.tags", message.tags, FEATURES_MAX),
+        mandatory_tags=names("join.mandatory_tags", message.mandatory_tags, FEATURES_MAX),
         is_grange=True,
     )
 

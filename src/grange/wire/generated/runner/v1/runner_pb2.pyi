@@ -282,6 +282,7 @@ class JoinMessage(_message.Message):
     PREVIOUS_SESSION_FIELD_NUMBER: _builtins.int
     EXTENSION_VERSION_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    MANDATORY_TAGS_FIELD_NUMBER: _builtins.int
     machine_id: _builtins.str
     """a UUID"""
     hostname: _builtins.str
@@ -319,6 +320,10 @@ class JoinMessage(_message.Message):
     def substituters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def mandatory_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """takes only builds that have all of these"""
+
     def __init__(
         self,
         *,
@@ -346,10 +351,11 @@ class JoinMessage(_message.Message):
         previous_session: _builtins.str | None = ...,
         extension_version: _builtins.int | None = ...,
         tags: _abc.Iterable[_builtins.str] | None = ...,
+        mandatory_tags: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_io_psi_threshold", b"_io_psi_threshold", "io_psi_threshold", b"io_psi_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_io_psi_threshold", b"_io_psi_threshold", "bogomips", b"bogomips", "build_dir_avail_threshold", b"build_dir_avail_threshold", "cgroups", b"cgroups", "cpu_count", b"cpu_count", "cpu_psi_threshold", b"cpu_psi_threshold", "extension_version", b"extension_version", "hostname", b"hostname", "io_psi_threshold", b"io_psi_threshold", "load1_threshold", b"load1_threshold", "machine_id", b"machine_id", "mandatory_features", b"mandatory_features", "max_jobs", b"max_jobs", "mem_psi_threshold", b"mem_psi_threshold", "nix_version", b"nix_version", "previous_session", b"previous_session", "session", b"session", "speed_factor", b"speed_factor", "store_avail_threshold", b"store_avail_threshold", "substituters", b"substituters", "supported_features", b"supported_features", "systems", b"systems", "tags", b"tags", "total_mem", b"total_mem", "use_substitutes", b"use_substitutes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_io_psi_threshold", b"_io_psi_threshold", "bogomips", b"bogomips", "build_dir_avail_threshold", b"build_dir_avail_threshold", "cgroups", b"cgroups", "cpu_count", b"cpu_count", "cpu_psi_threshold", b"cpu_psi_threshold", "extension_version", b"extension_version", "hostname", b"hostname", "io_psi_threshold", b"io_psi_threshold", "load1_threshold", b"load1_threshold", "machine_id", b"machine_id", "mandatory_features", b"mandatory_features", "mandatory_tags", b"mandatory_tags", "max_jobs", b"max_jobs", "mem_psi_threshold", b"mem_psi_threshold", "nix_version", b"nix_version", "previous_session", b"previous_session", "session", b"session", "speed_factor", b"speed_factor", "store_avail_threshold", b"store_avail_threshold", "substituters", b"substituters", "supported_features", b"supported_features", "systems", b"systems", "tags", b"tags", "total_mem", b"total_mem", "use_substitutes", b"use_substitutes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__io_psi_threshold: _TypeAlias = _typing.Literal["io_psi_threshold"]  # noqa: Y015
     _WhichOneofArgType__io_psi_threshold: _TypeAlias = _typing.Literal["_io_psi_threshold", b"_io_psi_threshold"]  # noqa: Y015
