@@ -19,7 +19,6 @@ import asyncpg
 
 from benchmarks.private import GRANGE, START_S, Place, free_port, process, wait_until
 from benchmarks.report import Result, Series
-from grange.client.api import GrangeClient
 from grange.errors import GrangeError, OutsideError
 from tests.postgres import running_postgres
 
@@ -43,6 +42,7 @@ builtins.genList (i: derivation {
 
 @dataclass
 class _Coordinator:
+    place: Place
     http: int
     agents: int
     stack: ExitStack
@@ -54,7 +54,7 @@ class _Coordinator:
 
     def role(self) -> str:
         try:
-            with GrangeClient(self.url) as client:
+            with self.place.client(self.url) as client:
                 return client.status().role
         except GrangeError:
             return ""
@@ -82,7 +82,7 @@ class _Pair:
         self._place = place
         self._database = database
         self._numbers = count()
-        self._state = place.folder("farm")
+        self._state = place.admit(place.folder("farm"))
         self._lead = self._start(free_port(), free_port())
         self._await_role(self._lead, "leader")
         self._other = self._start(free_port(), free_port())
@@ -137,11 +137,12 @@ class _Pair:
         stack = ExitStack()
         log = f"coordinator-{next(self._numbers)}.log"
         started = stack.enter_context(process(self._place, command, log))
-        return _Coordinator(http, agents, stack, started)
+        return _Coordinator(self._place, http, agents, stack, started)
 
     @contextmanager
     def _agent(self, name: str) -> Iterator[None]:
         run = [GRANGE, "agent", "run", "--name", name, "--max-jobs", "2"]
+        run += ["--token-file", str(self._place.agent_token)]
         for each in (self._lead, self._other):
             run += ["--coordinator", f"127.0.0.1:{each.agents}"]
         run += ["--state-dir", str(self._place.folder(f"agent-{name}"))]
@@ -151,7 +152,7 @@ class _Pair:
 
     def _agents_joined(self) -> int:
         try:
-            with GrangeClient(self._lead.url) as client:
+            with self._place.client(self._lead.url) as client:
                 return client.status().agents_connected
         except GrangeError:
             return 0

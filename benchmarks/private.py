@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from grange.client.api import GrangeClient
+from grange.coordinator.own_tokens import ADMIN_FILE, AGENT_FILE, own_tokens
 from grange.errors import GrangeError, OperatorError, OutsideError
 
 GRANGE: Final = str(Path(sys.executable).with_name("grange"))
@@ -48,9 +49,31 @@ class Place:
         """For every process of a benchmark, ours and the rival's."""
         home = self.root / "home"
         home.mkdir(exist_ok=True)
-        mine = {"NIX_CONFIG": NIX_CONFIG, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+        self.admin_token.parent.mkdir(exist_ok=True)
+        mine = {"GRANGE_TOKEN_FILE": str(self.admin_token)}
+        mine |= {"NIX_CONFIG": NIX_CONFIG, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
         kept = {name: text for name, text in os.environ.items() if not name.startswith("NIX_")}
         return kept | mine
+
+    @property
+    def admin_token(self) -> Path:
+        """Of every farm that was `admitted`."""
+        return self.root / "tokens" / ADMIN_FILE
+
+    @property
+    def agent_token(self) -> Path:
+        return self.root / "tokens" / AGENT_FILE
+
+    def admit(self, state: Path) -> Path:
+        """Have the farm in the state directory `state`, which is returned, take those tokens."""
+        for token in (self.admin_token, self.agent_token):
+            token.parent.mkdir(exist_ok=True)
+            own_tokens(token.parent, time.time())
+            shutil.copy2(token, state)
+        return state
+
+    def client(self, url: str) -> GrangeClient:
+        return GrangeClient(url, token_file=self.admin_token)
 
     def folder(self, name: str) -> Path:
         """An empty one; what an earlier run left there is removed."""
@@ -91,9 +114,10 @@ class RunningFarm:
     coordinator: int  # process id
     agent: int | None
     agent_store: Path
+    admin_token: Path
 
     def client(self) -> GrangeClient:
-        return GrangeClient(self.url)
+        return GrangeClient(self.url, token_file=self.admin_token)
 
     def cpu(self) -> Mapping[str, float]:
         """CPU seconds so far, of the coordinator, the agent, and the agent's daemons and builds."""
@@ -113,24 +137,27 @@ def farm(
     serve_options: Sequence[str] = (),
 ) -> Iterator[RunningFarm]:
     """A coordinator that answers, with one agent that has joined unless `max_jobs` is None."""
-    state = place.folder("farm") if state is None else state
+    state = place.admit(place.folder("farm") if state is None else state)
     store = place.folder("agent-store")
     http, agents = free_port(), free_port()
     url = f"http://127.0.0.1:{http}"
     serve = [GRANGE, "serve", "--listen", f"127.0.0.1:{http}", "--state-dir", str(state)]
     serve += ["--listen-agents", f"127.0.0.1:{agents}", *serve_options]
-    with process(place, serve, "coordinator.log") as coordinator, GrangeClient(url) as client:
+    with process(place, serve, "coordinator.log") as coordinator, place.client(url) as client:
         wait_until(lambda: _answers(client), coordinator, "the coordinator to answer")
-        running = RunningFarm(url, state / "cache", coordinator.pid, None, store)
+        running = RunningFarm(url, state / "cache", coordinator.pid, None, store, place.admin_token)
         if max_jobs is None:
             yield running
             return
         run = [GRANGE, "agent", "run", "--coordinator", f"127.0.0.1:{agents}"]
         run += ["--state-dir", str(place.folder("agent")), "--store", str(store)]
+        run += ["--token-file", str(place.agent_token)]
         run += ["--max-jobs", str(max_jobs), "--name", "bench", "--load-per-cpu", "1000"]
         with process(place, run, "agent.log") as agent:
             wait_until(lambda: _has_agent(client), agent, "the agent to join")
-            yield RunningFarm(url, state / "cache", coordinator.pid, agent.pid, store)
+            yield RunningFarm(
+                url, state / "cache", coordinator.pid, agent.pid, store, place.admin_token
+            )
 
 
 def _answers(client: GrangeClient) -> bool:

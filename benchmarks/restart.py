@@ -6,6 +6,8 @@ as soon as it answers and has room at once; what it is told first ends the clock
 
 import asyncio
 import time
+from pathlib import Path
+from secrets import token_hex
 from typing import Final
 
 import uvloop
@@ -15,11 +17,13 @@ from benchmarks.database import Databases, serve_options
 from benchmarks.private import GRANGE, START_S, Place, free_port, process
 from benchmarks.report import Result, Series
 from benchmarks.synthetic import fill
+from grange.client.credentials import token_in
 from grange.db.open import open_journal
 from grange.errors import OutsideError
 from grange.scheduler.facts import AgentSpec, Measurements
 from grange.store.path import NIX_STORE
 from grange.wire.channel import RunnerChannel
+from grange.wire.credentials import AgentCredentials
 from grange.wire.messages import Heartbeat, Orders
 
 STEPS: Final = 200_000
@@ -57,25 +61,27 @@ def _start(place: Place, database: str, number: int) -> float:
     state, options = serve_options(database)
     address = f"127.0.0.1:{free_port()}"
     command = [GRANGE, "serve", "--listen", f"127.0.0.1:{free_port()}", "--listen-agents", address]
-    command += ["--state-dir", str(state or place.folder("restart-state")), *options]
+    farm = place.admit(Path(state) if state else place.folder("restart-state"))
+    command += ["--state-dir", str(farm), *options]
     log = f"restart-{number}.log"
     began = time.perf_counter()
     with process(place, command, log):
         try:
-            uvloop.run(_first_order(address))
+            uvloop.run(_first_order(address, token_in(place.agent_token)))
         except TimeoutError as error:
             said = (place.root / log).read_text(errors="replace")[-2000:]
             raise OutsideError(f"no order within {START_S:g} s; the log ends so: {said}") from error
         return time.perf_counter() - began
 
 
-async def _first_order(address: str) -> None:
+async def _first_order(address: str, token: str) -> None:
     """Return when the coordinator has told an agent to build. TimeoutError after `START_S`."""
     [spec] = agent_specs(1, MAX_JOBS)
+    credentials = AgentCredentials(spec.id, token_hex(), token, spec.name)
     async with asyncio.timeout(START_S):
         await _listens(address)
         while True:
-            channel = RunnerChannel(address, NIX_STORE)
+            channel = RunnerChannel(address, NIX_STORE, credentials=credentials)
             try:
                 await _wait_for_order(channel, spec)
                 return

@@ -24,9 +24,10 @@ from benchmarks.private import Place, free_port, own_cpu_s
 from benchmarks.report import Result, Series
 from benchmarks.synthetic import NAR_BYTES, NAR_HASH, fill, narinfo
 from grange.db.open import open_journal
+from grange.db.sql_journal import SqlJournal
 from grange.errors import OutsideError
 from grange.main import collect_rarely
-from grange.ports import Journal, Leadership
+from grange.ports import Leadership
 from grange.scheduler.facts import AgentSpec, AttemptId, Measurements, Phase, Usage
 from grange.store.path import NIX_STORE, StorePath
 from grange.wire.channel import ClientTunnel, RunnerChannel
@@ -178,7 +179,7 @@ async def _coordinate(state: Path, database: str, port: int) -> None:
 
 
 async def _serve(
-    state: Path, journal: Journal, leadership: Leadership, root: StorePath, port: int
+    state: Path, journal: SqlJournal, leadership: Leadership, root: StorePath, port: int
 ) -> None:
     from grange.cache.tokens import TokenKey
     from grange.clock import SystemClock
@@ -200,6 +201,7 @@ async def _serve(
         ),
         clock=SystemClock(),
         journal=journal,
+        accounts=journal.accounts,
         leadership=leadership,
         objects=DirectoryObjects(state / "cache"),
         token_key=TokenKey.load(state / "token-key"),

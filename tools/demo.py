@@ -25,6 +25,7 @@ from grange.errors import GrangeError, OutsideError
 ROOT: Final = Path(__file__).parent.parent.resolve()
 DEMO: Final = ROOT / ".demo"
 GRANGE: Final = ROOT / ".venv/bin/grange"
+ADMIN_TOKEN: Final = DEMO / "farm/admin-token"  # made by the farm at its first start
 EXAMPLES: Final = ROOT / "examples"
 AGENTS: Final = ("agent-1", "agent-2")
 START_S: Final = 60.0  # a busy machine takes its time to start an interpreter
@@ -63,7 +64,11 @@ def main() -> int:
     if options.clean:
         remove(DEMO)
         return 0
-    os.environ |= {"NIX_CONFIG": NIX_CONFIG, "XDG_CACHE_HOME": str(DEMO / "nix-cache")}
+    os.environ |= {
+        "NIX_CONFIG": NIX_CONFIG,
+        "XDG_CACHE_HOME": str(DEMO / "nix-cache"),
+        "GRANGE_TOKEN_FILE": str(ADMIN_TOKEN),
+    }
     try:
         with ExitStack() as farm:
             ports = start_farm(farm)
@@ -90,7 +95,7 @@ def start_farm(farm: ExitStack) -> Ports:
     serve = ["serve", "--listen", f"127.0.0.1:{ports.http}"]
     serve += ["--listen-agents", f"127.0.0.1:{ports.agents}", "--state-dir", f"{DEMO}/farm"]
     coordinator = start(farm, "coordinator", serve)
-    with GrangeClient(ports.url) as client:
+    with client_of(ports) as client:
         wait(coordinator, lambda: answers(client))
         agents = [start(farm, name, agent_command(name, ports)) for name in AGENTS]
         for agent in agents:
@@ -99,9 +104,20 @@ def start_farm(farm: ExitStack) -> Ports:
 
 
 def agent_command(name: str, ports: Ports) -> list[str]:
-    where = ["--state-dir", f"{DEMO}/{name}/state", "--store", f"{DEMO}/{name}/store"]
+    where = [
+        "--token-file",
+        f"{DEMO}/farm/agent-token",
+        "--state-dir",
+        f"{DEMO}/{name}/state",
+        "--store",
+        f"{DEMO}/{name}/store",
+    ]
     coordinator = f"127.0.0.1:{ports.agents}"
     return ["agent", "run", "--coordinator", coordinator, "--name", name, "--max-jobs", "2", *where]
+
+
+def client_of(ports: Ports) -> GrangeClient:
+    return GrangeClient(ports.url, token_file=ADMIN_TOKEN)
 
 
 def free_ports(number: int) -> list[int]:
@@ -232,7 +248,7 @@ def output_of(attribute: str, ports: Ports) -> str:
 
 def fetch(ports: Ports, path: str) -> None:
     """Have the stock Nix client fetch `path`, first without and then with the farm's key."""
-    with GrangeClient(ports.url) as client:
+    with client_of(ports) as client:
         status = client.status()
     store = DEMO / "client"
     remove(store)
@@ -286,7 +302,8 @@ def say_where_next(ports: Ports, *, is_kept: bool) -> None:
     say("Where to look next")
     if is_kept:
         print(f"  The farm goes on: {ports.url}, and agents at 127.0.0.1:{ports.agents}")
-        print(f"  export GRANGE_URL={ports.url} PATH={GRANGE.parent}:$PATH")
+        print(f"  export GRANGE_URL={ports.url} GRANGE_TOKEN_FILE={ADMIN_TOKEN}")
+        print(f"  export PATH={GRANGE.parent}:$PATH")
         print("  grange status; grange agents; grange list; grange show BUILD; grange log BUILD")
         print('  grange build -f examples --argstr salt "$(date)"    all of it anew')
         print(f"  {ports.url}/api/docs    the HTTP API")

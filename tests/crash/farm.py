@@ -14,7 +14,7 @@ from grange.client.api import GrangeClient
 from grange.client.closure import StorePlace
 from grange.store.path import NIX_STORE
 from tests.crash.plan import Kind, Victim
-from tests.integration.farm import GRANGE, NIX_CONFIG, PRELUDE, Process, free_port
+from tests.integration.farm import GRANGE, NIX_CONFIG, PRELUDE, Process, free_port, make_tokens
 from tests.peers import NixStore
 from tests.postgres import Postgres, running_postgres
 
@@ -37,6 +37,7 @@ class CrashFarm:
         self.runs = root / "runs"  # builders see it as /runs
         self.runs.mkdir(parents=True)
         self.here = NixStore.make("2.8", root / "here")
+        self.admin_token, self._agent_token = make_tokens(root / "farm")
         self._postgres = postgres
         self._database = postgres.new_database() if postgres else ""
         names = ["coordinator"] if postgres is None else ["coordinator-1", "coordinator-2"]
@@ -58,7 +59,10 @@ class CrashFarm:
         return [f"http://127.0.0.1:{port}" for port in self._http.values()]
 
     def clients(self) -> list[GrangeClient]:
-        return [GrangeClient(url) for url in self.urls]
+        return [self.client(url) for url in self.urls]
+
+    def client(self, url: str) -> GrangeClient:
+        return GrangeClient(url, token_file=self.admin_token)
 
     @property
     def victims(self) -> Mapping[str, Victim]:
@@ -131,6 +135,7 @@ class CrashFarm:
         run: list[str | Path] = ["agent", "run", "--name", name, "--store", folder / "store"]
         for port in self._grpc.values():
             run += ["--coordinator", f"127.0.0.1:{port}"]
+        run += ["--token-file", self._agent_token]
         run += ["--state-dir", folder / "state", "--max-jobs", str(MAX_JOBS)]
         run += ["--load-per-cpu", "1000", "--store-free-percent", "0"]
         return Process(name, run, self.root, environment)
@@ -172,6 +177,7 @@ class CrashFarm:
         """What a command says, its errors included."""
         done = subprocess.run(
             [GRANGE, *arguments, "--url", self.urls[0]],
+            env={**os.environ, "GRANGE_TOKEN_FILE": str(self.admin_token)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

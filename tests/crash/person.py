@@ -73,7 +73,7 @@ class Person:
         urls = self._farm.urls
         while not self._given_up.is_set():
             try:
-                with GrangeClient(urls[self._turn % len(urls)]) as client:
+                with self._farm.client(urls[self._turn % len(urls)]) as client:
                     return question(client)
             except OutsideError:
                 self.retries += 1

@@ -10,7 +10,6 @@ from random import Random
 from typing import Final
 from uuid import uuid4
 
-from grange.client.api import GrangeClient
 from grange.client.models import SubmitRequest
 from grange.errors import GrangeError
 from tests.crash import audit
@@ -214,7 +213,7 @@ def _dump(farm: CrashFarm, person: Person) -> str:
     pieces = [_grange(farm, "list")]
     for id_ in list(person.ids.values()):
         try:
-            with GrangeClient(farm.urls[0]) as client:
+            with farm.client(farm.urls[0]) as client:
                 if client.build(id_).outcome is None:
                     pieces.append(_grange(farm, "why", id_))
                     break

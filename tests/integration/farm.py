@@ -24,6 +24,7 @@ from grange.client.api import GrangeClient
 from grange.client.closure import StorePlace
 from grange.client.models import AttemptView, BuildView, StepState, StepView, SubmitRequest
 from grange.client.submit import submit
+from grange.coordinator.own_tokens import ADMIN_FILE, AGENT_FILE, own_tokens
 from grange.daemon.local import LocalStore
 from grange.errors import OutsideError
 from grange.store.path import NIX_STORE
@@ -76,6 +77,13 @@ def free_port() -> int:
         held.bind(("127.0.0.1", 0))
         port: int = held.getsockname()[1]
         return port
+
+
+def make_tokens(state_dir: Path) -> tuple[Path, Path]:
+    """The administrator's and the agents' tokens, as the farm's first start would make them."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    own_tokens(state_dir, time.time())
+    return state_dir / ADMIN_FILE, state_dir / AGENT_FILE
 
 
 class Process:
@@ -153,11 +161,14 @@ class Farm:
     agents: dict[str, Process] = field(default_factory=dict)
     gates: dict[str, Gates] = field(default_factory=dict)  # by agent
     state_dir: Path = field(init=False)
+    admin_token: Path = field(init=False)
+    agent_token: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.state_dir = self.root / "farm"
+        self.admin_token, self.agent_token = make_tokens(self.state_dir)
         self.here = NixStore.make("2.8", self.root / "here")
-        self.client = GrangeClient(self.url)
+        self.client = GrangeClient(self.url, token_file=self.admin_token)
         busybox = shutil.which("busybox")
         assert busybox is not None, "busybox is missing (Debian: busybox-static)"
         folder = self.root / "busybox"
@@ -176,6 +187,7 @@ class Farm:
             "HOME": str(self.root / "home"),
             "NIX_CONFIG": NIX_CONFIG,
             "GRANGE_URL": self.url,
+            "GRANGE_TOKEN_FILE": str(self.admin_token),
             "NO_COLOR": "1",
             "COLUMNS": "200",
         }
@@ -219,6 +231,7 @@ class Farm:
                 *("agent", "run", "--name", name, "--store", folder / "store"),
                 *("--coordinator", f"127.0.0.1:{port or self.agents_port}"),
                 *("--state-dir", state or folder / "state"),
+                *("--token-file", self.agent_token),
                 *("--load-per-cpu", "1000", "--store-free-percent", "0"),
                 *(options or ("--max-jobs", "2")),
             ],

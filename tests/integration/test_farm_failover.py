@@ -58,13 +58,13 @@ class SharedFarm:
         process = Process(
             f"coordinator-{name}", ["serve", *listen, *state], self.farm.root, self.farm.environment
         )
-        client = GrangeClient(f"http://127.0.0.1:{http_port}")
+        client = GrangeClient(f"http://127.0.0.1:{http_port}", token_file=self.farm.admin_token)
         return Coordinator(name, http_port, agents_port, process, client)
 
     def _follow(self) -> None:
         self.farm.http_port, self.farm.agents_port = self.lead.http_port, self.lead.agents_port
         self.farm.client.close()
-        self.farm.client = GrangeClient(self.lead.url)
+        self.farm.client = GrangeClient(self.lead.url, token_file=self.farm.admin_token)
 
     def add_agent(self, name: str, *options: str) -> None:
         """An agent that is told of both, the standby first."""

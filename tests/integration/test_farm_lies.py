@@ -25,6 +25,7 @@ from grange.store.hash import Hash
 from grange.store.nar import nar_of_text
 from grange.store.path import NIX_STORE, StorePath
 from grange.wire.channel import ClientTunnel, RunnerChannel
+from grange.wire.credentials import AgentCredentials
 from grange.wire.messages import (
     BuildOrder,
     Built,
@@ -116,7 +117,9 @@ async def lying(farm: Farm, *tags: str) -> AsyncIterator[Liar]:
         speed_factor=1000.0,
         tags=tags,
     )
-    channel = RunnerChannel(f"127.0.0.1:{farm.agents_port}", NIX_STORE)
+    token = farm.agent_token.read_text().strip()
+    credentials = AgentCredentials(spec.id, uuid4().hex, token, spec.name)
+    channel = RunnerChannel(f"127.0.0.1:{farm.agents_port}", NIX_STORE, credentials=credentials)
     try:
         tunnel = await channel.open_tunnel(spec)
         await tunnel.send(Heartbeat(0, (), Measurements()))

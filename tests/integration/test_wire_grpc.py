@@ -6,12 +6,20 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import grpc
 import pytest
 import uvloop
 
-from grange.errors import GrangeError, OperatorError, OutsideError, PeerError
+from grange.errors import (
+    GrangeError,
+    OperatorError,
+    OutsideError,
+    PeerError,
+    UnauthenticatedError,
+)
+from grange.identity import Identity, Role
 from grange.scheduler.facts import (
     AgentId,
     AgentSpec,
@@ -26,7 +34,9 @@ from grange.store.basic import BasicDerivation, BasicOutput
 from grange.store.hash import Hash
 from grange.store.path import NIX_STORE, StorePath
 from grange.wire.basic import basic_to_bytes
+from grange.wire.callers import Caller
 from grange.wire.channel import JoinRefused, RunnerChannel
+from grange.wire.credentials import AgentCredentials
 from grange.wire.generated.grpc.health.v1 import health_pb2
 from grange.wire.generated.runner.v1 import runner_pb2 as pb
 from grange.wire.messages import (
@@ -519,15 +529,30 @@ def test_a_handlers_error_keeps_its_fault(run: Run) -> None:
 
 def test_tokens(run: Run) -> None:
     async def scenario() -> None:
-        async with serving(Farm(), is_welcome=lambda token: token == "t1") as address:
-            welcome = RunnerChannel(address, NIX_STORE, token="t1")
+        async def identify(caller: Caller) -> Identity:
+            if caller.metadata.get("authorization") != known.authorization:
+                raise UnauthenticatedError(f"no such token, {caller.address}")
+            return Identity("one", frozenset({Role.BUILD}), agent=AGENT)
+
+        known = AgentCredentials(AGENT, "secret")
+        async with serving(Farm(), identify=identify) as address:
+            welcome = RunnerChannel(address, NIX_STORE, credentials=known)
             stranger = RunnerChannel(address, NIX_STORE)
             assert await welcome.fetch_requisites([]) == (PATH,)
-            with pytest.raises(OperatorError, match="token"):
+            with pytest.raises(OperatorError, match=r"token, 127\.0\.0\.1"):
                 await stranger.fetch_requisites([])
             with pytest.raises(JoinRefused, match="token"):
                 await stranger.open_tunnel(SPEC)
             await (await welcome.open_tunnel(SPEC)).close()
+            other = AgentId(str(UUID(int=9)))
+            with pytest.raises(JoinRefused, match="one may not speak as agent"):
+                await welcome.open_tunnel(replace(SPEC, id=other))
+            with pytest.raises(OperatorError, match="one may not speak as agent"):
+                await welcome.step_update(other, ATTEMPT, Phase.BUILDING)
+            with pytest.raises(OperatorError, match="one may not speak as agent"):
+                await welcome.complete_build(other, Failed(ATTEMPT, Outcome.TIMED_OUT, "", Usage()))
+            with pytest.raises(OperatorError, match="one may not speak as agent"):
+                await welcome.check_version(VersionCheck("1", other, "x", "/nix/store"))
             await welcome.close()
             await stranger.close()
 
@@ -565,7 +590,7 @@ def test_health(run: Run) -> None:
 
 def test_an_address_is_a_host_and_a_port(run: Run) -> None:
     async def scenario() -> None:
-        for address in ("farm", "https://farm:1", "farm:port", "http://farm:1/x"):
+        for address in ("farm", "ftp://farm:1", "farm:port", "http://farm:1/x"):
             with pytest.raises(OperatorError, match="host:port"):
                 RunnerChannel(address, NIX_STORE)
 

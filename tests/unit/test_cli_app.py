@@ -104,14 +104,24 @@ def test_serve_hands_over_what_it_was_told(tmp_path: Path) -> None:
     assert config.farm.limits.log_bytes == 5
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:7380", "192.0.2.1:7380", "[::]:7380", "farm:7380"])
-@pytest.mark.parametrize("option", ["--listen", "--listen-agents"])
-def test_serve_refuses_other_machines(option: str, address: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "may_all_read"),
+    [
+        ([], True),
+        (["--listen", "0.0.0.0:7380"], False),
+        (["--listen", "farm.example:7380"], False),
+        (["--public-url", "https://farm.example"], False),  # through a proxy on this machine
+        (["--listen", "0.0.0.0:7380", "--public-url", "http://localhost:7380"], True),
+        (["--listen-agents", "[::]:7381"], True),
+    ],
+)
+def test_without_a_word_on_it_only_this_machine_reads_without_a_token(
+    arguments: list[str], *, may_all_read: bool
+) -> None:
     started = Started()
-    result = started.run("serve", option, address)
-    assert result.exit_code == 3
-    assert "is open to other machines" in result.stderr
-    assert not started.serve
+    assert started.run("serve", *arguments).exit_code == 0
+    [config] = started.serve
+    assert config.may_all_read is may_all_read
 
 
 @pytest.mark.parametrize("address", ["7380", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:70000"])

@@ -72,8 +72,15 @@ class BinaryCache:
     """
 
     def __init__(
-        self, http: aiohttp.ClientSession, url: str, keys: TrustedKeys, store_dir: StoreDir
+        self,
+        http: aiohttp.ClientSession,
+        url: str,
+        keys: TrustedKeys,
+        store_dir: StoreDir,
+        authorization: str = "",
     ) -> None:
+        """`authorization` is the header to show at `url`, and nowhere else."""
+        self._authorization = authorization
         self._http = http
         self._base = url + "/"
         self._keys = keys
@@ -135,6 +142,8 @@ class BinaryCache:
         while True:
             try:
                 headers = {"Range": f"bytes={offset}-"} if offset else {}
+                if self._authorization and url.startswith(self._base):
+                    headers["Authorization"] = self._authorization
                 async with self._http.get(url, headers=headers) as response:
                     _check(response, offset, path)
                     async for chunk in response.content.iter_any():

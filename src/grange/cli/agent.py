@@ -30,8 +30,8 @@ def agent() -> None:
     default=(f"127.0.0.1:{AGENTS_PORT}",),
     show_default=True,
     metavar="HOST:PORT",
-    help="Where the farm listens for agents; https://HOST:PORT or --ca for TLS. Repeat it for a farm of several coordinators: the "
-    "one that leads is found.",
+    help="Where the farm listens for agents; https://HOST:PORT or --ca for TLS. Repeat it for a "
+    "farm of several coordinators: the one that leads is found.",
 )
 @click.option("--uuid", type=click.UUID, help="Who it is, where the farm has made it an account.")
 @click.option(

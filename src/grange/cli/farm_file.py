@@ -66,7 +66,19 @@ class _Retries(Table):
     upload_max_s: Seconds = 0
 
 
+class _Access(Table):
+    anonymous: Literal["read", "none"] | None = None
+
+
+class _Tls(Table):
+    certificate: str
+    key: str
+    client_ca: str | None = None
+
+
 class _File(Table):
+    access: _Access = _Access()
+    tls: _Tls | None = None
     limits: _Limits = _Limits()
     projects: dict[str, _Project] = Field(default_factory=dict)
     retries: _Retries = _Retries()
@@ -74,10 +86,21 @@ class _File(Table):
 
 
 @dataclass(frozen=True, slots=True)
+class TlsPaths:
+    """PEM files; absolute, or relative to where the process runs."""
+
+    certificate: Path  # the chain, the server's own first
+    key: Path
+    client_ca: Path | None = None  # who signs agents' certificates; None: none is asked for
+
+
+@dataclass(frozen=True, slots=True)
 class FarmFile:
     limits: Limits  # of every build that is in no project with limits of its own
     projects: Mapping[str, ProjectRule] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)  # but for its lease
+    anonymous: Literal["read", "none"] | None = None  # None: read, where only loopback is open
+    tls: TlsPaths | None = None
     is_fresh: bool = False  # outputs that an agent's store has already are built again
 
     @property
@@ -106,8 +129,16 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
             for name, project in said.projects.items()
         },
         said.retries.over(Policy()),
+        anonymous=said.access.anonymous,
+        tls=None if said.tls is None else _tls(said.tls, path.parent),
         is_fresh=said.present_outputs == "delete",
     )
+
+
+def _tls(said: _Tls, folder: Path) -> TlsPaths:
+    """Relative paths are relative to the file that names them."""
+    client_ca = None if said.client_ca is None else folder / said.client_ca
+    return TlsPaths(folder / said.certificate, folder / said.key, client_ca)
 
 
 def _toml(path: Path) -> dict[str, Any]:

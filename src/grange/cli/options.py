@@ -1,12 +1,17 @@
 """Options that several commands share."""
 
-from typing import Final
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import click
 
 from grange.client.api import DEFAULT_URL
+from grange.client.credentials import use_token_file
 
-URL: Final = click.option(
+CommandT = TypeVar("CommandT", bound=Callable[..., Any] | click.Command)
+
+_URL: Final = click.option(
     "--url",
     envvar="GRANGE_URL",
     default=DEFAULT_URL,
@@ -14,6 +19,27 @@ URL: Final = click.option(
     show_envvar=True,
     help="The farm.",
 )
+
+
+def _use(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    use_token_file(path)
+
+
+_TOKEN_FILE: Final = click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=_use,
+    expose_value=False,
+    help="Show the token in this file [default: that of GRANGE_TOKEN, GRANGE_TOKEN_FILE, netrc, or "
+    "of a farm on this machine].",
+)
+
+
+def URL(command: CommandT) -> CommandT:  # noqa: N802 - reads like the other options
+    """Which farm, and as whom."""
+    return _URL(_TOKEN_FILE(command))
+
+
 JSON: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else."
 )

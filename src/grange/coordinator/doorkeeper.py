@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
+from urllib.parse import unquote
 
 from grange.coordinator.throttle import Throttle
 from grange.coordinator.tokens import (
@@ -254,7 +255,7 @@ def shown_in(metadata: Mapping[str, str], certificate: frozenset[str] | None) ->
     return Shown(
         metadata.get("authorization", ""),
         metadata.get("grange-registration", ""),
-        metadata.get("grange-name", ""),
+        unquote(metadata.get("grange-name", "")),
         certificate,
     )
 

@@ -114,6 +114,13 @@ class Outbox:
             if key not in self._knocking:  # else it is back already
                 self._loop.tell(AgentCut(*key))
 
+    def hang_up(self, agent: AgentId, reason: str) -> None:
+        """End all tunnels of this agent, which hears why."""
+        lines = [self._lines[agent].tunnel] if agent in self._lines else []
+        for tunnel in [*lines, *self._knocking.values()]:
+            if tunnel.spec.id == agent:
+                tunnel.close(reason)
+
     def is_joined(self, tunnel: AgentTunnel) -> bool:
         line = self._lines.get(tunnel.spec.id)
         return line is not None and line.tunnel is tunnel

@@ -10,10 +10,15 @@ from typing import Any
 
 import uvicorn
 
+from grange.coordinator.doorkeeper import shown_in
 from grange.coordinator.farm import Farm
+from grange.coordinator.tls import ServerTls
 from grange.errors import GrangeError, OperatorError
+from grange.identity import Identity
 from grange.store.path import StoreDir
+from grange.wire.callers import Caller
 from grange.wire.server import add_runner_service, new_server
+from grange.wire.tls import server_credentials
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +49,16 @@ class _Http(uvicorn.Server):
 
 
 async def serve(
-    farm: Farm, app: Any, http: socket.socket, agents: str, store_dir: StoreDir
+    farm: Farm,
+    app: Any,
+    http: socket.socket,
+    agents: str,
+    store_dir: StoreDir,
+    *,
+    tls: ServerTls | None,
 ) -> None:
-    """Run the farm until SIGTERM or SIGINT. `agents` is host:port for gRPC.
+    """Run the farm until SIGTERM or SIGINT; SIGHUP has the certificate read anew. `agents` is
+    host:port for gRPC. Without `tls` all is said in the clear.
 
     Raises GrangeError where it cannot go on, SystemExit upon a fault of its own.
     """
@@ -54,28 +66,33 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, _reload, tls)
     grpc_server = new_server()
+
+    async def identify(caller: Caller) -> Identity:
+        shown = shown_in(caller.metadata, caller.certificate)
+        return await farm.door.identify(shown, caller.address)
+
     add_runner_service(
-        grpc_server, farm.agents, store_dir, check_serving=farm.check_leading, ping_s=farm.ping_s
+        grpc_server,
+        farm.agents,
+        store_dir,
+        identify=identify,
+        check_serving=farm.check_leading,
+        ping_s=farm.ping_s,
     )
     try:
-        port = grpc_server.add_insecure_port(agents)
+        if tls is None:
+            port = grpc_server.add_insecure_port(agents)
+        else:
+            credentials = server_credentials(lambda: tls.pems)
+            port = grpc_server.add_secure_port(agents, credentials)
     except RuntimeError as error:
         raise OperatorError(
             f"cannot listen for agents on {agents}; stop what listens there, or choose another "
             "port with --listen-agents"
         ) from error
-    web = _Http(
-        uvicorn.Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=int(GOODBYE_S),
-        )
-    )
+    web = _web_server(app, tls)
     working = asyncio.create_task(farm.run())
     stop = asyncio.create_task(stopping.wait())
     ready = asyncio.create_task(farm.loop.ready.wait())
@@ -98,6 +115,35 @@ async def serve(
         for task in (working, stop, ready):
             await _end(task)
         await farm.leadership.release()
+
+
+def _web_server(app: Any, tls: ServerTls | None) -> _Http:
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(GOODBYE_S),
+    )
+    config.load()
+    config.ssl = None if tls is None else tls.context
+    return _Http(config)
+
+
+def _reload(tls: ServerTls | None) -> None:
+    """Upon SIGHUP."""
+    if tls is None:
+        log.info("there is no certificate to read anew: [tls] is not set")
+        return
+    try:
+        tls.reload()
+    except OperatorError as error:
+        log.error("the certificate stays as it was: %s", error)
+    else:
+        log.info("the certificate was read anew")
 
 
 def _blame(error: BaseException) -> BaseException:

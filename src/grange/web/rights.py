@@ -153,7 +153,7 @@ class Right:
 
 
 def rights(app: FastAPI) -> list[Right]:
-    """What each route of `app` asks of its caller; an AssertionError names one that does not say."""
+    """What each route of `app` asks of its caller. AssertionError for one that does not say."""
     return [
         Right(sorted((route.methods or set()) - {"HEAD"}), route.path, _said(route))
         for route in _routes(app)

@@ -13,6 +13,7 @@ from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Phase
 from grange.store.path import StoreDir, StorePath
 from grange.wire.agent_messages import agent_message_to_bytes
 from grange.wire.coordinator_messages import coordinator_message_from_bytes
+from grange.wire.credentials import AgentCredentials
 from grange.wire.generated.runner.v1 import runner_pb2 as pb
 from grange.wire.messages import (
     AgentMessage,
@@ -32,6 +33,7 @@ from grange.wire.presigned import (
 )
 from grange.wire.read import parse
 from grange.wire.service import EOF, MESSAGE_BYTES_MAX, OPTIONS, SERVICE
+from grange.wire.tls import ClientPems, channel_credentials
 from grange.wire.unary import (
     log_chunk_to_bytes,
     paths_to_bytes,
@@ -51,7 +53,7 @@ _OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection
 )
 
-_ADDRESS: Final = re.compile(r"(?:http://)?([^/\s]+:\d{1,5})/?\Z")
+_ADDRESS: Final = re.compile(r"(https?://)?([^/\s]+:\d{1,5})/?\Z")
 
 # What says "no" to this agent as it is; all else may pass.
 _REFUSALS: Final = frozenset(
@@ -171,17 +173,32 @@ class ClientTunnel:
 class RunnerChannel:
     """A connection to a coordinator, made when it is first used. Create it where a loop runs."""
 
-    def __init__(self, address: str, store_dir: StoreDir, *, token: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        store_dir: StoreDir,
+        *,
+        credentials: AgentCredentials | None = None,
+        tls: ClientPems = ClientPems(),  # noqa: B008 - frozen
+    ) -> None:
+        """`tls` is for an https:// address."""
         match = _ADDRESS.match(address)
         if match is None:
             raise OperatorError(
-                f"{address!r} is no address of a coordinator; write http://host:port or host:port"
+                f"{address!r} is no address of a coordinator; write http://host:port, "
+                "https://host:port or host:port"
             )
-        self._address = match[1]
+        self._address = match[2]
         self._store_dir = store_dir
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = () if credentials is None else tuple(credentials.metadata)
         # Any: grpc-stubs does not know that serializers and request iterators may be left out.
-        self._channel: Any = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        self._channel: Any
+        if match[1] == "https://":
+            self._channel = grpc.aio.secure_channel(
+                self._address, channel_credentials(tls), options=_OPTIONS
+            )
+        else:
+            self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
 
     async def check_version(self, check: VersionCheck) -> str:
         """The coordinator's version; raises OperatorError where the two do not fit."""

@@ -10,10 +10,19 @@ from typing import Any, Final, Protocol
 
 import grpc
 
-from grange.errors import GrangeError, OperatorError, PeerError
+from grange.errors import (
+    ForbiddenError,
+    GrangeError,
+    OperatorError,
+    PeerError,
+    ThrottledError,
+    UnauthenticatedError,
+)
+from grange.identity import Identity, Role
 from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Phase
 from grange.store.path import StoreDir, StorePath
 from grange.wire.agent_messages import agent_message_from_bytes
+from grange.wire.callers import RIGHTS, Identify, caller_of
 from grange.wire.generated.grpc.health.v1 import health_pb2
 from grange.wire.generated.runner.v1 import runner_pb2 as pb
 from grange.wire.messages import (
@@ -82,7 +91,8 @@ class RunnerHandler(Protocol):
 
 
 def new_server() -> grpc.aio.Server:
-    """A server with the limits of the protocol; give it a port with `add_insecure_port`."""
+    """A server with the limits of the protocol; give it a port with `add_insecure_port` or
+    `add_secure_port`."""
     return grpc.aio.server(options=_OPTIONS)
 
 
@@ -91,17 +101,18 @@ def add_runner_service(
     handler: RunnerHandler,
     store_dir: StoreDir,
     *,
-    is_welcome: Callable[[str], bool] | None = None,
+    identify: Identify | None = None,
     check_serving: Callable[[], None] | None = None,
     ping_s: float = PING_S,
 ) -> None:
     """Have `server` answer agents through `handler`.
 
-    `is_welcome` judges the bearer token of every call ("" for none); without it all are.
-    `check_serving` raises OutsideError while agents must go elsewhere.
+    `identify` finds out who makes each call, and raises GrangeError for who is nobody here;
+    without it anyone may be any agent. `check_serving` raises OutsideError while agents must go
+    elsewhere.
     """
-    service = _RunnerService(handler, store_dir, is_welcome, check_serving, ping_s)
-    unary: dict[str, _Unary] = {
+    service = _RunnerService(handler, store_dir, identify, check_serving, ping_s)
+    unary: dict[str, _Method] = {
         "CheckVersion": service.check_version,
         "BuildStepUpdate": service.step_update,
         "CompleteBuild": service.complete_build,
@@ -112,19 +123,17 @@ def add_runner_service(
         "RequestMultipartParts": _absent("RequestMultipartParts"),
     }
     methods = {
-        name: grpc.unary_unary_rpc_method_handler(service.guarded(method))
+        name: grpc.unary_unary_rpc_method_handler(service.guarded(name, method))
         for name, method in unary.items()
     }
-    methods["OpenTunnel"] = grpc.stream_stream_rpc_method_handler(
-        service.guarded(service.open_tunnel)
-    )
-    methods["BuildLog"] = grpc.stream_unary_rpc_method_handler(service.guarded(service.build_log))
-    methods["BuildResult"] = grpc.stream_unary_rpc_method_handler(
-        service.guarded(_absent("BuildResult"))
-    )
-    methods["FetchPaths"] = grpc.unary_stream_rpc_method_handler(
-        service.guarded(_absent("FetchPaths"))
-    )
+    streams: dict[str, tuple[Any, _Method]] = {
+        "OpenTunnel": (grpc.stream_stream_rpc_method_handler, service.open_tunnel),
+        "BuildLog": (grpc.stream_unary_rpc_method_handler, service.build_log),
+        "BuildResult": (grpc.stream_unary_rpc_method_handler, _absent("BuildResult")),
+        "FetchPaths": (grpc.unary_stream_rpc_method_handler, _absent("FetchPaths")),
+    }
+    for name, (kind, method) in streams.items():
+        methods[name] = kind(service.guarded(name, method))
     health = {
         "Check": grpc.unary_unary_rpc_method_handler(_check_health),
         "Watch": grpc.unary_stream_rpc_method_handler(_watch_health),
@@ -137,13 +146,15 @@ def add_runner_service(
     )
 
 
-_Unary = Callable[[Any, Any], Awaitable[Any]]  # request bytes or iterator, ServicerContext
+# Of request bytes or iterator, ServicerContext, and who calls.
+_Method = Callable[[Any, Any, Identity], Awaitable[Any]]
+_ANYONE: Final = Identity("anyone", frozenset({Role.BUILD}))
 
 _EMPTY: Final = pb.Empty().SerializeToString()
 
 
-def _absent(method: str) -> _Unary:
-    async def refuse(_: Any, context: Any) -> None:
+def _absent(method: str) -> _Method:
+    async def refuse(_: Any, context: Any, _who: Identity) -> None:
         await context.abort(
             grpc.StatusCode.UNIMPLEMENTED,
             f"{method}: this farm moves data through its cache alone; let the builder upload to"
@@ -155,6 +166,12 @@ def _absent(method: str) -> _Unary:
 
 def status_of(error: GrangeError) -> tuple[grpc.StatusCode, str]:
     match error:
+        case UnauthenticatedError():
+            code = grpc.StatusCode.UNAUTHENTICATED
+        case ForbiddenError():
+            code = grpc.StatusCode.PERMISSION_DENIED
+        case ThrottledError():
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
         case PeerError():
             code = grpc.StatusCode.INVALID_ARGUMENT
         case OperatorError():
@@ -169,23 +186,27 @@ class _RunnerService:
         self,
         handler: RunnerHandler,
         store_dir: StoreDir,
-        is_welcome: Callable[[str], bool] | None,
+        identify: Identify | None,
         check_serving: Callable[[], None] | None,
         ping_s: float,
     ) -> None:
         self._handler = handler
         self._store_dir = store_dir
-        self._is_welcome = is_welcome
+        self._identify = identify
         self._check_serving = check_serving
         self._ping_s = ping_s
 
-    def guarded(self, method: _Unary) -> _Unary:
-        """`method`, its callers known and its errors told as statuses."""
+    def guarded(self, name: str, method: _Method) -> Callable[[Any, Any], Awaitable[Any]]:
+        """`method`, for callers who have the right to it; its errors told as statuses."""
+        role = RIGHTS[name]
 
         async def call(request: Any, context: Any) -> Any:
             try:
-                await self._admit(context)
-                return await method(request, context)
+                who = await self._who(context)
+                who.demand(role)
+                if self._check_serving is not None:
+                    self._check_serving()
+                return await method(request, context, who)
             except GrangeError as error:
                 await context.abort(*status_of(error))
             except grpc.aio.AbortError:
@@ -198,19 +219,18 @@ class _RunnerService:
 
         return call
 
-    async def _admit(self, context: Any) -> None:
-        value = dict(context.invocation_metadata()).get("authorization", "")
-        if self._is_welcome is not None and not self._is_welcome(value.removeprefix("Bearer ")):
-            await context.abort(
-                grpc.StatusCode.UNAUTHENTICATED,
-                "the token is missing or not known here; give the agent one of the coordinator's",
-            )
-        if self._check_serving is not None:
-            self._check_serving()
+    async def _who(self, context: Any) -> Identity:
+        return _ANYONE if self._identify is None else await self._identify(caller_of(context))
 
-    async def check_version(self, data: bytes, _: Any) -> bytes:
+    def _demand_agent(self, who: Identity, agent: str) -> None:
+        """Raises ForbiddenError where the caller speaks of another agent as itself."""
+        if self._identify is not None and who.agent != agent:
+            raise ForbiddenError(f"{who.name} may not speak as agent {agent}")
+
+    async def check_version(self, data: bytes, _: Any, who: Identity) -> bytes:
         """Hydra compares version strings for equality, so the caller hears its own."""
         check = version_check_from_bytes(data)
+        self._demand_agent(who, check.machine_id.lower())
         if check.store_dir and check.store_dir != self._store_dir.root:
             raise OperatorError(
                 f"{check.hostname!r} builds in {check.store_dir}, this farm in"
@@ -221,28 +241,32 @@ class _RunnerService:
             compatible=is_compatible, server_version=check.version
         ).SerializeToString()
 
-    async def step_update(self, data: bytes, _: Any) -> bytes:
-        await self._handler.step_update(*step_update_from_bytes(data))
+    async def step_update(self, data: bytes, _: Any, who: Identity) -> bytes:
+        agent, attempt, phase = step_update_from_bytes(data)
+        self._demand_agent(who, agent)
+        await self._handler.step_update(agent, attempt, phase)
         return _EMPTY
 
-    async def complete_build(self, data: bytes, _: Any) -> bytes:
-        await self._handler.complete_build(*result_from_bytes(data))
+    async def complete_build(self, data: bytes, _: Any, who: Identity) -> bytes:
+        agent, result = result_from_bytes(data)
+        self._demand_agent(who, agent)
+        await self._handler.complete_build(agent, result)
         return _EMPTY
 
-    async def fetch_requisites(self, data: bytes, _: Any) -> bytes:
+    async def fetch_requisites(self, data: bytes, _: Any, _who: Identity) -> bytes:
         return requisites_to_bytes(await self._handler.fetch_requisites(paths_from_bytes(data)))
 
-    async def request_presigned_urls(self, data: bytes, _: Any) -> bytes:
+    async def request_presigned_urls(self, data: bytes, _: Any, _who: Identity) -> bytes:
         request = presigned_request_from_bytes(data, self._store_dir)
         grants = await self._handler.request_presigned_urls(request)
         return grants_to_bytes(data, grants, self._store_dir)
 
-    async def notify_upload_complete(self, data: bytes, _: Any) -> bytes:
+    async def notify_upload_complete(self, data: bytes, _: Any, _who: Identity) -> bytes:
         upload = upload_complete_from_bytes(data, self._store_dir)
         await self._handler.notify_upload_complete(upload)
         return _EMPTY
 
-    async def build_log(self, requests: AsyncIterator[bytes], _: Any) -> bytes:
+    async def build_log(self, requests: AsyncIterator[bytes], _: Any, _who: Identity) -> bytes:
         first = await anext(aiter(requests), None)
         if first is None:
             raise PeerError("a log without a chunk")
@@ -258,8 +282,11 @@ class _RunnerService:
         await self._handler.build_log(drv_path, chunks())
         return _EMPTY
 
-    async def open_tunnel(self, _: Any, context: Any) -> None:
-        tunnel = Tunnel(await _joined(context), context, self._ping_s, self._check_serving)
+    async def open_tunnel(self, _: Any, context: Any, _who: Identity) -> None:
+        spec = await _joined(context)
+        # Asked again: its credential may have been revoked while the join was waited for.
+        self._demand_agent(await self._who(context), spec.id)
+        tunnel = Tunnel(spec, context, self._ping_s, self._check_serving)
         reading = asyncio.create_task(tunnel.take_in())
         writing = asyncio.create_task(tunnel.send_out())
         handling = asyncio.create_task(self._handler.tunnel(tunnel))

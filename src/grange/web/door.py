@@ -1,0 +1,71 @@
+"""The door of the HTTP server: each request gets its caller's identity, or an answer that says why
+not; what changes something is told to the audit log."""
+
+import logging
+from http import HTTPStatus
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from grange.coordinator.doorkeeper import Shown
+from grange.coordinator.farm import Farm
+from grange.errors import GrangeError, OutsideError, UnauthenticatedError
+from grange.identity import AuditEntry
+from grange.web.answers import problem
+from grange.web.rights import CALLER, DID, ROUTE, UNRECORDED
+
+log = logging.getLogger(__name__)
+
+DID_CHARS_MAX: Final = 500
+_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Door:
+    """An ASGI application: `app`, for callers who are who they say."""
+
+    def __init__(self, app: ASGIApp, farm: Farm) -> None:
+        self._app = app
+        self._farm = farm
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        address = scope["client"][0] if scope.get("client") else ""
+        try:
+            scope[CALLER] = await self._farm.door.identify(Shown(_authorization(scope)), address)
+        except GrangeError as error:
+            await problem(error)(scope, receive, send)
+            return
+        if scope["method"] in _READING:
+            await self._app(scope, receive, send)
+            return
+
+        async def tell(message: Message) -> None:
+            is_start = message["type"] == "http.response.start"
+            if is_start and message["status"] < HTTPStatus.MULTIPLE_CHOICES:
+                await self._record(scope, address)
+            await send(message)
+
+        await self._app(scope, receive, tell)
+
+    async def _record(self, scope: Scope, address: str) -> None:
+        """Written before the caller hears that it is done."""
+        if getattr(scope.get(ROUTE), "path", "") in UNRECORDED:
+            return
+        text = scope.get(DID) or f"{scope['method']} {Request(scope).url.path}"
+        shown = "".join(char if char.isprintable() else "?" for char in text[:DID_CHARS_MAX])
+        entry = AuditEntry(self._farm.loop.now(), scope[CALLER].name, address, shown)
+        try:
+            await self._farm.accounts.add_audit([entry])
+        except OutsideError as error:
+            log.error("not in the audit log: %s did this: %s (%s)", entry.who, shown, error)
+
+
+def _authorization(scope: Scope) -> str:
+    """The header's value, "" for none; raises UnauthenticatedError for several."""
+    values = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(values) > 1:
+        raise UnauthenticatedError("several Authorization headers were sent; send one")
+    return values[0].decode("latin-1") if values else ""
