@@ -20,12 +20,13 @@ from grange.cache.grants import Grant, UploadError
 from grange.cache.receive import receive, take
 from grange.cache.verify import NarVerifier, Verified
 from grange.errors import OutsideError, PeerError
-from grange.ports import DirectUploads, Landed, Objects, SignedPut
+from grange.ports import Clock, DirectUploads, Landed, Objects, SignedPut
 
 log = logging.getLogger(__name__)
 
 INCOMING: Final = "incoming/"
 ABANDONED_S: Final = 2 * 86_400  # longer than any URL is good for, with the time to read back
+SWEEP_S: Final = 3_600.0
 SHA256_BYTES: Final = 32
 _FIRST_BYTES: Final = 1 << 20
 
@@ -122,6 +123,16 @@ class DirectRoad:
         """It is not needed any more; where it cannot be deleted now, the sweep will."""
         with suppress(OutsideError):
             await self._objects.delete(arrival.key)
+
+
+async def keep_swept(objects: Objects, clock: Clock) -> None:
+    """Until cancelled, and whatever the store says."""
+    while True:
+        try:
+            await sweep(objects, clock.wall_s())
+        except OutsideError as error:
+            log.warning("abandoned uploads cannot be swept now: %s", error)
+        await asyncio.sleep(SWEEP_S)
 
 
 async def sweep(objects: Objects, now: float) -> int:

@@ -23,7 +23,7 @@ class Announcement(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     file_bytes: Annotated[int, Field(ge=1, lt=1 << 63)]
-    sha256: Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def direct_calls(uploads: Uploads) -> list[Route]:

@@ -17,7 +17,7 @@ from grange.cache.listing import listing_of
 from grange.cache.unpack import unpacker
 from grange.errors import OutsideError, PeerError
 from grange.ports import Objects, ObjectWriter, Shelf, StoreOptions
-from grange.store.compression import NAR_SUFFIXES, USUAL_LEVELS, compress, compressor
+from grange.store.compression import USUAL_LEVELS, compress, compressor, nar_key_as
 from grange.store.hash import Hash, new_hasher
 from grange.store.narinfo import NarInfo, show
 from grange.store.path import StoreDir, StorePath
@@ -69,7 +69,7 @@ class Publisher:
         own = narinfo
         compression = shelf.options.compression
         if narinfo.compression != compression:
-            url = nar_key_in(shelf.options, narinfo.url)
+            url = nar_key_as(narinfo.url, compression)
             own = replace(narinfo, url=url, compression=compression)
         file_bytes = await shelf.objects.size(own.url)
         if file_bytes is None:
@@ -127,14 +127,6 @@ class Publisher:
             await writer.commit(f"log/{drv_path}", replaces=True)
         finally:
             await writer.discard()
-
-
-def nar_key_in(options: StoreOptions, key: str) -> str:
-    """What the NAR at `key` of the first store is called in a store with these options."""
-    for suffix in NAR_SUFFIXES.values():
-        if key.startswith("nar/") and key.endswith(suffix):
-            return key.removesuffix(suffix) + NAR_SUFFIXES[options.compression]
-    return key
 
 
 async def _checked(objects: Objects, narinfo: NarInfo) -> AsyncIterator[bytes]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grange.cache.app import Cache, DerivationText, Sources
+from grange.cache.direct import keep_swept
+from grange.cache.publish import Publisher
 from grange.cache.tokens import TokenKey
 from grange.cache.uploads import Uploads
 from grange.cache.upstream import Upstream
@@ -25,7 +27,7 @@ from grange.coordinator.tokens import HookTokens
 from grange.coordinator.watch import Watches
 from grange.errors import FencedError, OutsideError
 from grange.identity import ANONYMOUS, Credential, Identity
-from grange.ports import Accounts, Clock, Journal, Leadership, Objects
+from grange.ports import Accounts, Clock, Journal, Leadership, Objects, Shelf, StoreOptions
 from grange.scheduler.core import Scheduler
 from grange.scheduler.facts import NO_RULE, AgentId, AttemptId, Limits, Policy, ProjectRule
 from grange.store.derivation import DRV_SUFFIX, parse
@@ -72,8 +74,12 @@ class Farm:
         logs: Logs,
         upstreams: Sequence[tuple[str, Upstream]],
         own_tokens: Sequence[Credential] = (),
+        shelves: Sequence[Shelf] = (),
     ) -> None:
-        """`own_tokens` are kept in the state directory; they are remembered once it leads."""
+        """`own_tokens` are kept in the state directory; they are remembered once it leads.
+
+        `shelves` are the stores behind `objects`, the first being read from; none: it is itself
+        the only one."""
         self.settings = settings
         self.journal = journal
         self.leadership = leadership
@@ -91,9 +97,15 @@ class Farm:
             policy=settings.policy,
             rules=settings.projects,
         )
+        shelves = shelves or (Shelf("the cache", objects, StoreOptions(), is_bucket=False),)
+        options = shelves[0].options
+        self._clock = clock
+        self.publisher = Publisher(shelves, self._log, settings.store_dir)
         self.deliveries = Deliveries(
             journal=journal,
             objects=objects,
+            publisher=self.publisher,
+            options=options,
             loop=self.loop,
             keys=settings.keys,
             store_dir=settings.store_dir,
@@ -105,19 +117,19 @@ class Farm:
             clock,
             self.deliveries.on_stored,
             store_dir=settings.store_dir,
+            compression=options.compression,
         )
         self.deliveries.uploads = self.uploads
         self.outbox = Outbox(
             loop=self.loop,
             journal=journal,
-            objects=objects,
+            publisher=self.publisher,
             deliveries=self.deliveries,
             logs=logs,
             watches=self.watches,
             metrics=self.metrics,
             answer=self._join_answer,
             is_fresh=settings.is_fresh,
-            store_dir=settings.store_dir,
         )
         self.submissions = Submissions(self.loop, journal, upstreams, self._limits_of, self.rule_of)
         self.repairs = Repairs(
@@ -183,6 +195,7 @@ class Farm:
             group.create_task(self.deliveries.run(self.outbox.grant))
             group.create_task(self.deliveries.adopt())
             group.create_task(self.repairs.run())
+            group.create_task(keep_swept(self.objects, self._clock))
             group.create_task(self.keeper.run())
 
     def _stand_by(self) -> None:

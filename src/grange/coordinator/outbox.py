@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from grange.coordinator.delivery import Deliveries, put_narinfo
+from grange.cache.publish import Publisher
+from grange.coordinator.delivery import Deliveries
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.metrics import Metrics
 from grange.coordinator.watch import Watches
 from grange.errors import OutsideError
-from grange.ports import Journal, Objects, PublishedOutput, StepRecord
+from grange.ports import Journal, PublishedOutput, StepRecord
 from grange.scheduler import effects as do
 from grange.scheduler.events import AgentCut, AgentJoined, AttemptFailed, OutputsPublished
 from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Outcome, StepId, checked, is_check
-from grange.store.path import StoreDir
 from grange.wire.messages import (
     CoordinatorMessage,
     JoinAnswer,
@@ -67,26 +67,24 @@ class Outbox:
         *,
         loop: WriterLoop,
         journal: Journal,
-        objects: Objects,
+        publisher: Publisher,
         deliveries: Deliveries,
         logs: Logs,
         watches: Watches,
         metrics: Metrics,
         answer: Callable[[AgentId], JoinAnswer],
         is_fresh: bool,
-        store_dir: StoreDir,
     ) -> None:
         """`is_fresh`: agents are to build anew what their stores have already."""
         self._loop = loop
         self._journal = journal
-        self._objects = objects
+        self._publisher = publisher
         self._deliveries = deliveries
         self._logs = logs
         self._watches = watches
         self._metrics = metrics
         self._answer = answer
         self._is_fresh = is_fresh
-        self._store_dir = store_dir
         self._knocking: dict[tuple[AgentId, str], AgentTunnel] = {}
         self._lines: dict[AgentId, _Line] = {}
         self._busy: dict[int, _Line] = {}  # lines with something to send, by identity
@@ -161,8 +159,12 @@ class Outbox:
         self._busy.clear()
 
     async def publish(self, outputs: Sequence[PublishedOutput]) -> None:
+        """Put the narinfos of committed outputs, and the logs of their derivations."""
         for output in outputs:
-            await put_narinfo(self._objects, output.narinfo, self._store_dir)
+            await self._publisher.publish(output.narinfo)
+        for drv_path in {o.narinfo.info.deriver for o in outputs}:
+            if drv_path is not None:
+                await self._publisher.put_log(drv_path)
 
     def _accept(self, effect: do.AcceptAgent) -> None:
         tunnel = self._knocking.pop((effect.agent, effect.session), None)
@@ -281,9 +283,9 @@ class Outbox:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(PUBLISHERS):
-                group.create_task(self._publisher())
+                group.create_task(self._keep_publishing())
 
-    async def _publisher(self) -> None:
+    async def _keep_publishing(self) -> None:
         while True:
             effect = await self._unpublished.get()
             while True:

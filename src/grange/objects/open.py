@@ -1,13 +1,17 @@
 """A store, from its location."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from grange.errors import OperatorError
 from grange.objects.directory import DirectoryObjects
 from grange.objects.location import StoreLocation
-from grange.ports import Objects
+from grange.objects.mirrored import MirroredObjects
+from grange.ports import Objects, Shelf
+from grange.store.compression import nar_key_as
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -20,6 +24,29 @@ CLIENT: Final["ClientConfig"] = {
     "timeout": timedelta(hours=12),  # of a whole answer: the largest NAR to the slowest reader
 }
 _EXTRAS: Final = {"s3": "s3", "gs": "gcs", "az": "azure"}
+
+
+def open_shelves(locations: Sequence[StoreLocation]) -> tuple[Shelf, ...]:
+    """As `open_store`, of stores that are different ones; the first is to be read from."""
+    if len({(each.kind, each.name, each.endpoint) for each in locations}) < len(locations):
+        raise OperatorError("--store names the same store twice; leave one of them out")
+    return tuple(
+        [Shelf(at.shown, open_store(at), at.options, at.kind != "file") for at in locations]
+    )
+
+
+def joined(shelves: Sequence[Shelf]) -> Objects:
+    """The objects of the first, deleted from all."""
+    first, *others = shelves
+    if not others:
+        return first.objects
+    return MirroredObjects(
+        first.objects,
+        [
+            (each.objects, partial(nar_key_as, compression=each.options.compression))
+            for each in others
+        ],
+    )
 
 
 def open_store(location: StoreLocation) -> Objects:

@@ -63,3 +63,11 @@ def decompress(name: str, data: bytes) -> bytes:
     except (zstandard.ZstdError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"this is not {name}: {error}") from error
     raise ValueError(f"the compression {name[:40]!r} is not known here")
+
+
+def nar_key_as(key: str, compression: str) -> str:
+    """What the NAR at `key` of one store is called in a store that compresses otherwise."""
+    for suffix in NAR_SUFFIXES.values():
+        if key.startswith("nar/") and key.endswith(suffix):
+            return key.removesuffix(suffix) + NAR_SUFFIXES[compression]
+    return key
