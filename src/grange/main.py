@@ -8,6 +8,7 @@ import socket
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from grange.cli.app import Adapters, make_cli
@@ -82,13 +83,16 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.db.leadership import SharedLeadership, SoleLeadership
     from grange.db.postgres.journal import PostgresJournal
     from grange.identity import ANONYMOUS, Role
-    from grange.objects.directory import DirectoryObjects
+    from grange.objects.location import StoreLocation
+    from grange.objects.open import joined, open_shelves
     from grange.store.keys import PublicKey, TrustedKeys
     from grange.web.app import make_app
 
     clock = SystemClock()
     state = config.state_dir
-    cache_dir = config.cache_dir or state / "cache"
+    locations = config.stores or (StoreLocation.of_directory(config.cache_dir or state / "cache"),)
+    shelves = open_shelves(locations)
+    folders = [Path(each.name) for each in locations if each.kind == "file"]
     agents = str(config.agents)
     files = config.farm.tls
     tls = None
@@ -131,14 +135,15 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     is_fresh=config.farm.is_fresh,
                     lease_s=config.lease_s,
                     anonymous=replace(ANONYMOUS, roles=reading),
-                    folders=tuple(dict.fromkeys((state, cache_dir))),
+                    folders=tuple(dict.fromkeys((state, *folders))),
                 ),
                 clock=clock,
                 journal=journal,
                 accounts=journal.accounts,
                 own_tokens=own,
                 leadership=leadership,
-                objects=DirectoryObjects(cache_dir),
+                objects=joined(shelves),
+                shelves=shelves,
                 token_key=TokenKey.load(state / "upload-token-key"),
                 logs=Logs(state / "logs", log_bytes_max=config.farm.log_bytes_max),
                 upstreams=upstreams,
@@ -146,13 +151,15 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             _say(f"API and cache: {url}")
             _say(f"agents:        {agents}")
             _say(f"signing key:   {' '.join(farm.public_keys)}")
-            _say(f"cache in:      {cache_dir}")
+            for location in locations:
+                _say(f"cache in:      {location.shown}")
             _say(f"admin's token: {state / ADMIN_FILE}")
             if tls is None and not (config.is_local and config.agents.is_loopback):
                 logging.getLogger("grange").warning(
                     "credentials come in the clear from other machines: set [tls] in the file of "
                     "--config, or let a proxy or a VPN encrypt them"
                 )
+            await farm.publisher.prepare()
             await serve_farm(farm, make_app(farm), http, agents, config.store_dir, tls=tls)
     finally:
         await journal.close()

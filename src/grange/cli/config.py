@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from grange.cli.farm_file import FarmFile
 from grange.client.credentials import default_state_dir, is_loopback, token_in
 from grange.errors import OperatorError
+from grange.objects.location import StoreLocation
 from grange.scheduler.facts import Limits, Thresholds
 from grange.store.path import NIX_STORE, StoreDir
 
@@ -65,6 +66,7 @@ class ServeConfig:
     agents: Address = Address("127.0.0.1", AGENTS_PORT)
     state_dir: Path = field(default_factory=default_state_dir)
     cache_dir: Path | None = None  # None: cache in the state directory
+    stores: tuple[StoreLocation, ...] = ()  # the first is read from; none: the cache directory
     store_dir: StoreDir = NIX_STORE
     upstreams: tuple[Upstream, ...] = ()
     key_files: tuple[Path, ...] = ()  # none: a key is made in the state directory

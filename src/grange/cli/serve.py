@@ -12,11 +12,12 @@ from grange.cli.config import (
     Address,
     ServeConfig,
     Upstream,
-    default_state_dir,
     parse_store_dir,
 )
 from grange.cli.farm_file import FarmFile, read_farm_file
+from grange.client.credentials import default_state_dir
 from grange.errors import OperatorError
+from grange.objects.location import parse_location
 from grange.scheduler.facts import Limits
 
 
@@ -53,6 +54,15 @@ from grange.scheduler.facts import Limits
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the binary cache lies [default: cache in the state directory].",
+)
+@click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    metavar="URL",
+    help="Where the binary cache lies instead: file:///DIR, s3://BUCKET?region=…, gs://BUCKET or "
+    "az://CONTAINER (docs/operating/stores.md). May be repeated: a path is published once all have "
+    "it, and the first is read from.",
 )
 @click.option(
     "--store-dir",
@@ -133,6 +143,7 @@ def serve(
     state_dir: Path,
     database: str | None,
     cache_dir: Path | None,
+    stores: tuple[str, ...],
     store_dir: str,
     substituters: tuple[tuple[str, str], ...],
     key_files: tuple[Path, ...],
@@ -148,15 +159,19 @@ def serve(
     limits = Limits(
         silent_s=silent_s, build_s=build_s, log_bytes=log_bytes, output_bytes=output_bytes
     )
+    if stores and cache_dir is not None:
+        raise OperatorError("say --cache-dir or --store, not both: --store file:///DIR is the same")
+    locations = tuple([parse_location(url) for url in stores])
     config = ServeConfig(
         http=Address.parse(listen),
         agents=Address.parse(listen_agents),
         state_dir=state_dir,
         database=database,
         cache_dir=cache_dir,
+        stores=locations,
         store_dir=parse_store_dir(store_dir),
         upstreams=tuple(_upstream(url, keys) for url, keys in substituters),
-        key_files=key_files,
+        key_files=(*key_files, *[file for each in locations for file in each.key_files]),
         public_url=public_url,
         farm=FarmFile(limits) if farm_file is None else read_farm_file(farm_file, limits),
         lease_s=lease_s,
