@@ -182,6 +182,8 @@ def test_a_frozen_leader_wakes_up_as_a_standby(shared: SharedFarm) -> None:
     assert now is not None
     assert now.epoch > before.epoch
     assert now.role == "leader"
+    assert "stands by" in old.process.log
+    assert "Traceback" not in old.process.log, "it is no fault of its own"
     after = farm.submit(farm.step("after-thaw", "echo after > $out"))
     succeeded_once(farm, after)
 

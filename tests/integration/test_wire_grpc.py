@@ -58,7 +58,7 @@ from grange.wire.messages import (
     VersionCheck,
     WantedUpload,
 )
-from grange.wire.server import add_runner_service, new_server
+from grange.wire.server import _log_failure, add_runner_service, new_server
 from grange.wire.service import MESSAGE_BYTES_MAX, SERVICE
 from grange.wire.tunnel import Tunnel
 
@@ -595,3 +595,24 @@ def test_an_address_is_a_host_and_a_port(run: Run) -> None:
                 RunnerChannel(address, NIX_STORE)
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OutsideError("another leads"), []),  # the loss of the lead is told once, elsewhere
+        (PeerError("junk"), [("WARNING", False)]),
+        (KeyError("bug"), [("ERROR", True)]),
+    ],
+)
+async def test_only_a_bug_is_logged_with_its_traceback_once_a_tunnel_has_ended(
+    caplog: pytest.LogCaptureFixture, error: Exception, told: list[tuple[str, bool]]
+) -> None:
+    async def handle() -> None:
+        raise error
+
+    handling = asyncio.create_task(handle())
+    await asyncio.wait((handling,))
+    with caplog.at_level("INFO"):
+        _log_failure(handling)
+    assert [(each.levelname, each.exc_info is not None) for each in caplog.records] == told

@@ -297,7 +297,7 @@ class _RunnerService:
             if handling.done() and handling.exception() is None and not tunnel.ended.done():
                 await tunnel.flush()
         except asyncio.CancelledError:
-            handling.add_done_callback(_log_failure)  # there is no agent left to tell
+            handling.add_done_callback(_log_failure)
             raise
         finally:
             # The handler sees the end of the iteration, whether it or the agent or we ended it.
@@ -314,7 +314,13 @@ class _RunnerService:
 
 
 def _log_failure(handling: asyncio.Task[None]) -> None:
-    if not handling.cancelled() and (error := handling.exception()) is not None:
+    """There is no agent left to tell."""
+    error = None if handling.cancelled() else handling.exception()
+    if isinstance(error, PeerError | OperatorError):
+        log.warning("a tunnel had ended before this: %s", error)
+    elif isinstance(error, GrangeError):
+        log.debug("a tunnel had ended before this: %s", error)  # as each does with the lead
+    elif error is not None:
         log.error("serving a tunnel that had ended failed", exc_info=error)
 
 
