@@ -456,7 +456,7 @@ class EventLog(Protocol):
         """The cursor of each; that of a new one is at the last event: it is told what follows."""
 
     async def open_deliveries(self, hook: str, after: int, limit: int) -> list[Delivery]:
-        """What waits, or is done beyond the cursor, of events after this one; in order."""
+        """What waits, and whatever is beyond the cursor, of events after this one; in order."""
 
     async def save_progress(
         self,

@@ -184,8 +184,8 @@ async def test_progress_is_found_again(kind: JournalKind) -> None:
     await log.save_progress("h", 3, 8.0, [waits, done, lost], [])
     log = log_of(await kind.reopen())
     assert await log.begin_hooks(["h"], 9.0) == {"h": 3}
-    assert await log.open_deliveries("h", 0, 9) == [waits, done]
-    assert await log.open_deliveries("h", 4, 9) == [done]
+    assert await log.open_deliveries("h", 0, 9) == [waits, lost, done]
+    assert await log.open_deliveries("h", 5, 9) == [done]
     assert await log.open_deliveries("h", 0, 1) == [waits]
     assert await log.open_deliveries("other", 0, 9) == []
     waits = Delivery(4, DeliveryState.WAITING, 3, 99.0, "again")

@@ -57,9 +57,11 @@ ON CONFLICT (hook, event) DO UPDATE SET state = excluded.state, tries = excluded
 DELETE FROM hook_deliveries WHERE hook = ?1 AND event = ?2;
 
 -- name: open_deliveries
--- What waits or is done beyond the cursor.
+-- What waits, and all beyond the cursor.
 SELECT event, state, tries, next_at, error FROM hook_deliveries
-WHERE hook = ?1 AND state <> 1 AND event > ?2 ORDER BY event LIMIT ?3;
+WHERE hook = ?1 AND event > ?2
+  AND (state <> 1 OR event > (SELECT cursor FROM hooks WHERE name = ?1))
+ORDER BY event LIMIT ?3;
 
 -- name: given_up
 SELECT d.hook, d.tries, d.error, e.id, e.kind, e.at, e.lane, e.project, e.body
