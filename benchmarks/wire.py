@@ -202,6 +202,7 @@ async def _serve(
         clock=SystemClock(),
         journal=journal,
         accounts=journal.accounts,
+        retained=journal.retention,
         leadership=leadership,
         objects=DirectoryObjects(state / "cache"),
         token_key=TokenKey.load(state / "token-key"),

@@ -140,6 +140,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                 clock=clock,
                 journal=journal,
                 accounts=journal.accounts,
+                retained=journal.retention,
                 own_tokens=own,
                 leadership=leadership,
                 objects=joined(shelves),

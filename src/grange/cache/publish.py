@@ -107,7 +107,11 @@ class Publisher:
         encoding = options.narinfo_encoding
         if encoding:
             text = compress(encoding, USUAL_LEVELS[encoding], text)
-        await shelf.objects.put_if_absent(f"{hash_part}.narinfo", text, encoding=encoding)
+        key = f"{hash_part}.narinfo"
+        is_new = await shelf.objects.put_if_absent(key, text, encoding=encoding)
+        if not is_new and await shelf.objects.get(key) != text:
+            # Of a path that was collected, and is here again: what is committed now is what holds.
+            await _put(shelf.objects, key, show(narinfo, self._store_dir).encode(), encoding)
 
     async def put_log(self, drv_path: StorePath) -> None:
         """Put the latest log of this derivation where `nix log` looks; raises OutsideError."""

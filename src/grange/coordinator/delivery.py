@@ -7,7 +7,7 @@ not published.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,7 @@ from grange.cache.publish import Publisher
 from grange.cache.signing import publish
 from grange.cache.uploads import Stored, Uploads
 from grange.cache.verify import Candidates, candidates_of
+from grange.coordinator.holds import Holds
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.support import support_json
 from grange.errors import GrangeError, OutsideError, PeerError
@@ -38,6 +39,11 @@ DIRECT_NAR_BYTES: Final = 4 << 20
 GRANT_RETRY_S: Final = 1.0  # while the journal cannot be read
 CLOSURES_MAX: Final = 1_024  # kept by input set: a wide fan-out asks for the same one again
 
+PublishPath = Callable[
+    [Collection[StorePath], StorePath, Callable[[], Awaitable[None]]], Awaitable[None]
+]
+"""Has a path published while what it refers to is here: see `Retention.publish`."""
+
 SendGrants = Callable[[AgentId, Sequence[UploadGrant]], None]
 
 
@@ -50,6 +56,7 @@ class Delivery:
     is_check: bool = False  # built again to compare: delivers nothing
     claims: dict[StorePath, BuiltOutput] = field(default_factory=dict)
     stored: dict[StorePath, PublishedOutput] = field(default_factory=dict)
+    held: list[str] = field(default_factory=list)  # keys of what it has uploaded
 
 
 class Deliveries:
@@ -60,6 +67,7 @@ class Deliveries:
         objects: Objects,
         publisher: Publisher,
         options: StoreOptions,
+        holds: Holds,
         loop: WriterLoop,
         keys: Sequence[SecretKey],
         store_dir: StoreDir,
@@ -70,7 +78,9 @@ class Deliveries:
         self._is_direct = objects.direct is not None
         self._publisher = publisher
         self._options = options
+        self._holds = holds
         self.uploads: Uploads  # set by the farm: each of the two calls the other
+        self.publish_path: PublishPath  # likewise
         self._loop = loop
         self._keys = keys
         self._store_dir = store_dir
@@ -95,7 +105,11 @@ class Deliveries:
     def end(self, attempt: AttemptId) -> None:
         """The attempt is over, however it ended."""
         delivery = self._under_way.pop(attempt, None)
-        if delivery is not None and delivery.claims:
+        if delivery is None:
+            return
+        for key in delivery.held:
+            self._holds.release(key)
+        if delivery.claims:
             self.uploads.revoke(attempt)
             for path in delivery.claims:
                 self._unpublished.pop((delivery.agent, path), None)
@@ -277,6 +291,11 @@ class Deliveries:
             if delivery is None:
                 continue  # it ended while the last bytes came in; the object is harmless
             narinfo = publish(item.verified, delivery.record.drv_path, self._keys, self._store_dir)
+            await self._holds.hold(narinfo.url)
+            if self._under_way.get(item.attempt) is not delivery:
+                self._holds.release(narinfo.url)
+                continue
+            delivery.held.append(narinfo.url)
             delivery.stored[item.output.path] = PublishedOutput(
                 item.output.name, narinfo, support_json(item.output.nix_support)
             )
@@ -284,9 +303,23 @@ class Deliveries:
 
     async def _source(self, item: Stored) -> None:
         """A source's content address was checked: it is as good as published."""
-        narinfo = publish(item.verified, None, self._keys, self._store_dir)
-        await self._journal.add_paths([narinfo], "source")
-        await self._publisher.publish(narinfo)
+        await self.add_path(publish(item.verified, None, self._keys, self._store_dir))
+
+    async def add_path(self, narinfo: NarInfo) -> None:
+        """Publish a path that no step made, and whose file lies among the objects.
+
+        Raises OutsideError where that, or what it refers to, was collected meanwhile.
+        """
+
+        async def add() -> None:
+            await self._journal.add_paths([narinfo], "source")
+            await self._publisher.publish(narinfo)
+
+        await self._holds.hold(narinfo.url)
+        try:
+            await self.publish_path(narinfo.info.references, narinfo.info.path, add)
+        finally:
+            self._holds.release(narinfo.url)
 
     def _tell_if_complete(self, attempt: AttemptId, delivery: Delivery) -> None:
         if delivery.claims and len(delivery.stored) == len(delivery.claims):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from grange.cache.app import Cache, DerivationText, Sources
+from grange.cache.app import NIX_CACHE_INFO, Cache, DerivationText, Sources
 from grange.cache.direct import keep_swept
 from grange.cache.publish import Publisher
 from grange.cache.tokens import TokenKey
@@ -16,18 +16,32 @@ from grange.coordinator.accounts import AccountKeeper
 from grange.coordinator.delivery import Deliveries
 from grange.coordinator.disk import disk_trouble
 from grange.coordinator.doorkeeper import Doorkeeper
+from grange.coordinator.holds import Holds
+from grange.coordinator.keep import RetentionRules
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.metrics import Metrics
 from grange.coordinator.outbox import Outbox
 from grange.coordinator.repair import Repairs
+from grange.coordinator.retention import Retention
+from grange.coordinator.schedule import keep_collecting
 from grange.coordinator.service import AgentService
 from grange.coordinator.submit import Submissions
+from grange.coordinator.sweep import Sweep
 from grange.coordinator.tokens import HookTokens
 from grange.coordinator.watch import Watches
 from grange.errors import FencedError, OutsideError
 from grange.identity import ANONYMOUS, Credential, Identity
-from grange.ports import Accounts, Clock, Journal, Leadership, Objects, Shelf, StoreOptions
+from grange.ports import (
+    Accounts,
+    Clock,
+    Journal,
+    Leadership,
+    Objects,
+    Retained,
+    Shelf,
+    StoreOptions,
+)
 from grange.scheduler.core import Scheduler
 from grange.scheduler.facts import NO_RULE, AgentId, AttemptId, Limits, Policy, ProjectRule
 from grange.store.derivation import DRV_SUFFIX, parse
@@ -55,6 +69,7 @@ class FarmSettings:
     policy: Policy = field(default_factory=Policy)  # but for its lease
     is_fresh: bool = False  # agents build anew what their stores have already
     anonymous: Identity = ANONYMOUS  # who shows no credential
+    retention: RetentionRules = field(default_factory=RetentionRules)
     folders: tuple[Path, ...] = ()  # where the farm keeps what it must not lose; watched for space
 
 
@@ -68,6 +83,7 @@ class Farm:
         clock: Clock,
         journal: Journal,
         accounts: Accounts,
+        retained: Retained,
         leadership: Leadership,
         objects: Objects,
         token_key: TokenKey,
@@ -101,11 +117,13 @@ class Farm:
         options = shelves[0].options
         self._clock = clock
         self.publisher = Publisher(shelves, self._log, settings.store_dir)
+        self.holds = Holds(objects)
         self.deliveries = Deliveries(
             journal=journal,
             objects=objects,
             publisher=self.publisher,
             options=options,
+            holds=self.holds,
             loop=self.loop,
             keys=settings.keys,
             store_dir=settings.store_dir,
@@ -120,6 +138,25 @@ class Farm:
             compression=options.compression,
         )
         self.deliveries.uploads = self.uploads
+        self.retention = Retention(
+            retained=retained,
+            loop=self.loop,
+            sweep=Sweep(
+                journal=journal,
+                retained=retained,
+                shelves=shelves,
+                publisher=self.publisher,
+                holds=self.holds,
+                clock=clock,
+                key_names=[key.public.name for key in settings.keys],
+                store_dir=settings.store_dir,
+            ),
+            logs=logs,
+            rules=settings.retention,
+            on_lost=self._forget,
+            is_leading=lambda: self.is_leading,
+        )
+        self.deliveries.publish_path = self.retention.publish
         self.outbox = Outbox(
             loop=self.loop,
             journal=journal,
@@ -131,7 +168,14 @@ class Farm:
             answer=self._join_answer,
             is_fresh=settings.is_fresh,
         )
-        self.submissions = Submissions(self.loop, journal, upstreams, self._limits_of, self.rule_of)
+        self.submissions = Submissions(
+            self.loop,
+            journal,
+            upstreams,
+            limits_of=self._limits_of,
+            rule_of=self.rule_of,
+            expect=self.retention.expect,
+        )
         self.repairs = Repairs(
             loop=self.loop,
             journal=journal,
@@ -139,6 +183,8 @@ class Farm:
             submissions=self.submissions,
             upstreams=upstreams,
             on_lost=self._forget,
+            expect=self.retention.expect,
+            retained=retained,
         )
         self.agents = AgentService(
             loop=self.loop,
@@ -195,6 +241,7 @@ class Farm:
             group.create_task(self.deliveries.run(self.outbox.grant))
             group.create_task(self.deliveries.adopt())
             group.create_task(self.repairs.run())
+            group.create_task(keep_collecting(self.retention, self._cache_folder()))
             group.create_task(keep_swept(self.objects, self._clock))
             group.create_task(self.keeper.run())
 
@@ -249,6 +296,11 @@ class Farm:
     def is_live(self, attempt: AttemptId) -> bool:
         """Whether the attempt may still log."""
         return self.loop.core is not None and attempt in self.loop.core.attempts
+
+    def _cache_folder(self) -> Path | None:
+        """Where the cache lies, if on a disk of this machine."""
+        path = self.objects.local_path(NIX_CACHE_INFO)
+        return None if path is None else Path(path).parent
 
     def _forget(self, paths: Collection[StorePath]) -> None:
         """Their path infos are not to be served any more."""

@@ -70,6 +70,10 @@ class Logs:
         if (grown := self._grown.pop(attempt, None)) is not None:
             grown.set()
 
+    def drop(self, attempt: AttemptId) -> None:
+        """Delete the log, if there is one."""
+        self._path(attempt).unlink(missing_ok=True)
+
     def size(self, attempt: AttemptId) -> int:
         try:
             return os.stat(self._path(attempt)).st_size

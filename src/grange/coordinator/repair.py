@@ -6,15 +6,15 @@ Nothing an agent says is taken on trust: the farm looks for itself.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from grange.cache.upstream import Upstream
 from grange.coordinator.loop import WriterLoop
-from grange.coordinator.submit import Submissions
+from grange.coordinator.submit import Submissions, expect_nothing
 from grange.errors import GrangeError
-from grange.ports import Journal, Objects
+from grange.ports import Journal, Objects, Retained, Wanted
 from grange.scheduler.events import AttemptFailed, InputsLost
 from grange.scheduler.facts import AgentId, AttemptId, Outcome, StepId
 from grange.scheduler.state import Attempt
@@ -41,14 +41,20 @@ class Repairs:
         submissions: Submissions,
         upstreams: Sequence[tuple[str, Upstream]],
         on_lost: Callable[[Collection[StorePath]], None],
+        expect: Callable[[Sequence[Wanted]], Awaitable[None]] = expect_nothing,
+        retained: Retained | None = None,
     ) -> None:
-        """`on_lost` hears of paths whose path infos are not to be served any more."""
+        """`on_lost` hears of paths whose path infos are not to be served any more; `expect`, before
+        a walk, of what is not to be collected from then on; `retained` knows collected sources.
+        """
         self._loop = loop
         self._journal = journal
         self._objects = objects
         self._submissions = submissions
         self._upstreams = [upstream for _, upstream in upstreams]
         self._on_lost = on_lost
+        self._expect = expect
+        self._retained = retained
         self._asked: asyncio.Queue[tuple[AgentId, Failed]] = asyncio.Queue()
         self._looked_at: set[AttemptId] = set()  # so the queue is no longer than live attempts
         self._lost_sources: dict[StorePath, None] = {}  # oldest first
@@ -74,14 +80,19 @@ class Repairs:
 
     async def needs_lost_sources(self, drvs: Iterable[StorePath]) -> bool:
         """Whether any of these known derivations waits for a lost source to be sent again."""
-        if self._lost_sources:
-            lost = self._lost_sources.keys()
-            self._lost_sources = dict.fromkeys(lost - await self._journal.valid_paths(lost))
-        if not self._lost_sources:
+        lost = set(self._lost_sources)
+        if self._retained is not None:
+            lost.update(await self._retained.collected_sources())
+        if lost and (back := await self._journal.valid_paths(lost)):
+            self._lost_sources = {each: None for each in self._lost_sources if each not in back}
+            if self._retained is not None:
+                await self._retained.drop_collected_sources(back)
+            lost -= back
+        if not lost:
             return False
         nodes = await self._journal.unfinished_graph([*drvs])
         records = await self._journal.steps([node.spec.id for node in nodes])
-        return any(not self._lost_sources.keys().isdisjoint(r.inputs) for r in records.values())
+        return any(not lost.isdisjoint(r.inputs) for r in records.values())
 
     async def _judge(self, agent: AgentId, failed: Failed) -> AttemptFailed | InputsLost:
         try:
@@ -117,6 +128,7 @@ class Repairs:
     ) -> AttemptFailed | InputsLost:
         """Have the steps built that made what is lost, unless an upstream has it."""
         records = await self._journal.steps(sorted(lost))
+        await self._expect([Wanted(record.drv_path) for record in records.values()])
         nodes = await self._submissions.walk([record.drv_path for record in records.values()])
         attempt = self._live(agent, failed.attempt)
         if attempt is None:  # then nobody waits for it

@@ -1,7 +1,7 @@
 """Builds submitted, cancelled and tried again."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -11,12 +11,16 @@ from grange.coordinator.checks import check_steps
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.recovery import submission
 from grange.errors import ConflictError, NotFoundError, OutsideError, PeerError
-from grange.ports import BuildRecord, Journal, NewBuild, StepNode
+from grange.ports import BuildRecord, Journal, NewBuild, StepNode, Wanted
 from grange.scheduler.events import BuildCancelled, BuildPrioritised
 from grange.scheduler.facts import NO_LIMITS, NO_RULE, BuildId, Limits, ProjectRule, StepId
 from grange.store.path import StorePath
 
 STEPS_MAX: Final = 2_000_000  # below one submission; at 1 KB each still a small part of a machine
+
+
+async def expect_nothing(_: Sequence[Wanted]) -> None:
+    pass
 
 
 class Submissions:
@@ -27,12 +31,17 @@ class Submissions:
         loop: WriterLoop,
         journal: Journal,
         upstreams: Sequence[tuple[str, Upstream]],
+        *,
         limits_of: Callable[[str], Limits] = lambda _project: NO_LIMITS,
         rule_of: Callable[[str], ProjectRule] = lambda _project: NO_RULE,
+        expect: Callable[[Sequence[Wanted]], Awaitable[None]] = expect_nothing,
     ) -> None:
-        """`limits_of` tells what the builds of a project may use at most; `rule_of` its quotas."""
+        """`limits_of` tells what the builds of a project may use at most; `rule_of` its quotas.
+
+        `expect` hears, before a walk, what is not to be collected from then on."""
         self._loop = loop
         self._journal = journal
+        self._expect = expect
         self._limits_of = limits_of
         self._rule_of = rule_of
         self._arriving: dict[BuildId, str] = {}  # and its project; the core may not know it yet
@@ -166,6 +175,7 @@ class Submissions:
             ]
             if not builds:
                 return 0
+            await self._expect([Wanted(build.drv_path, build.is_check) for build in builds])
             async with self._one_walk:
                 nodes = await self.walk([build.drv_path for build in builds])
                 checks = await check_steps(self._journal, builds, nodes)

@@ -146,6 +146,8 @@ def _take(memory: Memory, event: on.Event) -> None:
             roster.left(memory, event)
         case on.InputsLost():
             mending.inputs_lost(memory, event)
+        case on.OutputsCollected():
+            mending.outputs_collected(memory, event)
         case on.AttemptsGivenUp():
             attempts.give_up(memory, event)
         case on.LimitsRecalled():

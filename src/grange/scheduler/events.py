@@ -166,6 +166,13 @@ class InputsLost:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputsCollected:
+    """The outputs of these steps, which nobody waits for, are not kept any more."""
+
+    steps: tuple[StepId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptsGivenUp:
     """After a restart: attempts whose agents were lost, and who may yet come to deliver."""
 
@@ -247,6 +254,7 @@ Event = (
     | OutputsPublished
     | AttemptFailed
     | InputsLost
+    | OutputsCollected
     | AttemptsGivenUp
     | LimitsRecalled
     | OffersChanged

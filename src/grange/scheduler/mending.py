@@ -25,6 +25,12 @@ def inputs_lost(memory: Memory, event: on.InputsLost) -> None:
         steps.requeue(memory, step)
 
 
+def outputs_collected(memory: Memory, event: on.OutputsCollected) -> None:
+    """Whoever asks for them from now on has them built again."""
+    for id_ in event.steps:
+        memory.settled.forget_done(id_)
+
+
 def _rebuild(memory: Memory, step: Step, event: on.InputsLost) -> bool:
     """Let the step need what is lost; whether it still may succeed."""
     for id_ in event.lost:

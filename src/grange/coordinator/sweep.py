@@ -1,0 +1,150 @@
+"""The objects of paths that are gone: narinfos at once, NARs after a grace for downloads under way.
+
+Nothing of this is remembered on disk. What a crash leaves behind, files that no path has, is found
+by looking at what there is. Objects that others put into the same store are left alone: narinfos
+without this farm's signature, and the files they name.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from grange.cache.publish import Publisher
+from grange.cache.signing import listing_key
+from grange.coordinator.holds import Holds, base_of
+from grange.coordinator.keep import RetentionRules
+from grange.errors import PeerError
+from grange.ports import Clock, Collected, Journal, Objects, Retained, Shelf
+from grange.store.compression import NAR_SUFFIXES
+from grange.store.narinfo import parse
+from grange.store.path import HASH_PART_CHARS, StoreDir
+
+NARS: Final = "nar/"
+SUFFIX: Final = ".narinfo"
+LISTING: Final = ".ls"
+AT_ONCE: Final = 1_000  # asked of the journal
+
+
+class Sweep:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        retained: Retained,
+        shelves: Sequence[Shelf],
+        publisher: Publisher,
+        holds: Holds,
+        clock: Clock,
+        key_names: Collection[str],
+        store_dir: StoreDir,
+    ) -> None:
+        """`key_names`: of the keys that this farm signs with."""
+        self._journal = journal
+        self._retained = retained
+        self._shelves = shelves
+        self._publisher = publisher
+        self._holds = holds
+        self._clock = clock
+        self._key_names = frozenset(key_names)
+        self._store_dir = store_dir
+        self._unused: dict[str, float] = {}  # NARs by the base of their keys, since when; monotonic
+
+    async def dropped(self, gone: Collected) -> None:
+        """Path infos were dropped: delete their narinfos, and their NARs in a while."""
+        for key in gone.narinfos:
+            for shelf in self._shelves:
+                await self._delete_narinfo(shelf.objects, key)
+        now = time.monotonic()
+        for key in gone.files:
+            self._unused.setdefault(base_of(key), now)
+
+    async def delete_due(self, grace_s: float) -> int:
+        """Delete the NARs that no path has had for so long; returns how many."""
+        now = time.monotonic()
+        due = [base for base, since in self._unused.items() if now - since >= grace_s]
+        count = 0
+        for base in due:
+            async with self._holds.going(base) as may_go:
+                if may_go and not await self._used([base]):
+                    await self._delete_files(base)
+                    count += 1
+            self._unused.pop(base, None)  # where someone has it after all, it is found again later
+        return count
+
+    async def _delete_files(self, base: str) -> None:
+        for shelf in self._shelves:
+            for suffix in NAR_SUFFIXES.values():
+                if await shelf.objects.size(base + suffix) is not None:
+                    await shelf.objects.delete(base + suffix)
+                await shelf.objects.delete(listing_key(base + suffix))
+
+    async def look(self, rules: RetentionRules) -> None:
+        """Find what no path has: narinfos are deleted, and NARs after them, in a while."""
+        files: set[str] = set()
+        for shelf in self._shelves:
+            files |= await self._look_at(shelf.objects, rules)
+        now = time.monotonic()
+        for base in files:
+            self._unused.setdefault(base, now)
+
+    async def _look_at(self, objects: Objects, rules: RetentionRules) -> set[str]:
+        """The NARs of a store that no path has, and no narinfo of others."""
+        old = self._clock.wall_s() - rules.orphan_hours * 3600
+        narinfos: list[str] = []
+        files: set[str] = set()
+        async for entry in objects.list():
+            key = entry.key
+            if key.endswith(SUFFIX) and len(key) == HASH_PART_CHARS + len(SUFFIX):
+                narinfos.append(key)
+            elif key.startswith(NARS) and entry.changed <= old:
+                files.add(base_of(key))
+        foreign = await self._delete_narinfos(objects, narinfos)
+        files -= foreign
+        for part in _parts(sorted(files)):
+            files -= await self._used(part)
+        return files
+
+    async def _delete_narinfos(self, objects: Objects, keys: Sequence[str]) -> set[str]:
+        """Delete those whose path is gone; returns the bases of NARs that those of others name."""
+        foreign: set[str] = set()
+        for key in keys:
+            if await self._journal.narinfo(key.removesuffix(SUFFIX)) is not None:
+                continue
+            url = await self._foreign_url(objects, key)
+            if url is None:
+                await self._delete_narinfo(objects, key)
+            else:
+                foreign.add(base_of(url))
+        return foreign
+
+    async def _foreign_url(self, objects: Objects, key: str) -> str | None:
+        """What a narinfo that this farm did not sign names; None for its own."""
+        text = await objects.get(key)
+        if text is None:
+            return None
+        try:
+            narinfo = parse(text.decode(), self._store_dir)
+        except (PeerError, UnicodeDecodeError):
+            return ""  # not of this farm, or compressed by a store's option
+        names = {signature.partition(":")[0] for signature in narinfo.info.signatures}
+        return narinfo.url if names.isdisjoint(self._key_names) else None
+
+    async def _delete_narinfo(self, objects: Objects, key: str) -> None:
+        hash_part = key.removesuffix(SUFFIX)
+        await objects.delete(key)
+        await objects.delete(hash_part + LISTING)
+        # It may have been built again: then its path was committed before its narinfo was put.
+        narinfo = await self._journal.narinfo(hash_part)
+        if narinfo is not None and "://" not in narinfo.url:
+            await self._publisher.publish(narinfo)
+
+    async def _used(self, bases: Collection[str]) -> set[str]:
+        """Those of `bases` that some path has."""
+        urls = [base + suffix for base in bases for suffix in NAR_SUFFIXES.values()]
+        return {base_of(url) for url in await self._retained.used_urls(urls)}
+
+
+def _parts(keys: Sequence[str]) -> list[Sequence[str]]:
+    return [keys[start : start + AT_ONCE] for start in range(0, len(keys), AT_ONCE)]
