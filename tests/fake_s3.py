@@ -69,7 +69,7 @@ class FakeS3:
     def now(self) -> datetime:
         return datetime.now(UTC) + self.clock_ahead
 
-    def keys(self) -> set[str]:
+    def held(self) -> set[str]:
         return set(self.objects)
 
     def data(self, key: str) -> bytes:

@@ -198,10 +198,11 @@ class Uploads:
             async with self._all, self._large:
                 verified = await self._road.take_in(grant, arrival, nar_key)
             await self._put_listing(verified)
+            answer = (await self._settle([(grant, verified)]))[0]
         except (PeerError, OutsideError) as error:
-            return answer_of(error)
-        answer = (await self._settle([(grant, verified)]))[0]
-        if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            answer = answer_of(error)
+        is_over = answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
+        if is_over and answer.status != HTTPStatus.NOT_FOUND:  # which may come yet
             self._arrivals.pop(grant.id, None)
             await self._road.forget(arrival)
         return answer
