@@ -42,8 +42,8 @@ def _rebuild(memory: Memory, step: Step, event: on.InputsLost) -> bool:
         telling.step_ended(memory, step, Outcome.DEPENDENCY_FAILED, cause, None)
         steps.sink(memory, step, cause)
         return False
+    known_seq = memory.last_seq
     new = submission.create_steps(memory, event.steps, doomed)
-    fresh = set(map(id, new))
     for id_ in event.lost:
         needed = memory.steps.get(id_)
         if needed is None or needed is step or needed in step.inputs:
@@ -53,6 +53,6 @@ def _rebuild(memory: Memory, step: Step, event: on.InputsLost) -> bool:
         needed.wanted += 1
         step.missing += 1
         step.unbuilt += needed.home is None
-        submission.urge(memory, needed, step, is_new=id(needed) in fresh)
-    submission.settle_new(memory, new, fresh)
+        submission.urge(memory, needed, step, is_new=needed.seq > known_seq)
+    submission.settle_new(memory, new, known_seq)
     return True

@@ -1,6 +1,6 @@
 """Builds: what they want, and what follows for the steps at and below their roots."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -22,32 +22,32 @@ def submit(memory: Memory, event: on.BuildsSubmitted) -> None:
     doomed = doomed_steps(
         memory, event.steps, dict(event.remembered), wanted, is_retry=event.is_retry
     )
+    known_seq = memory.last_seq
     new = create_steps(memory, event.steps, doomed, is_retry=event.is_retry)
-    fresh = set(map(id, new))
     for wish in event.wishes:
-        root = _grant_wish(memory, wish, doomed, fresh, is_retry=event.is_retry)
+        root = _grant_wish(memory, wish, doomed, known_seq, is_retry=event.is_retry)
         if root is None:
             continue
         lent = memory.builds[wish.build].urgency
-        if id(root) in fresh:
+        if root.seq > known_seq:
             root.priority = max(root.priority, lent)  # and what it needs: below
             memory.widen(root, wish.limits)
         else:
             lift(memory, root, lent, root.path_s, wish.project, wanted=wish.limits)
-    settle_new(memory, new, fresh)
+    settle_new(memory, new, known_seq)
 
 
-def settle_new(memory: Memory, new: list[Step], fresh: Collection[int]) -> None:
+def settle_new(memory: Memory, new: list[Step], known_seq: int) -> None:
     """Tell what new steps need that it is wanted, and how urgently; then let them wait or go.
 
-    `new` has inputs first, and what wants them is told already; `fresh` are their `id()`s.
+    `new` has inputs first, and what wants them is told already; older steps end at `known_seq`.
     """
     for step in reversed(new):
         if step.wanted == 0:
             steps.drop(memory, step)
             continue
         for needed in step.inputs:
-            urge(memory, needed, step, is_new=id(needed) in fresh)
+            urge(memory, needed, step, is_new=needed.seq > known_seq)
     for step in new:
         if step.state is State.WAITING and step.missing == 0:
             steps.make_ready(memory, step)
@@ -61,11 +61,17 @@ def urge(memory: Memory, needed: Step, step: Step, *, is_new: bool) -> None:
     if not is_new:
         lift(memory, needed, step.priority, path_s, step.project, wanted=step.bounds.wanted)
         return
-    needed.path_s = max(needed.path_s, path_s)
-    needed.priority = max(needed.priority, step.priority)
-    _claim(memory, needed, step.project)
-    needed.first = needed.first or step.first
-    memory.widen(needed, step.bounds.wanted)
+    # This runs for every edge of a submission, where a call costs as much as all the rest.
+    if needed.path_s < path_s:  # noqa: PLR1730
+        needed.path_s = path_s
+    if needed.priority < step.priority:  # noqa: PLR1730
+        needed.priority = step.priority
+    if needed.project != step.project:
+        _claim(memory, needed, step.project)
+    if needed.first is None:
+        needed.first = step.first
+    if needed.bounds is not step.bounds:
+        memory.widen(needed, step.bounds.wanted)
 
 
 def doomed_steps(
@@ -101,7 +107,7 @@ def _grant_wish(
     memory: Memory,
     wish: on.Wish,
     doomed: Mapping[StepId, Cause],
-    fresh: Collection[int],
+    known_seq: int,
     *,
     is_retry: bool,
 ) -> Step | None:
@@ -127,7 +133,7 @@ def _grant_wish(
             memory.set_timer(build.not_before, Timer.DEFERRED, build)
         root.builds = (*root.builds, build)
         root.wanted += 1
-        if id(root) in fresh:
+        if root.seq > known_seq:
             _claim(memory, root, wish.project)
         root.first = root.first or build.id
         if root.attempts:
