@@ -271,10 +271,17 @@ class SimAgent:
     def _fetched(self, attempt: Try) -> None:
         made = [other for other in self.tries.values() if other.is_built and not other.is_check]
         here = {other.node.step for other in made}
-        for needed in (*attempt.node.inputs, *([attempt.node.step] * attempt.is_check)):
-            if needed not in here and not self._world.ledger.is_published(needed):
-                self._fail(attempt, Outcome.INPUTS_MISSING, f"{needed} is nowhere")
-                return
+        needed = (*attempt.node.inputs, *([attempt.node.step] * attempt.is_check))
+        nodes = [self._world.graph.nodes[step] for step in needed if step not in here]
+        missing = [
+            each for node in nodes for each in node.outputs if not self._network.store.serves(each)
+        ]
+        if missing:
+            if all(self._world.ledger.was_published(node.step) for node in nodes):
+                self._world.ledger.robbed.add(attempt.id)
+            self._network.missing[attempt.id] = tuple(missing)
+            self._fail(attempt, Outcome.INPUTS_MISSING, f"{missing[0]} is nowhere")
+            return
         self._waiting.append(attempt)
         self._fill_places()
 

@@ -4,13 +4,17 @@ It dies and starts again; only the disk outlives it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import cast
 
 from grange.coordinator.loop import WriterLoop
+from grange.coordinator.repair import Repairs
 from grange.coordinator.submit import Submissions
 from grange.errors import OutsideError
+from grange.ports import Objects
 from tests.simulation.disk import Disk
 from tests.simulation.network import Network
+from tests.simulation.store import Store
 from tests.simulation.virtual import VirtualClock
 from tests.simulation.world import World
 
@@ -21,11 +25,20 @@ ASK_AGAIN_S = 5.0  # at most, until a person whose question was not answered ask
 Question = Callable[[Submissions], Awaitable[object]]
 
 
+def _ignore(_: object) -> None:
+    pass
+
+
+async def _expect(_: object) -> None:
+    pass
+
+
 class Coordinator:
-    def __init__(self, world: World, disk: Disk, network: Network) -> None:
+    def __init__(self, world: World, disk: Disk, network: Network, store: Store) -> None:
         self._world = world
         self._disk = disk
         self._network = network
+        self._store = store
         self._tasks: list[asyncio.Task[object]] = []
         self._submissions: Submissions | None = None
         self.loop: WriterLoop | None = None
@@ -46,14 +59,27 @@ class Coordinator:
             self._disk, clock, lease_s=LEASE_S, policy=world.policy, batch_max=50
         )
         self._submissions = Submissions(self.loop, self._disk, ())
-        self._network.loop = self.loop
-        self._tasks = [world.loop.create_task(self._run(self.loop))]
+        repairs = Repairs(
+            loop=self.loop,
+            journal=self._disk,
+            objects=cast(Objects, self._store),
+            submissions=self._submissions,
+            upstreams=(),
+            on_lost=_ignore,
+            expect=_expect,
+            retained=None,
+        )
+        self._network.loop, self._network.repairs = self.loop, repairs
+        self._tasks = [
+            world.loop.create_task(self._work(self.loop.run(self._network))),
+            world.loop.create_task(self._work(repairs.run())),
+        ]
 
-    async def _run(self, loop: WriterLoop) -> None:
+    async def _work(self, work: Coroutine[object, object, None]) -> None:
         try:
-            await loop.run(self._network)
+            await work
         except Exception as error:
-            self._world.ledger.blame(f"safety: the writer loop ended with {error!r}")
+            self._world.ledger.blame(f"safety: the coordinator ended with {error!r}")
 
     def crash(self) -> None:
         if self.loop is None:

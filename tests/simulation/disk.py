@@ -1,7 +1,7 @@
 """The real journal in memory, whose disk fails in every way the port's contract allows."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from grange.db.connect import MEMORY
 from grange.db.engine import Inline
@@ -9,6 +9,7 @@ from grange.db.journal import SqliteJournal
 from grange.errors import JournalRefusedError, OutsideError
 from grange.ports import Recovered, StepNode
 from grange.scheduler.effects import JournalEffect
+from grange.scheduler.facts import StepId
 from grange.store.path import StorePath
 from tests.simulation.world import World
 
@@ -21,6 +22,7 @@ class Disk(SqliteJournal):
     def __init__(self, world: World) -> None:
         super().__init__(Inline(MEMORY))
         self._world = world
+        self.forgets: Callable[[Sequence[StorePath]], None] = lambda _: None  # with the narinfos
         self.crash: Callable[[], None] = lambda: None  # ends the coordinator's process at once
         self.crash_after: Callable[[Sequence[JournalEffect]], bool] = lambda _: False
         self.before: Callable[[Sequence[JournalEffect]], Awaitable[None]] = _nothing  # may refuse
@@ -48,6 +50,18 @@ class Disk(SqliteJournal):
         if is_doubtful:
             world.note(f"commit in doubt, applied: {is_applied}")
             raise ConnectionError("the simulated disk went away")
+
+    async def forget_paths(self, paths: Iterable[StorePath]) -> tuple[list[StepId], list[str]]:
+        lost = sorted(paths)
+        if self._world.chance(self._world.rates.refused_p):
+            raise JournalRefusedError("the simulated disk is full")
+        await asyncio.sleep(self._slowness())
+        found = await super().forget_paths(lost)
+        self._world.note(f"forgotten: {' '.join(lost)}")
+        self._world.ledger.forgotten(lost)
+        self.forgets(lost)
+        await asyncio.sleep(self._slowness())
+        return found
 
     def _slowness(self) -> float:
         world = self._world

@@ -14,6 +14,7 @@ from tests.simulation.faults import Rates
 from tests.simulation.graph import SYSTEMS, Graph
 from tests.simulation.network import Network
 from tests.simulation.people import People, Plan
+from tests.simulation.store import Store
 from tests.simulation.world import World
 
 HEALED_S: Final = 7200.0  # within which everything must end once nothing fails any more
@@ -31,8 +32,10 @@ class Farm:
         self.is_calm = rates.is_calm
         self.world.ledger.may_trouble = not self.is_calm
         self.disk = Disk(self.world)
-        self.network = Network(self.world)
-        self.coordinator = Coordinator(self.world, self.disk, self.network)
+        self.store = Store(self.world)
+        self.disk.forgets = self.store.forget
+        self.network = Network(self.world, self.store)
+        self.coordinator = Coordinator(self.world, self.disk, self.network, self.store)
         self.people = People(self.world, self.disk, self.coordinator)
         self.agents: list[SimAgent] = []
         self._fates: list[asyncio.Task[None]] = []
@@ -77,6 +80,7 @@ class Farm:
             (rates.refuse_h, self._refuse),
             (rates.crash_h, self.coordinator.crash),
             (rates.freeze_h, self._freeze),
+            (rates.lose_h, self.store.lose),
         ):
             if rate_h:
                 self._fates.append(self.world.loop.create_task(self._strike(rate_h, strike)))

@@ -23,7 +23,8 @@ class Rates:
     hang_p: float = 0.0  # an attempt stands still in some phase, until it is stopped
     repeat_p: float = 0.0  # of news of an attempt: it is told a second time, much later
     upload_p: float = 0.0  # an upload fails and is given up
-    put_p: float = 0.0  # a narinfo cannot be put
+    lose_h: float = 0.0  # a published file vanishes from the store, or is cut short
+    put_p: float = 0.0  # a narinfo cannot be put, or a file not be looked at
     slow_put_p: float = 0.0  # putting a narinfo takes up to a minute
     slow_store_p: float = 0.0  # granting an upload, or verifying what came, takes up to a minute
     unstored_p: float = 0.0  # an upload comes in whole and cannot be stored
@@ -103,6 +104,7 @@ _MOST = {
     "hang_p": 0.1,
     "repeat_p": 0.3,
     "upload_p": 0.2,
+    "lose_h": 30.0,
     "put_p": 0.3,
     "slow_put_p": 0.2,
     "slow_store_p": 0.2,

@@ -37,14 +37,20 @@ class Node:
     def made_by(self, attempt: AttemptId) -> tuple[PublishedOutput, ...]:
         """What this attempt made: no two attempts make the same bytes."""
         return tuple(
-            PublishedOutput(f"out{i}" if i else "out", self._narinfo(each, attempt), "")
+            PublishedOutput(f"out{i}" if i else "out", self._narinfo(each, attempt, i), "")
             for i, each in enumerate(self.outputs)
         )
 
-    def _narinfo(self, output: StorePath, attempt: AttemptId) -> NarInfo:
+    def _narinfo(self, output: StorePath, attempt: AttemptId, index: int) -> NarInfo:
         content = Hash("sha256", attempt.to_bytes(32, "big"))
         info = PathInfo(output, content, 100, (), self.drv_path, None, ())
-        return NarInfo(info, f"nar/{attempt}", "zstd", content, 50)
+        url = f"nar/{attempt}-{index}"
+        return NarInfo(info, url, "zstd", Hash.of("sha256", url.encode()), len(url))
+
+
+def nar_file(narinfo: NarInfo) -> bytes:
+    """What lies at its URL."""
+    return narinfo.url.encode()
 
 
 class Graph:

@@ -4,6 +4,7 @@ It hears of every commit that applied, every order that left, and every narinfo 
 it finds wrong first ends the run. It keeps the accounts for the economy oracle as well.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
@@ -28,6 +29,7 @@ from grange.store.hash import Hash
 from grange.store.path import StorePath
 from tests.simulation.graph import Graph
 
+LOST_NEWS_S: Final = 120.0  # at most, until all who saw a path's info know that it is lost
 AFTERMATH_S: Final = 45.0  # a lease, and what was late on its way
 
 
@@ -64,6 +66,9 @@ class Ledger:
         self._tries: Counter[StepId] = Counter()  # builds that failed by themselves
         self._content: dict[StorePath, Hash] = {}
         self._narinfos: set[StorePath] = set()
+        self._lost_steps: dict[StepId, float] = {}  # when outputs of it were last found lost
+        self.robbed: set[AttemptId] = set()  # attempts whose inputs were
+        self.kept: dict[StorePath, PublishedOutput] = {}  # what is committed of each path
         self._failed: set[StepId] = set()  # remembered failures
         self._spoilt: Counter[StepId] = Counter()  # tries that infrastructure spoilt
         self._seconds: Counter[StepId] = Counter()  # tries that went on beside another
@@ -87,6 +92,18 @@ class Ledger:
         """Never where it is a check: that has nothing to publish."""
         return not is_check(step) and self._narinfos.issuperset(self.graph.nodes[step].outputs)
 
+    def was_published(self, step: StepId) -> bool:
+        """It is, or it was before it was lost."""
+        return self.is_published(step) or step in self._lost_steps
+
+    def forgotten(self, paths: Sequence[StorePath]) -> None:
+        """The farm knows that these are lost: they may be made anew, and otherwise."""
+        for path in paths:
+            self._lost_steps[self._owner[path].step] = self._now()
+            self._narinfos.discard(path)
+            self._content.pop(path, None)
+            self.kept.pop(path, None)
+
     # --- what became durable --------------------------------------------------------------
 
     def decided(self, effects: Sequence[do.JournalEffect]) -> None:
@@ -107,8 +124,13 @@ class Ledger:
             match effect:
                 case do.SaveAttempt(attempt, step, agent, _):
                     self._demand(attempt not in self.attempts, f"attempt {attempt} twice")
+                    is_there = (
+                        self.was_published(checked(step))
+                        if is_check(step)
+                        else not self.is_published(step)
+                    )
                     self._demand(
-                        is_check(step) == self.is_published(checked(step)),
+                        is_there,
                         f"attempt {attempt} of {step}, which is published or to be compared",
                     )
                     self._excuse_second(step, attempt)
@@ -121,7 +143,7 @@ class Ledger:
                 case do.SavePaths(step, attempt, infos):
                     self._saved(step, infos)
                 case do.SaveStepDone(step, _):
-                    self._demand(self.is_published(step), f"step {step} is done, unpublished")
+                    self._demand(self.was_published(step), f"step {step} is done, unpublished")
                 case do.SaveStepFailed(step, cause, _):
                     self._failed.add(step)
                     self._demand(
@@ -163,7 +185,7 @@ class Ledger:
             most = FAILURES_MAX + self._seconds[step]  # the last failure waits for those beside it
             self._demand(self._spoilt[step] <= most, f"{step} is tried for ever", "economy")
         self._demand(
-            outcome is not Outcome.INPUTS_MISSING,
+            outcome is not Outcome.INPUTS_MISSING or attempt in self.robbed,
             f"attempt {attempt} was sent where its inputs were not: {message}",
         )
         if outcome.is_infrastructure or outcome in (Outcome.AGENT_LOST, Outcome.RETURNED):
@@ -221,6 +243,7 @@ class Ledger:
         for info in infos:
             path, content = info.narinfo.info.path, info.narinfo.info.nar_hash
             first = self._content.setdefault(path, content)
+            self.kept[path] = info
             self._demand(first == content, f"the content of {path} changed")
 
     def _judge(self, build: BuildId, outcome: Outcome, cause: Cause | None) -> None:
@@ -228,16 +251,17 @@ class Ledger:
         root = self.roots[build]
         blamed = cause.step if cause is not None else None
         if outcome.is_success:
-            right = self.is_published(root)
+            lost_at = self._lost_steps.get(root, -math.inf)
+            right = self.is_published(root) or self._now() - lost_at < LOST_NEWS_S
             right = right and (build not in self._checks or root in self._compared)
         elif outcome is Outcome.CANCELLED:
             right = build in self.may_cancel
         elif outcome is Outcome.NOT_DETERMINISTIC:
             right = build in self._checks and self.graph.nodes[root].is_fickle and blamed == root
-        elif outcome is Outcome.TIMED_OUT and build in self._checks and self.is_published(root):
+        elif outcome is Outcome.TIMED_OUT and build in self._checks and self.was_published(root):
             limit_s = self._limits[build].build_s
             right = 0 < limit_s < self.graph.nodes[root].build_s and blamed == root
-        elif outcome is Outcome.BUILD_FAILED and build in self._checks and self.is_published(root):
+        elif outcome is Outcome.BUILD_FAILED and build in self._checks and self.was_published(root):
             right = self.graph.nodes[root].is_flaky and blamed == root
         elif cause is not None and cause.outcome is Outcome.UNSUPPORTED and blamed is not None:
             right = self._is_right_to_wait_no_more(root, blamed)
@@ -275,7 +299,7 @@ class Ledger:
         path, content = output.narinfo.info.path, output.narinfo.info.nar_hash
         self._demand(self._content.get(path) == content, f"{path} published without its record")
         for needed in self._owner[path].inputs:
-            self._demand(self.is_published(needed), f"{path} published before its input {needed}")
+            self._demand(self.was_published(needed), f"{path} published before its input {needed}")
         self._narinfos.add(path)
 
     # --- what excuses waste ---------------------------------------------------------------

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from grange.coordinator.loop import WriterLoop
+from grange.coordinator.repair import Repairs
 from grange.errors import OutsideError
 from grange.ports import PublishedOutput
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
 from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, is_check
+from grange.store.path import StorePath
+from grange.wire.messages import Failed
 from tests.simulation.audit import audit
+from tests.simulation.store import Store
 from tests.simulation.world import World
 
 LATENCY_S: Final = 0.2  # at most
@@ -106,8 +110,11 @@ class Tunnel:
 
 
 class Network:
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, store: Store) -> None:
         self.world = world
+        self.store = store
+        self.repairs: Repairs | None = None  # of the coordinator's present life
+        self.missing: dict[AttemptId, tuple[StorePath, ...]] = {}  # what agents could not fetch
         self.loop: WriterLoop | None = None  # of the coordinator's present life
         self._knocking: dict[tuple[AgentId, str], Tunnel] = {}
         self.lines: dict[AgentId, Tunnel] = {}
@@ -156,7 +163,10 @@ class Network:
             self.world.ledger.offered(tunnel.spec.systems)
         for event in events:
             self.world.note(event)
-            self.loop.tell(event)
+            if isinstance(event, on.AttemptFailed):
+                self._failed(event)
+            else:
+                self.loop.tell(event)
             if isinstance(event, on.AgentHeard):
                 self.world.ledger.away.discard(tunnel.spec.id)
             if isinstance(event, on.OutputsBuilt):
@@ -165,6 +175,16 @@ class Network:
                 self._found_same(event.attempt)
                 wait_s = self._slowness(0.5)
                 self.world.after(wait_s, self._grant, event.agent, event.attempt)
+
+    def _failed(self, event: on.AttemptFailed) -> None:
+        assert self.loop is not None
+        assert self.repairs is not None
+        missing = self.missing.get(event.attempt)
+        if missing is None:
+            self.loop.tell(event)
+        else:
+            told = Failed(event.attempt, event.outcome, event.message, event.usage, missing)
+            self.repairs.failed(event.agent, told)
 
     def crash(self) -> None:
         """The coordinator's process is gone, with all it knew."""
@@ -225,7 +245,11 @@ class Network:
         node = self.world.graph.nodes[self.world.ledger.attempts[attempt][0]]
         self._built.add(attempt)
         self.world.note(f"stored {attempt}")
-        self.loop.tell(on.OutputsStored(attempt, node.made_by(attempt)))
+        # What is published already is fetched before a build, and stays as it is.
+        kept = self.world.ledger.kept
+        outputs = [kept.get(new.narinfo.info.path, new) for new in node.made_by(attempt)]
+        self.store.keep(outputs)
+        self.loop.tell(on.OutputsStored(attempt, tuple(outputs)))
 
     # --- the actor ------------------------------------------------------------------------
 
@@ -326,6 +350,7 @@ class Network:
             if self.world.chance(self.world.rates.put_p):
                 raise OutsideError("the simulated store takes no narinfo")
             self.world.ledger.put(output)
+            self.store.put(output)
             await asyncio.sleep(self.world.soon(0.2))
 
     async def _publish(self, effect: do.PublishOutputs) -> None:

@@ -15,7 +15,7 @@ from grange.coordinator.loop import WriterLoop
 from grange.coordinator.submit import Submissions, expect_nothing
 from grange.errors import GrangeError
 from grange.ports import Journal, Objects, Retained, Wanted
-from grange.scheduler.events import AttemptFailed, InputsLost
+from grange.scheduler.events import AttemptFailed, InputsLost, OutputsCollected
 from grange.scheduler.facts import AgentId, AttemptId, Outcome, StepId
 from grange.scheduler.state import Attempt
 from grange.store.hash import new_hasher
@@ -107,11 +107,14 @@ class Repairs:
             message = f"{failed.message}; the farm has them: the agent or the network is at fault"
             return _failure(agent, failed, Outcome.FETCH_FAILED, message)
         log.warning("the farm has lost %d inputs of a step, such as %s", len(gone), gone[0])
+        makers = {path: await self._journal.step_with_output(path) for path in gone}
+        lost = {step for step in makers.values() if step is not None}
+        # Before the journal says so: a submission that reads it there is not to be told otherwise.
+        self._loop.tell(OutputsCollected(tuple(sorted(lost))))
         _, keys = await self._journal.forget_paths(gone)
         for key in keys:
             await self._objects.delete(key)
         self._on_lost(gone)
-        makers = {path: await self._journal.step_with_output(path) for path in gone}
         sources = [path for path, step in makers.items() if step is None]
         if sources:
             self._remember(sources)
@@ -121,7 +124,7 @@ class Repairs:
                 "build again from where its sources are, and they are sent anew"
             )
             return _failure(agent, failed, Outcome.INPUTS_MISSING, message)
-        return await self._rebuilt(agent, failed, {step for step in makers.values() if step})
+        return await self._rebuilt(agent, failed, lost)
 
     async def _rebuilt(
         self, agent: AgentId, failed: Failed, lost: set[StepId]

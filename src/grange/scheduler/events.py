@@ -167,7 +167,7 @@ class InputsLost:
 
 @dataclass(frozen=True, slots=True)
 class OutputsCollected:
-    """The outputs of these steps, which nobody waits for, are not kept any more."""
+    """The outputs of these steps are not kept any more, or are found to be lost."""
 
     steps: tuple[StepId, ...]
 

@@ -1,0 +1,97 @@
+"""Directed runs in which the farm loses what it has published."""
+
+import pytest
+
+from grange.scheduler.facts import BuildId, Outcome, Phase
+from tests.simulation.farm import Farm
+from tests.simulation.graph import node
+from tests.simulation.stage import Y, ended, outcome, phase, play, tried, want
+
+Z = BuildId("z")
+
+
+def test_a_lost_input_is_built_again_and_then_what_needs_it() -> None:
+    async def scene(farm: Farm) -> None:
+        farm.add_agent("a")
+        want(farm, 1)
+        await outcome(farm)
+        farm.store.lose()
+        want(farm, 3, Y)
+        assert await outcome(farm, Y) is Outcome.SUCCEEDED
+        assert farm.world.ledger.ended == {Outcome.SUCCEEDED: 4, Outcome.INPUTS_MISSING: 1}
+
+    play([node(1), node(2, 1), node(3, 2)], scene)
+
+
+def test_one_lost_output_of_two_is_made_anew_and_the_other_stays() -> None:
+    async def scene(farm: Farm) -> None:
+        farm.add_agent("a")
+        want(farm, 1)
+        await outcome(farm)
+        before = dict(farm.world.ledger.kept)
+        farm.store.lose()
+        want(farm, 2, Y)
+        assert await outcome(farm, Y) is Outcome.SUCCEEDED
+        same = [path for path in before if farm.world.ledger.kept[path] == before[path]]
+        assert len(same) == 1
+
+    play([node(1, outputs=2), node(2, 1)], scene)
+
+
+def test_a_check_builds_anew_what_it_was_to_compare_with_where_that_is_lost() -> None:
+    async def scene(farm: Farm) -> None:
+        farm.add_agent("a")
+        want(farm, 1)
+        await outcome(farm)
+        farm.store.lose()
+        want(farm, 1, Y, is_check=True)
+        assert await outcome(farm, Y) is Outcome.SUCCEEDED
+        assert tried(farm, 1) == 2
+        assert tried(farm, -1) == 2
+
+    play([node(1)], scene)
+
+
+@pytest.mark.parametrize("is_crash", [True, False])
+def test_a_lost_output_is_built_again_though_nobody_waits_any_more_for_what_missed_it(
+    is_crash: bool,
+) -> None:
+    async def scene(farm: Farm) -> None:
+        farm.add_agent("a")
+        want(farm, 1)
+        await outcome(farm)
+        farm.store.lose()
+        want(farm, 2, Y)
+
+        async def cancel() -> None:  # as soon as what is lost was found to be
+            farm.disk.walked = nothing
+            farm.world.ledger.may_cancel.add(Y)
+            await farm.coordinator.ask(lambda people: people.cancel(Y, "ada"))
+
+        await farm.world.until(lambda: tried(farm, 2) == 1, 0.01)
+        nothing, farm.disk.walked = farm.disk.walked, cancel
+        await outcome(farm, Y)
+        if is_crash:
+            farm.coordinator.crash()
+        await ended(farm, Outcome.CANCELLED, 1)
+        want(farm, 1, Z)
+        assert await outcome(farm, Z) is Outcome.SUCCEEDED
+        assert tried(farm, 1) == 2
+
+    play([node(1), node(2, 1)], scene)
+
+
+def test_agents_that_miss_the_same_input_have_it_built_once() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await outcome(farm)
+        farm.add_agent("b")
+        farm.store.lose()
+        want(farm, 2, Y)
+        want(farm, 3, Z)
+        await phase(farm, a, 1, Phase.BUILDING)
+        assert await outcome(farm, Y) is await outcome(farm, Z) is Outcome.SUCCEEDED
+        assert tried(farm, 1) == 2
+
+    play([node(1), node(2, 1), node(3, 1)], scene)
