@@ -7,8 +7,10 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from grange import __version__
+from grange.cache.reader import First
 from grange.client.models import Problem
 from grange.coordinator.farm import Farm
 from grange.errors import GrangeError
@@ -20,7 +22,8 @@ from grange.web.farm import farm_calls
 from grange.web.forward import Forwarder
 from grange.web.ingest import ingest_calls
 from grange.web.knobs import knob_calls
-from grange.web.rights import guarded, needs, open_to_all, rights
+from grange.web.retention import retention_calls
+from grange.web.rights import CALLER, guarded, needs, open_to_all, rights
 from grange.web.steps import step_calls
 from grange.web.views import Views
 
@@ -51,14 +54,21 @@ def make_app(farm: Farm) -> FastAPI:
         redoc_url=None,
         routes=guarded(farm.cache.routes()),
     )
+    app.add_middleware(First, reader=farm.cache.reader, may_read=_may_fetch)
     app.add_middleware(Forwarder, farm=farm)
     app.add_middleware(Door, farm=farm)  # the last one added is the first one met
     views = Views(farm)
-    app.include_router(_api(farm, views))
+    app.router.routes.extend(_api(farm, views).routes)  # one flat list, whose rights can be read
     _watch_calls(app, farm, views)
     _tell_errors(app)
     rights(app)  # a route that does not say what it needs must not be served
     return app
+
+
+def _may_fetch(scope: Scope) -> bool:
+    """As `/nar/{file}` asks of its caller: what is refused here is refused by the route, in words."""
+    who: Identity = scope[CALLER]
+    return who.may(Role.READ) or who.may(Role.BUILD)
 
 
 def _api(farm: Farm, views: Views) -> APIRouter:
@@ -68,6 +78,7 @@ def _api(farm: Farm, views: Views) -> APIRouter:
     step_calls(api, farm, views)
     knob_calls(api, farm, views)
     ingest_calls(api, farm, views)
+    retention_calls(api, farm, views)
     return api
 
 

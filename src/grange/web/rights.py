@@ -82,6 +82,7 @@ PLAIN: Final[Mapping[tuple[str, str], Needs | Open]] = {
     ("GET", "/nix-cache-info"): _FETCH,
     ("GET", "/{hash_part}.narinfo"): _FETCH,
     ("GET", "/{hash_part}.ls"): _FETCH,
+    ("GET", "/nar/{hash_part}.drv.nar"): _FETCH,
     ("GET", "/nar/{file}"): _FETCH,
     ("GET", "/nar/{hash_part}.drv.nar"): _FETCH,
     ("GET", "/log/{drv}"): Needs(Role.READ),
@@ -91,7 +92,7 @@ PLAIN: Final[Mapping[tuple[str, str], Needs | Open]] = {
     ("POST", "/upload/{token}/arrived"): _GRANTED,
     ("GET", "/api/v1/openapi.json"): _DESCRIBED,
     ("GET", "/api/docs"): _DESCRIBED,
-    ("GET", "/api/docs/oauth2-redirect"): _DESCRIBED,
+    ("GET", "/docs/oauth2-redirect"): _DESCRIBED,
 }
 
 # What is told elsewhere, or would drown the audit log: a build tells who submitted it.
