@@ -119,6 +119,7 @@ specs = st.builds(
     memory_bytes=integers,
     speed_factor=st.floats(0, 1e6, width=32),
     tags=name_tuples,
+    mandatory_tags=name_tuples,
     nix_version=names,
     thresholds=st.builds(
         Thresholds,
@@ -189,10 +190,9 @@ outputs = st.builds(
     BuiltOutput, some_names, paths, sha256s, integers.filter(bool), path_tuples, supports
 )
 builts = st.builds(Built, attempts, st.lists(outputs, min_size=1, max_size=2).map(tuple), usages)
+_OF_THE_FARM = (Outcome.DEPENDENCY_FAILED, Outcome.AGENT_LOST, Outcome.UNSUPPORTED)
 TELLABLE = [
-    outcome
-    for outcome in Outcome
-    if not outcome.is_success and outcome not in (Outcome.DEPENDENCY_FAILED, Outcome.AGENT_LOST)
+    outcome for outcome in Outcome if not outcome.is_success and outcome not in _OF_THE_FARM
 ]
 faileds = st.builds(Failed, attempts, st.sampled_from(TELLABLE), names, usages)
 reports = st.builds(

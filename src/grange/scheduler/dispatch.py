@@ -3,9 +3,10 @@
 import heapq
 
 from grange.scheduler import attempts
-from grange.scheduler.matching import choose, is_avoiding_all
+from grange.scheduler.matching import choose, choose_by, is_avoiding_all
 from grange.scheduler.memory import Memory
 from grange.scheduler.ready import Rank, ReadyQueue, local_head
+from grange.scheduler.shares import Accounts
 from grange.scheduler.state import Agent, Step
 
 Lane = tuple[Rank, int, str, ReadyQueue | Agent]  # best step's rank, number, project, source
@@ -15,7 +16,7 @@ def dispatch(memory: Memory) -> None:
     """Give ready steps to agents with room, best step first."""
     if memory.pause is not None:
         return
-    lanes = _lanes(memory)
+    lanes, accounts = _lanes(memory), memory.accounts
     roomy = {  # the agents each queue may choose from: few, on a busy farm of many
         lane: [agent for agent in source.agents if agent.free > 0]
         for _, lane, _, source in lanes
@@ -23,20 +24,24 @@ def dispatch(memory: Memory) -> None:
     }
     held_back: list[tuple[Step, ReadyQueue]] = []
     while lanes:
-        _, lane, project, source = heapq.heappop(lanes)
+        rank, lane, project, source = heapq.heappop(lanes)
         if isinstance(source, Agent):
             if source.free <= 0:
                 continue
+            if accounts[source.local[0][3].project].use != rank[1]:
+                _push_agent(lanes, lane, source, accounts)  # another lane began something of it
+                continue
             attempts.start(memory, heapq.heappop(source.local)[3], source)
-            rank = local_head(source, memory.accounts)
-            if rank is not None:
-                heapq.heappush(lanes, (rank, lane, "", source))
+            _push_agent(lanes, lane, source, accounts)
+            continue
+        if accounts[project].use != rank[1]:
+            _push_queue(lanes, lane, source, accounts)
             continue
         step = source.pop(project)
-        chosen = choose(step, roomy[lane])
+        chosen = _choose(memory, step, roomy[lane])
         if chosen is None and step.avoid and is_avoiding_all(step, source.agents, memory.now):
             step.avoid = ()
-            chosen = choose(step, roomy[lane])
+            chosen = _choose(memory, step, roomy[lane])
         if chosen is not None:
             attempts.start(memory, step, chosen)
             if chosen.free <= 0:
@@ -45,11 +50,26 @@ def dispatch(memory: Memory) -> None:
             held_back.append((step, source))
         if not any(agent.free > 0 for agent in roomy[lane]):
             continue
-        head = source.head(memory.accounts)
-        if head is not None:
-            heapq.heappush(lanes, (head[0], lane, head[1], source))
+        _push_queue(lanes, lane, source, accounts)
     for step, queue in held_back:
         queue.push(step)
+
+
+def _choose(memory: Memory, step: Step, agents: list[Agent]) -> Agent | None:
+    order = memory.policy.agent_order
+    return choose(step, agents) if order is None else choose_by(order, step, agents)
+
+
+def _push_agent(lanes: list[Lane], lane: int, agent: Agent, accounts: Accounts) -> None:
+    rank = local_head(agent, accounts)
+    if rank is not None:
+        heapq.heappush(lanes, (rank, lane, "", agent))
+
+
+def _push_queue(lanes: list[Lane], lane: int, queue: ReadyQueue, accounts: Accounts) -> None:
+    head = queue.head(accounts)
+    if head is not None:
+        heapq.heappush(lanes, (head[0], lane, head[1], queue))
 
 
 def _lanes(memory: Memory) -> list[Lane]:

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
+
+if TYPE_CHECKING:
+    from grange.scheduler.strategy import AgentOrder, StepOrder
 
 BuildId = NewType("BuildId", str)  # a UUID in its canonical text form
 StepId = NewType("StepId", int)  # given by the journal when a derivation is first seen
@@ -281,6 +284,14 @@ class Offer:
     mandatory_tags: tuple[str, ...] = ()
 
 
+class Room(StrEnum):
+    """What keeps an agent from more work, beside full disks and its own refusal."""
+
+    BOTH = "both"  # its places, and what it measures
+    PLACES = "places"  # its places alone: Hydra's static
+    PRESSURE = "pressure"  # what it measures alone: Hydra's dynamic
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """How patient the farm is. Durations are seconds."""
@@ -303,6 +314,9 @@ class Policy:
     upload_max_s: float = 21_600.0
     tells: frozenset[EventKind] = frozenset()  # what somebody wants to be told of
     share_half_life_s: float = 3600.0  # what a project used so long ago counts half
+    step_order: "StepOrder | None" = None  # None: the default
+    agent_order: "AgentOrder | None" = None
+    room: Room = Room.BOTH
 
 
 @dataclass(frozen=True, slots=True)

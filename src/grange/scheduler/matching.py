@@ -2,8 +2,17 @@
 
 from collections.abc import Collection, Iterable
 
-from grange.scheduler.facts import AgentSpec, Cause, Limits, Measurements, Offer, QueueKey
+from grange.scheduler.facts import (
+    AgentSpec,
+    Cause,
+    Limits,
+    Measurements,
+    Offer,
+    QueueKey,
+    Room,
+)
 from grange.scheduler.state import Agent, Step
+from grange.scheduler.strategy import AgentOrder
 
 BUILTIN = "builtin"
 
@@ -42,7 +51,7 @@ def is_offered(offers: Iterable[Offer], queue: QueueKey) -> bool:
     return any(not misfit(offer, queue) for offer in offers)
 
 
-def refusal(spec: AgentSpec, now: Measurements) -> str:
+def refusal(spec: AgentSpec, now: Measurements, room: Room = Room.BOTH) -> str:
     """Which threshold keeps an agent in this state from new work; "" for none."""
     limits = spec.thresholds
     if now.refuses:
@@ -57,6 +66,8 @@ def refusal(spec: AgentSpec, now: Measurements) -> str:
             f"its build directory has {now.build_dir_free_percent:.1f} % free, "
             f"less than {limits.build_dir_free_percent:g} %"
         )
+    if room is Room.PLACES:
+        return ""
     pressures = (
         ("CPU", now.cpu_pressure, limits.cpu_pressure_percent),
         ("memory", now.memory_pressure, limits.memory_pressure_percent),
@@ -101,6 +112,23 @@ def choose(step: Step, agents: Collection[Agent]) -> Agent | None:
         free = agent.free
         if free > 0 and (not avoid or agent.spec.id not in avoid):
             score = (0, free / agent.spec.max_jobs, agent.spec.speed_factor)
+            if best is None or score > best_score:
+                best, best_score = agent, score
+    return best
+
+
+def choose_by(order: AgentOrder, step: Step, agents: Collection[Agent]) -> Agent | None:
+    """The best of `agents` that are free, as `order` has it; those that failed the step are left
+    out."""
+    present: dict[Agent, int] = {}
+    for needed in step.inputs:
+        for holder in needed.holders:
+            present[holder] = present.get(holder, 0) + needed.nar_bytes
+    best: Agent | None = None
+    best_score: tuple[float, ...] = ()
+    for agent in agents:
+        if agent.free > 0 and agent.spec.id not in step.avoid:
+            score = order(agent, present.get(agent, 0))
             if best is None or score > best_score:
                 best, best_score = agent, score
     return best

@@ -10,32 +10,49 @@ import heapq
 from grange.scheduler.facts import QueueKey
 from grange.scheduler.shares import Accounts
 from grange.scheduler.state import PRIORITY_NONE, Agent, State, Step
+from grange.scheduler.strategy import StepOrder
 
-Entry = tuple[int, float, int, Step]
-Rank = tuple[int, float, float, int]  # lower goes first
-
-
-def entry(step: Step) -> Entry:
-    return (-step.priority, -step.path_s, step.seq, step)
+Entry = tuple[float, float, int, Step]
+Rank = tuple[float, float, float, int]  # lower goes first
 
 
-def _is_stale(item: Entry) -> bool:
+def entry(step: Step, order: StepOrder | None) -> Entry:
+    if order is None:
+        return (-step.priority, -step.path_s, step.seq, step)
+    return (*order(step), step.seq, step)
+
+
+def _is_stale(item: Entry, order: StepOrder | None) -> bool:
     step = item[3]
-    return (
-        step.state is not State.READY
-        or step.missing > 0
-        or item[0] != -step.priority
-        or item[1] != -step.path_s
-    )
+    if step.state is not State.READY or step.missing > 0:
+        return True
+    if order is None:
+        return item[0] != -step.priority or item[1] != -step.path_s
+    return step.priority == PRIORITY_NONE
+
+
+def _bring_up(heap: list[Entry], order: StepOrder) -> None:
+    """Let the first be where it belongs by now, though nobody said that its rank had changed.
+
+    Each entry is looked at once, whatever the order says of it.
+    """
+    fresh: Entry | None = None
+    while heap and heap[0] is not fresh and not _is_stale(heap[0], order):
+        now = entry(heap[0][3], order)
+        if now[:2] == heap[0][:2]:
+            return
+        fresh = now
+        heapq.heapreplace(heap, now)
 
 
 class ReadyQueue:
     """Ready steps that are alike in what they ask of an agent, a heap for each project."""
 
-    __slots__ = ("agents", "hopeless_since", "key", "projects")
+    __slots__ = ("agents", "hopeless_since", "key", "order", "projects")
 
-    def __init__(self, key: QueueKey) -> None:
+    def __init__(self, key: QueueKey, order: StepOrder | None = None) -> None:
         self.key = key
+        self.order = order  # None: the default
         self.projects: dict[str, list[Entry]] = {}
         self.agents: list[Agent] = []  # those that fit, in order of joining
         self.hopeless_since: float | None = None  # steps wait, and no agent fits or could appear
@@ -43,7 +60,8 @@ class ReadyQueue:
     def push(self, step: Step) -> None:
         """Let a ready step wait here, with the rank it has now; not while it is held back."""
         if step.priority != PRIORITY_NONE:
-            heapq.heappush(self.projects.setdefault(step.project, []), entry(step))
+            heap = self.projects.setdefault(step.project, [])
+            heapq.heappush(heap, entry(step, self.order))
 
     def head(self, accounts: Accounts) -> tuple[Rank, str] | None:
         """Rank of the best step and the project it is of; None where nothing may be begun."""
@@ -63,9 +81,11 @@ class ReadyQueue:
     def _first(self, project: str) -> Entry | None:
         """The project's best ready step; where it has none, its heap is gone."""
         heap = self.projects[project]
+        if self.order is not None:
+            _bring_up(heap, self.order)
         while heap:
             first = heap[0]
-            if not _is_stale(first) and first[3].project == project:
+            if not _is_stale(first, self.order) and first[3].project == project:
                 return first
             heapq.heappop(heap)
         del self.projects[project]
@@ -92,7 +112,10 @@ def local_head(agent: Agent, accounts: Accounts) -> Rank | None:
     while heap:
         first = heap[0]
         step = first[3]
-        if first[0] == -step.priority and first[1] == -step.path_s and is_ready_at(step, agent):
+        is_fresh = agent.order is not None or (
+            first[0] == -step.priority and first[1] == -step.path_s
+        )
+        if is_fresh and is_ready_at(step, agent):
             account = accounts.settled(step.project)
             if account.running < account.running_max:
                 return (first[0], account.use, first[1], first[2])

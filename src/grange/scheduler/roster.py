@@ -13,6 +13,7 @@ from grange.scheduler.facts import (
     EventKind,
     Outcome,
     Phase,
+    Room,
     Usage,
 )
 from grange.scheduler.matching import misfit, refusal
@@ -21,6 +22,7 @@ from grange.scheduler.state import Agent, Attempt, State, Step
 
 LATE_S: Final = 0.5  # a lease whose end is noticed later than this ended while nobody listened
 HELD_UP_S: Final = 2.0  # woken later than this, the farm itself was held up: no lease is current
+PRESSURE_PLACES: Final = 4  # times its places: pressure says nothing new before a heartbeat
 RECONNECT_S: Final = 2.0  # an agent cut off for longer may have its steps tried elsewhere as well
 
 
@@ -102,7 +104,7 @@ def heard(memory: Memory, event: on.AgentHeard) -> None:
     _renew(memory, agent)
     agent.is_draining = event.is_draining
     agent.measurements = event.measurements
-    agent.refusal = refusal(agent.spec, event.measurements)
+    agent.refusal = refusal(agent.spec, event.measurements, memory.policy.room)
     watchdog.note(memory, event.progress)
     listed = dict(event.attempts)
     for id_, phase in sorted(event.attempts):  # inputs first, as they were sent
@@ -160,6 +162,10 @@ def heed(memory: Memory, agent: Agent, said: AgentSpec) -> None:
     """Let hold what the agent says of itself and what operators say of it."""
     rule = memory.agent_rules.get(said.id, NO_AGENT_RULE)
     agent.said = said
+    policy = memory.policy
+    agent.order = policy.step_order
+    factor = PRESSURE_PLACES if policy.room is Room.PRESSURE else 1
+    agent.places = said.max_jobs * factor
     agent.pause = rule.reason if rule.is_paused else None
     tags = tuple(sorted({*said.tags, *rule.tags})) if rule.tags else said.tags
     spec = replace(said, tags=tags)

@@ -22,6 +22,7 @@ from grange.scheduler.facts import (
     Usage,
 )
 from grange.scheduler.shares import Account
+from grange.scheduler.strategy import StepOrder
 
 HOLDERS_MAX: Final = 3  # agents remembered per output: enough to find one with room
 AHEAD_S: Final = 0.1  # work queued at an agent beyond its places: hides one commit and round trip
@@ -242,9 +243,11 @@ class Agent:
         "local",
         "measurements",
         "occupied",
+        "order",
         "orders",
         "own_failures",
         "pause",
+        "places",
         "refusal",
         "said",
         "spec",
@@ -255,6 +258,8 @@ class Agent:
         self.said = spec  # of itself
         self.spec = spec  # with what operators say of it
         self.pause: str | None = None  # why an operator keeps work from it; None: nobody does
+        self.order: StepOrder | None = None  # of what waits in `local`
+        self.places = spec.max_jobs  # attempts that it may hold or queue without a reason
         self.lease_until = lease_until
         self.is_connected = False
         self.is_suspect = False  # cut off for so long that its steps may be tried elsewhere
@@ -269,7 +274,7 @@ class Agent:
         self.delivering = 0  # attempts built and not settled
         self.orders = 0  # number of the latest order to this session, over all its tunnels
         self.build_s: float | None = None  # moving average of how long a build holds its place
-        self.local: list[tuple[int, float, int, Step]] = []  # ready here alone: a heap
+        self.local: list[tuple[float, float, int, Step]] = []  # ready here alone: a heap
         self.free = 0  # room in this dispatch pass
         self.upload_moved = 0.0  # when any upload of it last came along
         self.own_failures = 0  # for its own reasons, since it last succeeded
@@ -290,7 +295,7 @@ class Agent:
             return 0
         if self.asides:
             return 1 - len(self.attempts)  # on probation
-        return self.spec.max_jobs + self._ahead(now) - self.occupied
+        return self.places + self._ahead(now) - self.occupied
 
     def _ahead(self, now: float) -> int:
         """Attempts to queue beyond the places, so that short builds never wait for the wire."""

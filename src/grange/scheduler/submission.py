@@ -190,7 +190,7 @@ def create_steps(
 def _queue(memory: Memory, key: QueueKey) -> ReadyQueue:
     queue = memory.queues.get(key)
     if queue is None:
-        queue = memory.queues[key] = ReadyQueue(key)
+        queue = memory.queues[key] = ReadyQueue(key, memory.policy.step_order)
         queue.agents = [a for a in memory.agents.values() if not misfit(a.spec, key)]
     return queue
 

@@ -117,4 +117,4 @@ def offer_locally(step: Step) -> None:
         return  # it can be compared only with what is published
     home = next((needed.home for needed in step.inputs if needed.home is not None), None)
     if home is not None and is_ready_at(step, home):
-        heapq.heappush(home.local, entry(step))
+        heapq.heappush(home.local, entry(step, home.order))
