@@ -132,6 +132,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     limits=config.farm.limits,
                     projects=config.farm.projects,
                     policy=config.farm.policy,
+                    retention=config.farm.retention,
                     is_fresh=config.farm.is_fresh,
                     lease_s=config.lease_s,
                     anonymous=replace(ANONYMOUS, roles=reading),

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from grange.coordinator.keep import KeepRule, RetentionRules
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits, Policy, ProjectRule
 
-FactsT = TypeVar("FactsT", Limits, Policy, ProjectRule)
+FactsT = TypeVar("FactsT", Limits, Policy, ProjectRule, KeepRule, RetentionRules)
 
 _COUNT_MAX: Final = (1 << 63) - 1  # what a database holds
 Count = Annotated[int, Field(ge=0, le=_COUNT_MAX)]
@@ -40,12 +41,19 @@ class _Limits(Table):
     output_bytes: Count = 0
 
 
+class _Keep(Table):
+    last: Count = 0
+    days: Seconds = 0
+    inputs: bool = False
+
+
 class _Project(Table):
     share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
     running_max: Count = 0
     queued_max: Count = 0
     limits: _Limits = _Limits()
+    keep: _Keep = _Keep()
 
 
 class _Retries(Table):
@@ -66,6 +74,17 @@ class _Retries(Table):
     upload_max_s: Seconds = 0
 
 
+class _Retention(Table):
+    keep: _Keep = _Keep()
+    unreferenced_days: Seconds = 0
+    every_hours: Seconds = 0
+    free_bytes: Count = 0
+    grace_s: Seconds = 0
+    orphan_hours: Seconds = 0
+    builds_days: Seconds = 0
+    logs_days: Seconds = 0
+
+
 class _Access(Table):
     anonymous: Literal["read", "none"] | None = None
 
@@ -82,6 +101,7 @@ class _File(Table):
     limits: _Limits = _Limits()
     projects: dict[str, _Project] = Field(default_factory=dict)
     retries: _Retries = _Retries()
+    retention: _Retention = _Retention()
     present_outputs: Literal["reuse", "delete"] = "reuse"
 
 
@@ -101,6 +121,7 @@ class FarmFile:
     policy: Policy = field(default_factory=Policy)  # but for its lease
     anonymous: Literal["read", "none"] | None = None  # None: read, where only loopback is open
     tls: TlsPaths | None = None
+    retention: RetentionRules = field(default_factory=RetentionRules)
     is_fresh: bool = False  # outputs that an agent's store has already are built again
 
     @property
@@ -125,14 +146,29 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
     return FarmFile(
         limits,
         {
-            name: replace(project.over(ProjectRule(), "limits"), limits=project.limits.over(limits))
+            name: replace(
+                project.over(ProjectRule(), "limits", "keep"), limits=project.limits.over(limits)
+            )
             for name, project in said.projects.items()
         },
         said.retries.over(Policy()),
         anonymous=said.access.anonymous,
         tls=None if said.tls is None else _tls(said.tls, path.parent),
+        retention=_retention(said),
         is_fresh=said.present_outputs == "delete",
     )
+
+
+def _retention(said: _File) -> RetentionRules:
+    """A project that says only some of how it keeps builds has the rest from all."""
+    keep = said.retention.keep.over(KeepRule())
+    projects = {
+        name: project.keep.over(keep)
+        for name, project in said.projects.items()
+        if "keep" in project.model_fields_set
+    }
+    rules = replace(RetentionRules(), keep=keep, projects=projects)
+    return said.retention.over(rules, "keep")
 
 
 def _tls(said: _Tls, folder: Path) -> TlsPaths:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -20,10 +21,13 @@ from grange.client.models import (
     AgentView,
     AttemptView,
     BuildView,
+    CollectView,
     LackAnswer,
     LackRequest,
     PauseRequest,
     PausesView,
+    PinRequest,
+    PinView,
     PriorityRequest,
     Problem,
     ProjectView,
@@ -44,6 +48,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:7380"
 CONNECT_S: Final = 10.0
 # Taking in a hundred thousand derivations is one call, and may wait behind others.
 ANSWER_S: Final = 600.0
+COLLECT_S: Final = 6 * 3600.0  # a cache of many millions of objects is listed before
 STREAM_SILENCE_S: Final = 60.0  # a watch has a beat every 10 s
 ERROR_BYTES_MAX: Final = 2_000  # of an answer that is no Problem, such as a proxy's page
 REDIRECTS_MAX: Final = 5  # to the coordinator that leads
@@ -121,6 +126,29 @@ class GrangeClient:
 
     def resume(self, request: PauseRequest) -> PausesView:
         return self._one(PausesView, "POST", "resume", content=_body(request))
+
+    # --- What is kept ---------------------------------------------------------------------------
+
+    def plan_collection(self, pressed: bool = False) -> CollectView:
+        return self._one(
+            CollectView, "GET", "collect", params={"pressed": pressed}, timeout=COLLECT_S
+        )
+
+    def collect(self, pressed: bool = False) -> CollectView:
+        """Collect, and wait for its end."""
+        return self._one(
+            CollectView, "POST", "collect", params={"pressed": pressed}, timeout=COLLECT_S
+        )
+
+    def pins(self) -> list[PinView]:
+        return self._many(PinView, "GET", "pins")
+
+    def pin(self, request: PinRequest) -> PinView:
+        return self._one(PinView, "POST", "pins", content=_body(request))
+
+    def unpin(self, name: str) -> list[PinView]:
+        """The pins that are left."""
+        return self._many(PinView, "DELETE", f"pins/{quote(name, safe='')}")
 
     # --- Builds -------------------------------------------------------------------------------
 

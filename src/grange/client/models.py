@@ -338,3 +338,40 @@ class Problem(BaseModel):
 
     error: str  # whose fault it is and what to do
     fault: Literal["request", "operator", "outside", "farm"]
+
+
+class KeptView(BaseModel):
+    """Why paths stay; each counts for the first reason that it has."""
+
+    reason: str
+    paths: int
+    file_bytes: int
+
+
+class CollectView(BaseModel):
+    """What a collection did, or would do."""
+
+    paths: list[str]  # that go; those that refer before those referred to
+    count: int  # of them; the list may be shorter
+    file_bytes: int  # of files that no path has after that
+    kept: list[KeptView]
+    builds: int  # records that go
+    attempts: int
+    files: int  # deleted just now, their grace having ended
+    is_done: bool
+
+
+class PinRequest(BaseModel):
+    """A path or a build; one of them."""
+
+    name: Annotated[str, Field(min_length=1, max_length=NAME_MAX)] | None = None
+    path: str | None = None
+    build: Annotated[str, Field(pattern=UUID_PATTERN)] | None = None
+
+
+class PinView(BaseModel):
+    name: str
+    path: str | None
+    build: str | None
+    created: float
+    created_by: str

@@ -138,6 +138,7 @@ class Farm:
             compression=options.compression,
         )
         self.deliveries.uploads = self.uploads
+        self.retained = retained
         self.retention = Retention(
             retained=retained,
             loop=self.loop,

@@ -66,7 +66,7 @@ def make_app(farm: Farm) -> FastAPI:
 
 
 def _may_fetch(scope: Scope) -> bool:
-    """As `/nar/{file}` asks of its caller: what is refused here is refused by the route, in words."""
+    """As `/nar/{file}` asks of its caller; who is refused here hears why from the route."""
     who: Identity = scope[CALLER]
     return who.may(Role.READ) or who.may(Role.BUILD)
 

@@ -27,6 +27,7 @@ def ingest_calls(api: APIRouter, farm: Farm, _: Views) -> None:
         """Which of these the farm does not have."""
         drvs = {store_dir.parse(path): path for path in request.derivations}
         sources = {store_dir.parse(path): path for path in request.sources}
+        await farm.retention.promise(drvs, sources)
         known = await journal.known_derivations(drvs)
         if await farm.repairs.needs_lost_sources(known):
             known = set()  # so that the client looks at their sources
@@ -62,6 +63,7 @@ def ingest_calls(api: APIRouter, farm: Farm, _: Views) -> None:
         """Where to PUT each source. What it refers to must be here already."""
         parsed = [_source(claim) for claim in claims]
         wanted = {path for claim in parsed for path in (claim.path, *claim.references)}
+        await farm.retention.promise(paths=wanted)
         valid = await journal.valid_paths(wanted)
         return [
             SourceGrant(

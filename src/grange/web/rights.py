@@ -84,7 +84,6 @@ PLAIN: Final[Mapping[tuple[str, str], Needs | Open]] = {
     ("GET", "/{hash_part}.ls"): _FETCH,
     ("GET", "/nar/{hash_part}.drv.nar"): _FETCH,
     ("GET", "/nar/{file}"): _FETCH,
-    ("GET", "/nar/{hash_part}.drv.nar"): _FETCH,
     ("GET", "/log/{drv}"): Needs(Role.READ),
     ("PUT", "/upload/{token}"): _GRANTED,
     ("POST", "/upload"): _GRANTED,
