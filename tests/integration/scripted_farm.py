@@ -124,6 +124,7 @@ class ScriptedFarm:
     heartbeat_s: float = 0.05
     nar_status: int = 200
     break_after: int = 0  # bytes, then the connection breaks
+    hang_after: int = 0  # bytes that are sent before `before_nar` is heeded
     joins: list[AgentSpec] = field(default_factory=list)
     may_join: asyncio.Event = field(default_factory=asyncio.Event)
     tunnel: ScriptedTunnel | None = None
@@ -262,7 +263,14 @@ class ScriptedFarm:
         name = f"nar/{request.match_info['file']}"
         self.nar_requests.append(name)
         self.note()
-        if (wait := self.before_nar(name)) is not None:
+        wait = self.before_nar(name)
+        if wait is not None and self.hang_after:
+            response = web.StreamResponse(headers={"Content-Length": str(len(self.nars[name]))})
+            await response.prepare(request)
+            await response.write(self.nars[name][: self.hang_after])
+            await wait.wait()
+            return response
+        if wait is not None:
             await wait.wait()
         if self.nar_status != 200:
             return web.Response(status=self.nar_status)

@@ -166,6 +166,29 @@ async def test_a_broken_download_goes_on_where_it_broke(tmp_path: Path) -> None:
         assert len(b.farm.nar_requests) == 2
 
 
+@pytest.mark.parametrize("sent", [0, 1000])
+async def test_a_download_goes_on_at_once_at_the_next_leader(tmp_path: Path, sent: int) -> None:
+    """The last one hangs, in the midst of an answer or before it."""
+    async with bench(tmp_path) as b:
+        path = path_named("frozen")
+        text = bytes(range(256)) * 40_000
+        b.farm.publish(path, nar_of_text(text))
+        never = asyncio.Event()
+        b.farm.before_nar = lambda _: never
+        b.farm.hang_after = sent
+        script = f"cat {NIX_STORE.show(path)} > $out"
+        id_ = b.farm.order(b.drv("use", script, inputs=[path]))
+        await b.farm.until(lambda: len(b.farm.nar_requests) == 1)
+        b.farm.before_nar = lambda _: None
+        b.farm.hang_after = 0
+        b.farm.url = b.farm.url.replace("127.0.0.1", "localhost")  # another to the agent
+        b.farm.cut()
+        await b.delivered(id_)
+        assert nar_of_text(text) in b.farm.uploads.values()
+        assert len(b.farm.nar_requests) == 2
+        never.set()
+
+
 async def test_a_cache_that_stays_ill_fails_the_fetch(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         path = publish(b.farm, "ill")

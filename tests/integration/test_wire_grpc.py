@@ -616,3 +616,28 @@ async def test_only_a_bug_is_logged_with_its_traceback_once_a_tunnel_has_ended(
     with caplog.at_level("INFO"):
         _log_failure(handling)
     assert [(each.levelname, each.exc_info is not None) for each in caplog.records] == told
+
+
+def test_a_question_under_way_when_its_channel_is_closed_was_not_answered(run: Run) -> None:
+    """Nor was its asker cancelled: it may ask another coordinator."""
+
+    class Hanging(Farm):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = asyncio.Event()
+
+        async def fetch_requisites(self, paths: Sequence[StorePath]) -> Sequence[StorePath]:
+            self.asked.set()
+            await asyncio.Event().wait()
+            return paths
+
+    async def scenario() -> None:
+        farm = Hanging()
+        async with connected(farm) as channel:
+            asking = asyncio.create_task(channel.fetch_requisites([PATH]))
+            await farm.asked.wait()
+            await channel.close()
+            with pytest.raises(OutsideError, match="hung up"):
+                await asking
+
+    run(scenario())

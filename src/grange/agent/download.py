@@ -5,8 +5,8 @@ import bz2
 import lzma
 import random
 import zlib
-from collections.abc import AsyncIterator, Callable
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, Protocol, TypeVar
 from urllib.parse import urljoin
 
 import aiohttp
@@ -19,12 +19,15 @@ from grange.store.narinfo import NARINFO_BYTES_MAX, NarInfo, fingerprint, parse
 from grange.store.path import StoreDir, StorePath
 
 TRIES: Final = 5
-# Without a byte. With all its tries and the pauses between them a download that brings nothing ends
-# before a coordinator calls its attempt stalled, which is after 300 s.
+# Without a byte, or a lease where that is shorter. With all its tries and the pauses between them a
+# download that brings nothing ends before a coordinator calls its attempt stalled, after 300 s.
 QUIET_S: Final = 45.0
 BACKOFF_S: Final = 0.2  # doubled with every try
 CHUNK_BYTES: Final = 256 << 10
 ZSTD_WINDOW_BYTES_MAX: Final = 128 << 20  # of zstd's --long; what would need more is refused
+
+
+_T = TypeVar("_T")
 
 
 class PathMissingError(PeerError):
@@ -83,14 +86,22 @@ class BinaryCache:
         self._authorization = authorization
         self._http = http
         self._base = url + "/"
+        self._next: BinaryCache | None = None
+        self._waiting: set[asyncio.Timeout] = set()  # for a server to say something
         self._keys = keys
         self._store_dir = store_dir
 
+    def move_to(self, cache: "BinaryCache") -> None:
+        """Go on with what is under way at `cache`, which has the same paths, at once: whoever
+        serves this one may hang."""
+        self._next = cache
+        for patience in self._waiting:
+            patience.reschedule(0.0)
+
     async def narinfo(self, path: StorePath) -> NarInfo:
         """The path info of `path`, its signature checked."""
-        url = f"{self._base}{path.hash_part}.narinfo"
         text = b""
-        async for chunk in self._body(url, path):
+        async for chunk in self._body(f"{path.hash_part}.narinfo", path):
             text += chunk
             if len(text) > NARINFO_BYTES_MAX:
                 raise PeerError(f"the narinfo of {path} exceeds {NARINFO_BYTES_MAX} bytes")
@@ -118,7 +129,7 @@ class BinaryCache:
         hasher = new_hasher(info.nar_hash.algorithm)
         left = info.nar_bytes
         try:
-            async for chunk in self._body(urljoin(self._base, narinfo.url), info.path):
+            async for chunk in self._body(narinfo.url, info.path):
                 for start in range(0, len(chunk), CHUNK_BYTES):
                     piece = inflate.decompress(chunk[start : start + CHUNK_BYTES])
                     if not piece:
@@ -135,18 +146,22 @@ class BinaryCache:
         if left:
             raise DamagedError(info.path, f"its NAR ends {left} bytes early")
 
-    async def _body(self, url: str, path: StorePath) -> AsyncIterator[bytes]:
+    async def _body(self, location: str, path: StorePath) -> AsyncIterator[bytes]:
         """The body of a GET; where the connection fails in its midst, the rest by a range."""
+        cache = self
         offset = 0
         tries = 0
         while True:
+            while cache._next is not None:
+                cache = cache._next
+            url = urljoin(cache._base, location)
             try:
                 headers = {"Range": f"bytes={offset}-"} if offset else {}
-                if self._authorization and url.startswith(self._base):
-                    headers["Authorization"] = self._authorization
-                async with self._http.get(url, headers=headers) as response:
+                if cache._authorization and url.startswith(cache._base):
+                    headers["Authorization"] = cache._authorization
+                async with await cache._heard(cache._http.get(url, headers=headers)) as response:
                     _check(response, offset, path)
-                    async for chunk in response.content.iter_any():
+                    while chunk := await cache._heard(response.content.readany()):
                         yield chunk
                         offset += len(chunk)
                         tries = 0
@@ -157,6 +172,15 @@ class BinaryCache:
                     reason = str(error) or type(error).__name__
                     raise OutsideError(f"{path} cannot be fetched from {url}: {reason}") from error
             await asyncio.sleep(BACKOFF_S * 2**tries * random.uniform(0.5, 1))
+
+    async def _heard(self, answer: Awaitable[_T]) -> _T:
+        """What the server says; TimeoutError once there is another to ask instead."""
+        async with asyncio.timeout(None) as patience:
+            self._waiting.add(patience)
+            try:
+                return await answer
+            finally:
+                self._waiting.discard(patience)
 
 
 class _PassingError(Exception):

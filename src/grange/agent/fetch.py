@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from grange.agent.download import BinaryCache, DamagedError, PathMissingError
 from grange.daemon import Daemon, DaemonError, DaemonPool
-from grange.errors import GrangeError, PeerError
+from grange.errors import PeerError
 from grange.store.narinfo import PathInfo
 from grange.store.path import StorePath
 
@@ -78,8 +78,10 @@ class Fetcher:
         self._is_held = False
 
     def use(self, cache: BinaryCache) -> None:
-        """Fetch from `cache` from now on."""
-        self._cache = cache
+        """Fetch from `cache` from now on, and the rest of what is under way."""
+        old, self._cache = self._cache, cache
+        if old is not None:
+            old.move_to(cache)
 
     async def fetch(self, paths: Sequence[StorePath]) -> None:
         """Have the runtime closure of `paths` in the store.
@@ -267,9 +269,7 @@ class Fetcher:
                     await _add_singly(daemon, batch)
         except Exception as error:
             for item in batch:
-                item.fail(error)
-            if not isinstance(error, GrangeError):
-                raise
+                item.fail(error)  # a bug too must reach whoever waits, and end no other's import
         else:
             self.progress += len(batch)
             for item in batch:

@@ -191,7 +191,9 @@ class Agent:
             keys = TrustedKeys.of(map(PublicKey.parse, answer.public_keys))
         except OperatorError as error:
             raise PeerError(f"the coordinator names a key that is none: {error}") from error
-        downloads = await self._open_http(max(1, answer.downloads_max))
+        downloads = await self._open_http(
+            max(1, answer.downloads_max), min(QUIET_S, answer.lease_s)
+        )
         self._fetcher.use(
             BinaryCache(
                 downloads, answer.cache_url, keys, self._config.store_dir, self._authorization
@@ -214,14 +216,16 @@ class Agent:
         if old is not None:
             await old.close()  # what the last leader has not answered is sent to this one
 
-    async def _open_http(self, connections_max: int) -> aiohttp.ClientSession:
-        """`connections_max` 0: no bound."""
+    async def _open_http(
+        self, connections_max: int, quiet_s: float = QUIET_S
+    ) -> aiohttp.ClientSession:
+        """`connections_max` 0: no bound. `quiet_s`: how long a server may say nothing."""
         return await self._http.enter_async_context(
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=connections_max, ssl=_trusting(self._config.tls)
                 ),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=QUIET_S),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=quiet_s),
                 auto_decompress=False,
             )
         )

@@ -286,6 +286,13 @@ class RunnerChannel:
             raise OutsideError(
                 f"the coordinator at {self._address} does not answer: {error.details()}"
             ) from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # Closing a channel cancels its calls, and must not cancel who waits for an answer.
+            raise OutsideError(
+                f"hung up on the coordinator at {self._address} before it answered"
+            ) from None
 
 
 def _is_cancelled() -> bool:
