@@ -6,6 +6,7 @@ from uuid import UUID
 
 import click
 
+from grange.cli.account import ALL, AgentCommands
 from grange.cli.app import Adapters
 from grange.cli.config import AGENTS_PORT, AgentOptions, parse_store_dir
 from grange.client.credentials import default_state_dir
@@ -17,9 +18,16 @@ _THRESHOLDS: Final = Thresholds()
 _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.group(short_help="Run an agent, which builds.")
+@click.group(cls=AgentCommands, short_help="Run agents, and say who may be one.")
 def agent() -> None:
-    """An agent builds on one machine what a coordinator tells it to."""
+    """An agent builds on one machine what a coordinator tells it to.
+
+    AGENT is its UUID or its name, and may stand before the command: grange agent ci-3 pause.
+    """
+
+
+for command in ALL:
+    agent.add_command(command)
 
 
 @agent.command()

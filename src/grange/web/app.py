@@ -15,6 +15,7 @@ from grange.client.models import Problem
 from grange.coordinator.farm import Farm
 from grange.errors import GrangeError
 from grange.identity import Identity, Role
+from grange.web.accounts import account_calls
 from grange.web.answers import answer, problem
 from grange.web.builds import build_calls
 from grange.web.door import Door
@@ -76,6 +77,7 @@ def _api(farm: Farm, views: Views) -> APIRouter:
     farm_calls(api, farm, views)
     build_calls(api, farm, views)
     step_calls(api, farm, views)
+    account_calls(api, farm, views)
     knob_calls(api, farm, views)
     ingest_calls(api, farm, views)
     retention_calls(api, farm, views)

@@ -1,5 +1,6 @@
 """What operators turn: projects, pauses, priorities."""
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -76,6 +77,8 @@ def knob_calls(api: APIRouter, farm: Farm, views: Views) -> None:
 
     async def _agent(text: str) -> AgentId:
         """The agent meant by its id or its name, here or not."""
+        with suppress(NotFoundError):
+            return (await farm.keeper.find(text)).id
         known = [spec for spec, _ in await journal.agents()]
         found = [spec.id for spec in known if text in (spec.id, spec.name)]
         if not found:
