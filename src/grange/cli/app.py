@@ -56,6 +56,7 @@ _COMMANDS: Final = {
     "projects": _Entry("knobs", "projects", "List projects: shares, quotas and use."),
     "pause": _Entry("knobs", "pause", "Begin nothing more: at all, of a project, on an agent."),
     "resume": _Entry("knobs", "resume", "End a pause."),
+    "hooks": _Entry("hooks", "hooks", "List hooks, and see to what they failed to take."),
     "status": _Entry("farm", "status", "Show how the farm is doing."),
     "agents": _Entry("farm", "agents", "List the agents and what they do."),
     "collect": _Entry("retention", "collect", "Delete from the cache what nothing keeps."),

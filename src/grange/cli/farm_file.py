@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from grange.cli.hook_tables import HookTables
+from grange.coordinator.hooks.rules import EventRules
 from grange.coordinator.keep import KeepRule, RetentionRules
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits, Policy, ProjectRule
@@ -95,7 +97,7 @@ class _Tls(Table):
     client_ca: str | None = None
 
 
-class _File(Table):
+class _File(HookTables):
     access: _Access = _Access()
     tls: _Tls | None = None
     limits: _Limits = _Limits()
@@ -123,6 +125,7 @@ class FarmFile:
     tls: TlsPaths | None = None
     retention: RetentionRules = field(default_factory=RetentionRules)
     is_fresh: bool = False  # outputs that an agent's store has already are built again
+    events: EventRules = field(default_factory=EventRules)
 
     @property
     def log_bytes_max(self) -> int:
@@ -143,6 +146,7 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
     except ValidationError as error:
         raise _told(path, error) from None
     limits = said.limits.over(limits)
+    events = said.rules(path.parent)
     return FarmFile(
         limits,
         {
@@ -151,11 +155,12 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
             )
             for name, project in said.projects.items()
         },
-        said.retries.over(Policy()),
+        replace(said.retries.over(Policy()), tells=events.tells),
         anonymous=said.access.anonymous,
         tls=None if said.tls is None else _tls(said.tls, path.parent),
         retention=_retention(said),
         is_fresh=said.present_outputs == "delete",
+        events=events,
     )
 
 
@@ -194,6 +199,8 @@ def _told(path: Path, error: ValidationError) -> OperatorError:
         what = "is not known" if each["type"] == "extra_forbidden" else each["msg"].lower()
         if each["type"] != "extra_forbidden":
             what = f"is {each['input']!r}: {what}"
+        if each["type"] == "value_error":
+            what = f"is wrong: {each['ctx']['error']}"
         if where == "retries.lease_s":
             what = "is not set here; say it with --lease"
         lines.append(f"{where} {what}")

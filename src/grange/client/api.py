@@ -17,6 +17,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from grange.client.credentials import authorization_for, bearer, token_in
+from grange.client.hook_models import HookChange, HookEvents, HookFailure, HookView
 from grange.client.models import (
     AgentView,
     AttemptView,
@@ -149,6 +150,29 @@ class GrangeClient:
     def unpin(self, name: str) -> list[PinView]:
         """The pins that are left."""
         return self._many(PinView, "DELETE", f"pins/{quote(name, safe='')}")
+
+    # --- Hooks --------------------------------------------------------------------------------
+
+    def hooks(self) -> list[HookView]:
+        return self._many(HookView, "GET", "hooks")
+
+    def hook_failures(self, hook: str | None = None, *, limit: int = 100) -> list[HookFailure]:
+        """Events that were given up, the newest first; of one hook or of all."""
+        query: dict[str, Any] = {"limit": limit} | ({} if hook is None else {"hook": hook})
+        return self._many(HookFailure, "GET", "hooks/failures", params=query)
+
+    def retry_hook(self, hook: str, events: Sequence[int] | None) -> HookChange:
+        """Have the hook told again of `events` that were given up; of all where that is None."""
+        return self._change_hook(hook, "retry", events)
+
+    def skip_hook(self, hook: str, events: Sequence[int] | None) -> HookChange:
+        """Have the hook never told of `events` that failed; of none where that is None."""
+        return self._change_hook(hook, "skip", events)
+
+    def _change_hook(self, hook: str, change: str, events: Sequence[int] | None) -> HookChange:
+        content = _body(HookEvents(events=None if events is None else list(events)))
+        path = f"hooks/{quote(hook, safe='')}/{change}"
+        return self._one(HookChange, "POST", path, content=content)
 
     # --- Builds -------------------------------------------------------------------------------
 

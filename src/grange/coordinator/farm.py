@@ -17,6 +17,9 @@ from grange.coordinator.delivery import Deliveries
 from grange.coordinator.disk import disk_trouble
 from grange.coordinator.doorkeeper import Doorkeeper
 from grange.coordinator.holds import Holds
+from grange.coordinator.hooks.metrics import HookMetrics
+from grange.coordinator.hooks.rules import EventRules
+from grange.coordinator.hooks.service import Hooks
 from grange.coordinator.keep import RetentionRules
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
@@ -35,6 +38,7 @@ from grange.identity import ANONYMOUS, Credential, Identity
 from grange.ports import (
     Accounts,
     Clock,
+    EventLog,
     Journal,
     Leadership,
     Objects,
@@ -43,7 +47,15 @@ from grange.ports import (
     StoreOptions,
 )
 from grange.scheduler.core import Scheduler
-from grange.scheduler.facts import NO_RULE, AgentId, AttemptId, Limits, Policy, ProjectRule
+from grange.scheduler.facts import (
+    NO_RULE,
+    AgentId,
+    AttemptId,
+    EventKind,
+    Limits,
+    Policy,
+    ProjectRule,
+)
 from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import SecretKey
 from grange.store.path import StoreDir, StorePath
@@ -68,6 +80,7 @@ class FarmSettings:
     projects: Mapping[str, ProjectRule] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)  # but for its lease
     is_fresh: bool = False  # agents build anew what their stores have already
+    events: EventRules = field(default_factory=EventRules)  # the policy tells of what they want
     anonymous: Identity = ANONYMOUS  # who shows no credential
     retention: RetentionRules = field(default_factory=RetentionRules)
     folders: tuple[Path, ...] = ()  # where the farm keeps what it must not lose; watched for space
@@ -83,6 +96,7 @@ class Farm:
         clock: Clock,
         journal: Journal,
         accounts: Accounts,
+        events: EventLog,
         retained: Retained,
         leadership: Leadership,
         objects: Objects,
@@ -106,6 +120,16 @@ class Farm:
         self.started = clock.wall_s()
         self.watches = Watches()
         self.metrics = Metrics()
+        self.hook_tokens = HookTokens(token_key.derive("hook tokens"), clock)
+        self.hooks = Hooks(
+            settings.events,
+            events,
+            clock,
+            store_dir=settings.store_dir,
+            url=settings.cache_url,
+            issue_token=self.hook_tokens.issue,
+            metrics=HookMetrics(self.metrics.registry),
+        )
         self.loop = WriterLoop(
             journal,
             clock,
@@ -168,6 +192,7 @@ class Farm:
             metrics=self.metrics,
             answer=self._join_answer,
             is_fresh=settings.is_fresh,
+            on_events=self.hooks.wake,
         )
         self.submissions = Submissions(
             self.loop,
@@ -175,6 +200,8 @@ class Farm:
             upstreams,
             limits_of=self._limits_of,
             rule_of=self.rule_of,
+            is_told=EventKind.BUILD_SUBMITTED in settings.policy.tells,
+            on_events=self.hooks.wake,
             expect=self.retention.expect,
         )
         self.repairs = Repairs(
@@ -196,7 +223,6 @@ class Farm:
             logs=logs,
             watches=self.watches,
         )
-        self.hook_tokens = HookTokens(token_key.derive("hook tokens"), clock)
         self.door = Doorkeeper(accounts, clock, self.hook_tokens, settings.anonymous)
         self.accounts = accounts
         self.keeper = AccountKeeper(accounts, self.door, self.loop, self.outbox.hang_up)
@@ -235,8 +261,10 @@ class Farm:
     async def _work(self) -> None:
         """Nothing is decided before the journal has been read back."""
         await self.keeper.adopt(self._own_tokens)
+        cursors = await self.hooks.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.loop.run(self.outbox))
+            group.create_task(self.hooks.run(cursors))
             group.create_task(self.outbox.send_orders())
             group.create_task(self.outbox.publish_outputs())
             group.create_task(self.deliveries.run(self.outbox.grant))

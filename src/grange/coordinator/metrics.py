@@ -9,7 +9,7 @@ from grange.scheduler.state import State
 
 class Metrics:
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = self.registry = CollectorRegistry()  # others may add to it
         self._builds = Counter(
             "grange_builds_finished", "Builds by outcome", ["outcome"], registry=self._registry
         )

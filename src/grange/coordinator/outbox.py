@@ -74,8 +74,12 @@ class Outbox:
         metrics: Metrics,
         answer: Callable[[AgentId], JoinAnswer],
         is_fresh: bool,
+        on_events: Callable[[], None] = lambda: None,
     ) -> None:
-        """`is_fresh`: agents are to build anew what their stores have already."""
+        """`is_fresh`: agents are to build anew what their stores have already.
+
+        `on_events` hears that the journal may have new events.
+        """
         self._loop = loop
         self._journal = journal
         self._publisher = publisher
@@ -85,6 +89,7 @@ class Outbox:
         self._metrics = metrics
         self._answer = answer
         self._is_fresh = is_fresh
+        self._on_events = on_events
         self._knocking: dict[tuple[AgentId, str], AgentTunnel] = {}
         self._lines: dict[AgentId, _Line] = {}
         self._busy: dict[int, _Line] = {}  # lines with something to send, by identity
@@ -126,6 +131,7 @@ class Outbox:
     # --- the actor ------------------------------------------------------------------------
 
     def act(self, effects: Sequence[do.Effect]) -> None:
+        is_told = False
         for effect in effects:
             match effect:
                 case do.ShowStep() | do.ShowBuild():
@@ -138,6 +144,8 @@ class Outbox:
                     self._metrics.count(effect)
                 case do.SaveBuildFinished():
                     self._metrics.count(effect)
+                case do.SaveFarmEvent():
+                    is_told = True
                 case do.PublishOutputs():
                     self._unpublished.put_nowait(effect)
                 case do.AcceptAgent():
@@ -146,9 +154,12 @@ class Outbox:
                     self._refuse(effect)
                 case _:
                     pass  # what is only to be saved
+        if is_told:
+            self._on_events()
 
     def reset(self) -> None:
         """Hang up on everyone: agents come back and tell what they do."""
+        self._on_events()  # those of a commit whose fate was unknown
         while not self._unpublished.empty():
             self._unpublished.get_nowait()
         self._deliveries.clear()

@@ -116,6 +116,7 @@ class Repairs:
             await self._objects.delete(key)
         self._on_lost(gone)
         sources = [path for path, step in makers.items() if step is None]
+        told: AttemptFailed | InputsLost
         if sources:
             self._remember(sources)
             others = f" ({len(sources)} such in all)" if len(sources) > 1 else ""
@@ -123,8 +124,10 @@ class Repairs:
                 f"the farm has lost {sources[0]}, which no derivation makes{others}; submit the "
                 "build again from where its sources are, and they are sent anew"
             )
-            return _failure(agent, failed, Outcome.INPUTS_MISSING, message)
-        return await self._rebuilt(agent, failed, lost)
+            told = _failure(agent, failed, Outcome.INPUTS_MISSING, message)
+        else:
+            told = await self._rebuilt(agent, failed, lost)
+        return replace(told, missing=tuple(map(str, gone)))
 
     async def _rebuilt(
         self, agent: AgentId, failed: Failed, lost: set[StepId]

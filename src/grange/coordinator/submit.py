@@ -35,15 +35,20 @@ class Submissions:
         limits_of: Callable[[str], Limits] = lambda _project: NO_LIMITS,
         rule_of: Callable[[str], ProjectRule] = lambda _project: NO_RULE,
         expect: Callable[[Sequence[Wanted]], Awaitable[None]] = expect_nothing,
+        is_told: bool = False,
+        on_events: Callable[[], None] = lambda: None,
     ) -> None:
         """`limits_of` tells what the builds of a project may use at most; `rule_of` its quotas.
 
-        `expect` hears, before a walk, what is not to be collected from then on."""
+        `expect` hears, before a walk, what is not to be collected from then on. `is_told`: an
+        event tells of each build that is new, and `on_events` hears of that."""
         self._loop = loop
         self._journal = journal
         self._expect = expect
         self._limits_of = limits_of
         self._rule_of = rule_of
+        self._is_told = is_told
+        self._on_events = on_events
         self._arriving: dict[BuildId, str] = {}  # and its project; the core may not know it yet
         self._upstreams = upstreams  # with the URL each is recorded by
         self._one_walk = asyncio.Semaphore(1)  # a walk takes memory; the next may wait for it
@@ -63,8 +68,11 @@ class Submissions:
             [
                 replace(build, limits=self._limits_of(build.project).strictest(build.limits))
                 for build in builds
-            ]
+            ],
+            is_told=self._is_told,
         )
+        if self._is_told:
+            self._on_events()
         pending = [record for record in records if record.finished is None]
         count = await self._want(pending, is_retry=False)
         return await self._journal.builds_of([record.id for record in records]), count

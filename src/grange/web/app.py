@@ -21,6 +21,7 @@ from grange.web.builds import build_calls
 from grange.web.door import Door
 from grange.web.farm import farm_calls
 from grange.web.forward import Forwarder
+from grange.web.hooks import hook_calls
 from grange.web.ingest import ingest_calls
 from grange.web.knobs import knob_calls
 from grange.web.retention import retention_calls
@@ -79,6 +80,7 @@ def _api(farm: Farm, views: Views) -> APIRouter:
     step_calls(api, farm, views)
     account_calls(api, farm, views)
     knob_calls(api, farm, views)
+    hook_calls(api, farm)
     ingest_calls(api, farm, views)
     retention_calls(api, farm, views)
     return api
@@ -89,6 +91,7 @@ def _watch_calls(app: FastAPI, farm: Farm, views: Views) -> None:
 
     @app.get("/metrics", include_in_schema=False, dependencies=[needs(Role.READ)])
     async def metrics() -> Response:
+        farm.hooks.show_metrics()
         return Response(
             farm.metrics.render(views.core, farm.deliveries.pending, is_leader=farm.is_leading),
             media_type="text/plain; version=0.0.4",

@@ -29,7 +29,7 @@ def farm_calls(api: APIRouter, farm: Farm, views: Views) -> None:
             counted = time.monotonic(), counts
         connected = [agent for agent in core.agents.values() if agent.is_connected]
         leader = farm.leadership.leader()
-        trouble = farm.trouble()
+        trouble = [*farm.trouble(), *farm.hooks.trouble()]
         if leader is None:
             trouble.append("no coordinator leads; one takes over as soon as the lease has ended")
         trouble += [

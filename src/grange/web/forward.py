@@ -85,6 +85,6 @@ def _is_own(request: Request) -> bool:
 
 def _is_endless(request: Request) -> bool:
     path = request.url.path
-    if path == "/api/v1/watch":
+    if path in ("/api/v1/watch", "/api/v1/events"):
         return True
     return path.endswith("/log") and request.query_params.get("follow", "") not in ("", "false")
