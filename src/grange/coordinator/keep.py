@@ -31,6 +31,7 @@ class RetentionRules:
     unreferenced_days: float = 7.0  # a path that nothing keeps stays so long after it was first met
     every_hours: float = 0.0  # how often it is collected without being asked
     free_bytes: int = 0  # where less is free on the cache's disk, it is collected at once
+    promise_s: float = 3600.0  # from "the farm has that" to the build that counts on it
     grace_s: float = 3600.0  # a file outlives its last path, for downloads under way
     orphan_hours: float = 24.0  # a file that no path has may be an upload under way
     builds_days: float = 0.0  # records of builds that keep nothing

@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 BATCH: Final = 500  # paths dropped at once: some 50 ms in which submissions wait
 REFERENCES_AT_ONCE: Final = 5_000
-PROMISE_S: Final = 3600.0  # from "the farm has that" to the build that counts on it
 PROMISES_MAX: Final = 2_000_000  # some 400 MB; beyond that nothing is collected
 
 ACTIVE: Final = "unfinished builds"
@@ -111,7 +110,7 @@ class Retention:
     async def promise(
         self, drvs: Iterable[StorePath] = (), paths: Iterable[StorePath] = ()
     ) -> None:
-        """Before someone is told that these are here: they stay for `PROMISE_S`."""
+        """Before someone is told that these are here: they stay for a while."""
         async with self._unhindered():
             now = time.monotonic()
             self._forget_promises(now)
@@ -120,7 +119,7 @@ class Retention:
             promised: list[StorePath | Wanted] = [*wanted, *there]
             for each in promised:
                 self._promised.pop(each, None)
-                self._promised[each] = now + PROMISE_S
+                self._promised[each] = now + self.rules.promise_s
             if self._fresh is not None:
                 self._fresh += wanted
                 self._fresh_paths += there

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from grange.coordinator.retention import PROMISE_S, Retention
+from grange.coordinator.retention import Retention
 from grange.errors import FencedError, GrangeError
 
 log = logging.getLogger(__name__)
@@ -19,13 +19,12 @@ AGAIN_S: Final = 1800.0  # after a collection that was pressed for room: files g
 async def keep_collecting(retention: Retention, folder: Path | None) -> None:
     """Until cancelled. `folder`: where the cache lies, if on a disk of this machine.
 
-    The first comes after `PROMISE_S`: what an earlier life of the farm promised to submissions is
-    forgotten.
+    The first comes after `promise_s`: what an earlier life of the farm promised is forgotten.
     """
     rules = retention.rules
     now = time.monotonic()
-    due = now + max(PROMISE_S, rules.every_hours * 3600)
-    pressed_due = now + PROMISE_S
+    due = now + max(rules.promise_s, rules.every_hours * 3600)
+    pressed_due = now + rules.promise_s
     while True:
         await asyncio.sleep(LOOK_S)
         now = time.monotonic()
