@@ -1,5 +1,6 @@
 """moto's S3 server in a process of its own."""
 
+import json
 import os
 import socket
 import subprocess
@@ -14,11 +15,22 @@ from botocore.config import Config
 BUCKET: Final = "store"
 CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "AKMOTO", "AWS_SECRET_ACCESS_KEY": "moto-secret"}
 _READY: Final = "Running on "
+_ALL_READ: Final = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": "s3:*",  # s3:GetObject is enough for HEAD too, but not to moto
+            "Resource": f"arn:aws:s3:::{BUCKET}/*",
+        }
+    ],
+}
 
 
 @contextmanager
 def moto_s3() -> Iterator[str]:
-    """The URL of one that answers and has an empty bucket; the environment has credentials."""
+    """The URL of one that answers and has an empty bucket, which anyone may read."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
@@ -44,6 +56,7 @@ def moto_s3() -> Iterator[str]:
             config=Config(s3={"addressing_style": "path"}),
         )
         client.create_bucket(Bucket=BUCKET)
+        client.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(_ALL_READ))
         client.close()
         drain = subprocess.Popen(["cat"], stdin=server.stderr, stdout=subprocess.DEVNULL)
         yield url

@@ -394,7 +394,7 @@ def running_farm(
         shutil.rmtree(root, ignore_errors=True)  # stores add up
 
 
-def make_farm(root: Path, *serve_options: str | Path) -> Farm:
+def make_farm(root: Path, *serve_options: str | Path, kind: type[Farm] = Farm) -> Farm:
     """A farm of which nothing runs yet. Fails or skips where this machine has no Nix to offer."""
     if os.geteuid() != 0 or shutil.which("nix-daemon") is None:
         reason = "needs root, for the sandbox, and nix-daemon (Debian: nix-bin)"
@@ -402,4 +402,4 @@ def make_farm(root: Path, *serve_options: str | Path) -> Farm:
             pytest.fail(reason)
         pytest.skip(reason)
     root.mkdir(parents=True, exist_ok=True)
-    return Farm(root, free_port(), free_port(), serve_options)
+    return kind(root, free_port(), free_port(), serve_options)

@@ -133,13 +133,15 @@ def _options(said: "_Said") -> StoreOptions:
 
 def _endpoint(said: "_Said") -> str:
     endpoint = said.text("endpoint").rstrip("/")
+    if "@" in endpoint:
+        raise OperatorError(
+            f"--store {said.shown}: its endpoint holds credentials; give them in the environment"
+        )
     scheme = said.choice("scheme", "https", ("http", "https"))
     if endpoint and "://" not in endpoint:
         endpoint = f"{scheme}://{endpoint}"
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise said.wrong("endpoint", "it must be a host, or an http:// or https:// URL")
-    if "@" in endpoint:
-        raise said.wrong("endpoint", "it holds credentials; give them in the environment")
     return endpoint
 
 
@@ -147,25 +149,25 @@ class _Said:
     """The options of a URL, each of them known."""
 
     def __init__(self, url: str, kind: str, query: str) -> None:
-        self._url = _safe(url)
+        self.shown = _safe(url)
         pairs = parse_qsl(query, keep_blank_values=True)
         self._values: Mapping[str, str] = dict(pairs)
         if len(self._values) != len(pairs):
-            raise OperatorError(f"--store {self._url}: it says an option twice")
+            raise OperatorError(f"--store {self.shown}: it says an option twice")
         unknown = sorted(self._values.keys() - _OPTIONS[kind])
         if secret := [name for name in unknown if any(word in name for word in _SECRETS)]:
             raise OperatorError(
-                f"--store {self._url}: {', '.join(secret)} would show a credential to everyone; "
+                f"--store {self.shown}: {', '.join(secret)} would show a credential to everyone; "
                 "give it in the environment, by a profile or by the machine's role"
             )
         if unknown:
             raise OperatorError(
-                f"--store {self._url}: {', '.join(unknown)} is not known; {kind}:// takes "
+                f"--store {self.shown}: {', '.join(unknown)} is not known; {kind}:// takes "
                 + ", ".join(sorted(_OPTIONS[kind]))
             )
 
     def wrong(self, name: str, what: str) -> OperatorError:
-        return OperatorError(f"--store {self._url}: {name} is {self._values[name]!r}: {what}")
+        return OperatorError(f"--store {self.shown}: {name} is {self._values[name]!r}: {what}")
 
     def text(self, name: str, default: str = "") -> str:
         return self._values.get(name, default)
