@@ -60,6 +60,18 @@ def test_list(farm: FakeFarm) -> None:
     assert [each["id"] for each in json.loads(run(farm, "list", "--json").stdout)] == [UUID, OTHER]
 
 
+@pytest.mark.parametrize("how", ["options", "environment"])
+def test_of_several_coordinators_one_that_answers_is_asked(farm: FakeFarm, how: str) -> None:
+    cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store, journal_tools))
+    gone = "http://127.0.0.1:1"
+    if how == "options":
+        result = CliRunner().invoke(cli, ["list", "--url", gone, "--url", farm.url])
+    else:
+        result = CliRunner().invoke(cli, ["list"], env={"GRANGE_URL": f"{gone},{farm.url}"})
+    assert result.exit_code == 0, result.output
+    assert "bread-1.0" in result.stdout
+
+
 def test_list_of_none_says_how_to_begin(farm: FakeFarm) -> None:
     farm.builds.clear()
     assert "grange build" in run(farm, "list").stdout

@@ -95,3 +95,36 @@ def test_a_log_comes_as_it_was_written(farm: FakeFarm) -> None:
         assert b"".join(client.log(7)) == b"\xff\x00 raw\r\n"
         list(client.log(7, follow=True))
     assert farm.calls == ["log 7", "log 7 follow=true"]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_the_next_coordinator_is_asked_where_one_is_gone(farm: FakeFarm, is_stream: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with (
+        running(FakeFarm(refusal=(503, Problem(error="nobody leads", fault="outside")))) as behind,
+        GrangeClient(f"{gone}/, {behind.url},{farm.url}") as client,
+    ):
+        if is_stream:
+            assert [event.type for event in client.watch([UUID])] == ["start", "build"]
+        else:
+            assert client.build(UUID).id == UUID
+        assert client.url == farm.url, "the next question goes there at once"
+        farm.refusal = (503, Problem(error="the disk is full", fault="outside"))
+        with pytest.raises(OutsideError, match=f"{gone} or .* or {farm.url}|full|nobody leads"):
+            client.status()
+
+
+def test_where_all_are_gone_each_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with (
+        GrangeClient(f"{gone},{gone}/b") as client,
+        pytest.raises(OutsideError, match=f"no farm answers at {gone} or {gone}/b"),
+    ):
+        client.status()
+
+
+def test_each_must_be_a_url() -> None:
+    with pytest.raises(PeerError, match="'b:1' is not the URL of a farm"):
+        GrangeClient("http://a:1,b:1")

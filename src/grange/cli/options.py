@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -11,13 +11,21 @@ from grange.client.credentials import use_token_file
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any] | click.Command)
 
+
+def _joined(_ctx: click.Context, _parameter: click.Parameter, urls: Sequence[str]) -> str:
+    return ",".join(urls)
+
+
 _URL: Final = click.option(
     "--url",
     envvar="GRANGE_URL",
-    default=DEFAULT_URL,
-    show_default=True,
+    multiple=True,
+    default=(DEFAULT_URL,),
+    callback=_joined,
+    show_default=DEFAULT_URL,
     show_envvar=True,
-    help="The farm.",
+    help="The farm. Of several coordinators name each, with commas or another --url: the next is "
+    "asked where one is gone.",
 )
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -66,7 +67,7 @@ def _list_of(model: type[ModelT]) -> TypeAdapter[list[ModelT]]:
 
 
 class GrangeClient:
-    """A farm, by the URL of its coordinator. Not for several threads at once."""
+    """A farm, by the URLs of its coordinators. Not for several threads at once."""
 
     def __init__(
         self,
@@ -75,22 +76,32 @@ class GrangeClient:
         token_file: Path | None = None,
         transport: httpx.BaseTransport | None = None,
     ):
-        """`token_file` is read with the first call; without it a token is looked for as
-        `authorization_for` says. `transport` replaces the network, for tests."""
+        """`url` may name several coordinators of the farm, with commas between: the next is asked
+        where one cannot be reached or answers 503.
+
+        `token_file` is read with the first call; without it a token is looked for as
+        `authorization_for` says. `transport` replaces the network, for tests.
+        """
         self._token_file = token_file
         self._authorization: str | None = None
-        self.url = url.rstrip("/")
-        if not self.url.startswith(("http://", "https://")):
-            raise PeerError(f"{url!r} is not the URL of a farm; write it like {DEFAULT_URL}")
+        self._urls = [each.strip().rstrip("/") for each in url.split(",")]
+        for each in self._urls:
+            if not each.startswith(("http://", "https://")):
+                raise PeerError(f"{each!r} is not the URL of a farm; write it like {DEFAULT_URL}")
+        self._transport = transport
+        self.url = self._urls[0]  # of who is asked now
+        self._http = self._open()
+
+    def _open(self) -> httpx.Client:
         is_far = self.url.startswith("https://")
-        self._http = httpx.Client(
+        return httpx.Client(
             base_url=self.url + "/api/v1/",
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             # Plain HTTP means this machine or its network: no proxy, and no certificates, whose
             # reading takes longer than a call.
             verify=is_far,
             trust_env=is_far,
-            transport=transport,
+            transport=self._transport,
         )
 
     def close(self) -> None:
@@ -291,7 +302,7 @@ class GrangeClient:
 
     def _call(self, method: str, path: str, **request: Any) -> httpx.Response:
         with self._outside():
-            answer = self._send(self._http.build_request(method, path, **_with_type(request)))
+            answer = self._ask(method, path, **request)
         if not answer.is_success:
             raise problem(answer)
         return answer
@@ -301,12 +312,40 @@ class GrangeClient:
         self, method: str, path: str, read_s: float | None, **request: Any
     ) -> Iterator[httpx.Response]:
         timeout = httpx.Timeout(ANSWER_S, connect=CONNECT_S, read=read_s)
-        asked = self._http.build_request(method, path, timeout=timeout, **_with_type(request))
-        with self._outside(), closing(self._send(asked, is_stream=True)) as answer:
+        with (
+            self._outside(),
+            closing(self._ask(method, path, is_stream=True, timeout=timeout, **request)) as answer,
+        ):
             if not answer.is_success:
                 answer.read()
                 raise problem(answer)
             yield answer
+
+    def _ask(
+        self, method: str, path: str, *, is_stream: bool = False, **request: Any
+    ) -> httpx.Response:
+        """The answer of the first coordinator that has one, from the one asked last on."""
+        request = _with_type(request)
+        for others in reversed(range(len(self._urls))):
+            asked = self._http.build_request(method, path, **request)
+            try:
+                answer = self._send(asked, is_stream=is_stream)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                if not others:
+                    raise
+            else:
+                if answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE or not others:
+                    return answer
+                answer.close()
+            self._move_on()
+        raise AssertionError("a client has a coordinator to ask")
+
+    def _move_on(self) -> None:
+        """Ask the next coordinator from now on."""
+        self.url = self._urls[(self._urls.index(self.url) + 1) % len(self._urls)]
+        self._authorization = None
+        self._http.close()
+        self._http = self._open()
 
     def _send(self, request: httpx.Request, *, is_stream: bool = False) -> httpx.Response:
         """The answer of the coordinator that leads, to which the others redirect."""
@@ -337,7 +376,7 @@ class GrangeClient:
         except httpx.InvalidURL as error:
             raise PeerError(f"{self.url!r} is not the URL of a farm: {error}") from error
         except httpx.TransportError as error:
-            raise unreachable(self.url, error) from error
+            raise unreachable(" or ".join(self._urls), error) from error
 
     def _not_understood(self, error: Exception) -> OutsideError:
         return OutsideError(
