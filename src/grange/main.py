@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DATABASE_WAIT_S: Final = 120.0  # PostgreSQL replays its log after a crash before it answers
 DATABASE_RETRY_S: Final = 0.5
-COLLECT_EVERY: Final = 50_000, 20, 10  # young objects, then rounds of the two older generations
+COLLECT_EVERY: Final = 100_000, 50, 10  # young objects, then rounds of the two older generations
 
 # Imports of shells and adapters are local: `grange list` should not wait for a database.
 
