@@ -4,7 +4,8 @@ It dies and starts again; only the disk outlives it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import cast
 
 from grange.coordinator.loop import WriterLoop
@@ -71,13 +72,13 @@ class Coordinator:
         )
         self._network.loop, self._network.repairs = self.loop, repairs
         self._tasks = [
-            world.loop.create_task(self._work(self.loop.run(self._network))),
-            world.loop.create_task(self._work(repairs.run())),
+            world.loop.create_task(self._work(partial(self.loop.run, self._network))),
+            world.loop.create_task(self._work(repairs.run)),
         ]
 
-    async def _work(self, work: Coroutine[object, object, None]) -> None:
+    async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except Exception as error:
             self._world.ledger.blame(f"safety: the coordinator ended with {error!r}")
 

@@ -10,7 +10,16 @@ from typing import Any
 
 from grange.coordinator import checks, loop, recovery, submit
 from grange.coordinator.loop import WriterLoop
-from grange.scheduler import attempts, core, roster, steps, submission, unsupported, watchdog
+from grange.scheduler import (
+    attempts,
+    core,
+    mending,
+    roster,
+    steps,
+    submission,
+    unsupported,
+    watchdog,
+)
 from grange.scheduler.state import Agent
 
 
@@ -27,7 +36,12 @@ class Mutant:
 
 MUTANTS = (
     Mutant("leases never renewed", roster, "heard", "_renew(memory, agent)"),
-    Mutant("leases never end", roster, "watch", "_forget(memory, agent)"),
+    Mutant(
+        "leases never end",
+        roster,
+        "watch",
+        '_forget(memory, agent, "nothing was heard of it for a whole lease")',
+    ),
     Mutant("suspicion never ends", roster, "join", "_unsuspect(memory, agent)"),
     Mutant("published before inputs", attempts, "stored", "if step.missing == 0:", "if True:"),
     Mutant("failures not counted", attempts, "count_failure", "step.failures += 1"),
@@ -61,7 +75,12 @@ MUTANTS = (
         "agent.orders = max(agent.orders, event.orders_seen)",
         "agent.orders = 0",
     ),
-    Mutant("heirs inherit nothing", roster, "join", "_forget(memory, agent)"),
+    Mutant(
+        "heirs inherit nothing",
+        roster,
+        "join",
+        '_forget(memory, agent, "another session of it took its place")',
+    ),
     Mutant("back-off never ends", core, "_wake", "steps.make_ready(memory, subject)"),
     Mutant(
         "failures forgotten", steps, "fail", "memory.out.append(do.SaveStepF", "id(do.SaveStepF"
@@ -113,6 +132,7 @@ MUTANTS = (
         "queue.hopeless_since = None\n            continue",
         "continue",
     ),
+    Mutant("lost inputs not waited for", mending, "_rebuild", "step.missing += 1"),
     Mutant("what stands still is not stopped", watchdog, "check", "verdict is None", "True"),
     Mutant(
         "set aside for ever", Agent, "takes_work", "now >= self.aside_until", "not self.aside_until"
