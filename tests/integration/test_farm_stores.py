@@ -86,7 +86,7 @@ def test_stock_nix_reads_the_bucket_and_its_mirror_without_the_farm(
         nix(farm, "store", "verify", "--store", into, "--recursive", "--no-trust", out)
         large = into / "nix/store" / Path(steps["large"].outputs["out"]).name
         assert large.stat().st_size == 6_000_000
-    assert "from top" in nix(farm, "log", "--store", bucket, drv)
+    assert "from top" in nix(farm, "log", "--store", bucket, out)
 
     listing = httpx.get(f"{bucket}/{hash_part}.ls", trust_env=False).json()
     assert set(listing["root"]["entries"]) == {"large"}
