@@ -50,7 +50,8 @@ def _step_faults(core: Scheduler, step: Step) -> Iterator[str]:
         yield f"{name} has no attempt"
     if step.stored is not None and step.stored[0] not in step.attempts:
         yield f"{name} has outputs of an attempt that is over"
-    if step.state is State.READY and not _is_queued(core, step):
+    # One that nobody wants waits for its lost agent alone; who wants it again raises its rank.
+    if step.state is State.READY and step.wanted and not _is_queued(core, step):
         yield f"{name} is in no queue"
     makers = [a for a in step.attempts if a.agent is step.home and a.phase >= Phase.BUILT]
     if step.home is not None and not makers:
