@@ -10,11 +10,12 @@ import hashlib
 import hmac
 import itertools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from threading import Thread
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote
 from xml.sax.saxutils import escape, unescape
 
@@ -30,6 +31,7 @@ KEY: Final = "AKFAKE"
 SECRET: Final = "fake-secret"
 BUCKET: Final = "store"
 BODY_MAX: Final = 1 << 30
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -311,6 +313,26 @@ async def fake_s3(*, is_versioned: bool = False) -> AsyncIterator[FakeS3]:
         yield fake
     finally:
         await asyncio.wait_for(server.close(), 10)
+
+
+@contextmanager
+def fake_s3_apart() -> Iterator[FakeS3]:
+    """One in a thread of its own, for tests that wait for other processes."""
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever)
+    thread.start()
+    context = fake_s3()
+
+    def run(coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
+
+    try:
+        yield run(context.__aenter__())
+        run(context.__aexit__(None, None, None))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def open_fake(fake: FakeS3, monkeypatch: pytest.MonkeyPatch, options: str = "") -> Objects:

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from grange.store.path import NIX_STORE, StorePath
-from tests.integration.farm import Farm, make_farm
+from tests import fake_s3
+from tests.integration.farm import Farm, make_farm, until
 from tests.moto_s3 import BUCKET, CREDENTIALS, moto_s3
 
 GRAPH = """
@@ -25,10 +26,25 @@ in step "top" { inherit large; } ''
 """
 
 
+DEP = """
+step "dep" {} ''
+  $b head -c 5000000 $b > $out
+''"""
+
+
 class S3Farm(Farm):
     @property
     def environment(self) -> dict[str, str]:
         return super().environment | CREDENTIALS
+
+
+class FakeFarm(Farm):
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {
+            "AWS_ACCESS_KEY_ID": fake_s3.KEY,
+            "AWS_SECRET_ACCESS_KEY": fake_s3.SECRET,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +123,67 @@ def _keys(bucket: str) -> list[str]:
     )
     assert answer.status_code == httpx.codes.OK
     return re.findall("<Key>(.*?)</Key>", answer.text)
+
+
+@pytest.fixture
+def s3() -> Iterator[fake_s3.FakeS3]:
+    with fake_s3.fake_s3_apart() as s3:
+        yield s3
+
+
+@pytest.fixture
+def on_fake(s3: fake_s3.FakeS3, tmp_path: Path) -> Iterator[Farm]:
+    root = tmp_path / "farm"
+    url = f"s3://{fake_s3.BUCKET}?endpoint={s3.url}"
+    farm = make_farm(root, "--store", url, kind=FakeFarm)
+    try:
+        farm.start_coordinator()
+        farm.add_agent("one")
+        yield farm
+    finally:
+        farm.stop()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def test_a_lost_object_is_built_again(on_fake: Farm, s3: fake_s3.FakeS3) -> None:
+    """And a large one goes straight to the store, by a URL that was signed for it."""
+    dep = on_fake.drv(DEP)
+    on_fake.succeed(on_fake.submit(dep))
+    went = [key for method, key in s3.requests if key.startswith("incoming/") and method == "PUT"]
+    assert len(went) == 1
+    (nar,) = (key for key in s3.held() if key.endswith(".nar.zst") and len(s3.data(key)) > 500_000)
+    assert "log/" + Path(dep).name in s3.held()
+    del s3.objects[nar]
+    on_fake.agents.pop("one").stop()
+    on_fake.add_agent("two")
+    top = on_fake.drv(f"step \"top\" {{ dep = {DEP}; }} ''$b cp $dep $out''")
+    on_fake.succeed(on_fake.submit(top))
+    assert nar in s3.held()
+    assert not [key for key in s3.held() if key.startswith("incoming/")]
+
+
+def test_a_store_that_is_busy_or_gone_for_a_while_holds_builds_up_and_fails_none(
+    on_fake: Farm, s3: fake_s3.FakeS3
+) -> None:
+    gone = set[str]()
+
+    def refuse(method: str, key: str) -> int:
+        """Every key's first two requests."""
+        for time in ("first", "second"):
+            if f"{method} {key} {time}" not in gone:
+                gone.add(f"{method} {key} {time}")
+                return int(httpx.codes.SERVICE_UNAVAILABLE)
+        return 0
+
+    s3.faults = fake_s3.Faults(refuse=refuse)
+    build = on_fake.succeed(on_fake.submit(on_fake.drv(GRAPH)))
+    steps = on_fake.client.build_steps(build.id)
+    assert [len(on_fake.client.attempts(step.id)) for step in steps] == [1, 1]
+
+
+def test_a_failed_builds_log_is_in_the_store_too(on_fake: Farm, s3: fake_s3.FakeS3) -> None:
+    drv = on_fake.step("broken", "echo why it failed; exit 1")
+    assert on_fake.finish(on_fake.submit(drv)).outcome == "build failed"
+    key = "log/" + Path(drv).name
+    until(lambda: key in s3.held(), "the log should be put")
+    assert b"why it failed" in s3.data(key)

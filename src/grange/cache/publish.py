@@ -42,6 +42,7 @@ class Publisher:
         self._read_log = read_log
         self._store_dir = store_dir
         self._copying = asyncio.Semaphore(COPIES_AT_ONCE)
+        self.has_buckets = any(shelf.is_bucket for shelf in shelves)
 
     async def prepare(self) -> None:
         """Say in each store what it is. Raises OutsideError where one cannot be written."""

@@ -16,6 +16,7 @@ from grange.coordinator.accounts import AccountKeeper
 from grange.coordinator.delivery import Deliveries
 from grange.coordinator.disk import disk_trouble
 from grange.coordinator.doorkeeper import Doorkeeper
+from grange.coordinator.failure_logs import FailureLogs
 from grange.coordinator.holds import Holds
 from grange.coordinator.hooks.metrics import HookMetrics
 from grange.coordinator.hooks.rules import EventRules
@@ -166,6 +167,7 @@ class Farm:
         self.retention = Retention(
             retained=retained,
             loop=self.loop,
+            clock=clock,
             sweep=Sweep(
                 journal=journal,
                 retained=retained,
@@ -182,12 +184,14 @@ class Farm:
             is_leading=lambda: self.is_leading,
         )
         self.deliveries.publish_path = self.retention.publish
+        self.failure_logs = FailureLogs(journal, self.publisher)
         self.outbox = Outbox(
             loop=self.loop,
             journal=journal,
             publisher=self.publisher,
             deliveries=self.deliveries,
             logs=logs,
+            failure_logs=self.failure_logs,
             watches=self.watches,
             metrics=self.metrics,
             answer=self._join_answer,
@@ -271,6 +275,7 @@ class Farm:
             group.create_task(self.deliveries.adopt())
             group.create_task(self.repairs.run())
             group.create_task(keep_collecting(self.retention, self._cache_folder()))
+            group.create_task(self.failure_logs.run())
             group.create_task(keep_swept(self.objects, self._clock))
             group.create_task(self.keeper.run())
 

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from grange.cache.publish import Publisher
 from grange.coordinator.delivery import Deliveries
+from grange.coordinator.failure_logs import FailureLogs
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.metrics import Metrics
@@ -70,6 +71,7 @@ class Outbox:
         publisher: Publisher,
         deliveries: Deliveries,
         logs: Logs,
+        failure_logs: FailureLogs,
         watches: Watches,
         metrics: Metrics,
         answer: Callable[[AgentId], JoinAnswer],
@@ -85,6 +87,7 @@ class Outbox:
         self._publisher = publisher
         self._deliveries = deliveries
         self._logs = logs
+        self._failure_logs = failure_logs
         self._watches = watches
         self._metrics = metrics
         self._answer = answer
@@ -141,6 +144,7 @@ class Outbox:
                 case do.SaveAttemptEnded():
                     self._deliveries.end(effect.attempt)
                     self._logs.end(effect.attempt)
+                    self._failure_logs.ended(effect)
                     self._metrics.count(effect)
                 case do.SaveBuildFinished():
                     self._metrics.count(effect)
