@@ -405,3 +405,15 @@ def test_ruling_the_same_twice_saves_once() -> None:
     assert farm.tell(said) == [do.SaveAgentRule(AgentId("x"), AgentRule(("a", "b"), True, "r"))]
     assert not farm.tell(said)
     assert not farm.tell(on.AgentRuled(AgentId("x")))
+
+
+def test_a_quota_holds_over_queues_and_agents_in_one_pass() -> None:
+    farm, a, b = Knobs(), spec("a", jobs=4), spec("b", jobs=4)
+    farm.tell(on.ProjectsChanged({"few": ProjectRule(running_max=1)}))
+    farm.tell(on.FarmPaused(True))
+    tagged = ("a", "b", "c")
+    farm.join(replace(a, tags=tagged))
+    farm.join(replace(b, tags=tagged))
+    for i, tag in enumerate(tagged, 1):
+        farm.want(f"b{i}", {i: ()}, project="few", tags=(tag,))
+    assert len(starts(farm.tell(on.FarmPaused(False)))) == 1

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from grange.cli.hook_tables import HookTables
+from grange.cli.strategies import load_strategy
 from grange.coordinator.hooks.rules import EventRules
 from grange.coordinator.keep import KeepRule, RetentionRules
 from grange.errors import OperatorError
-from grange.scheduler.facts import Limits, Policy, ProjectRule
+from grange.scheduler.facts import Limits, Policy, ProjectRule, Room
+from grange.scheduler.strategy import AGENT_ORDERS, STEP_ORDERS
 
 FactsT = TypeVar("FactsT", Limits, Policy, ProjectRule, KeepRule, RetentionRules)
 
@@ -81,6 +83,7 @@ class _Retention(Table):
     unreferenced_days: Seconds = 0
     every_hours: Seconds = 0
     free_bytes: Count = 0
+    promise_s: Seconds = 0
     grace_s: Seconds = 0
     orphan_hours: Seconds = 0
     builds_days: Seconds = 0
@@ -97,7 +100,33 @@ class _Tls(Table):
     client_ca: str | None = None
 
 
+class _Scheduling(Table):
+    steps: Literal["critical-path", "first-come", "most-dependants"] = "critical-path"
+    agents: Literal["locality", "speed", "cores", "bogomips"] = "locality"
+    room: Literal["both", "places", "pressure"] = "both"
+    strategy: str | None = None
+    share_half_life_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 3600.0
+
+    def over_policy(self, policy: Policy) -> Policy:
+        """Raises OperatorError for a strategy that cannot be had."""
+        policy = replace(policy, share_half_life_s=self.share_half_life_s, room=Room(self.room))
+        if self.strategy is None:
+            orders = STEP_ORDERS[self.steps], AGENT_ORDERS[self.agents]
+            return replace(policy, step_order=orders[0], agent_order=orders[1])
+        if {"steps", "agents"} & self.model_fields_set:
+            raise OperatorError("[scheduling] strategy says what steps and agents would say")
+        strategy = load_strategy(self.strategy)
+        return replace(policy, step_order=strategy.step_rank, agent_order=strategy.agent_score)
+
+
+class _DerivationSource(Table):
+    url: str
+    public_keys: Annotated[list[str], Field(min_length=1)]
+
+
 class _File(HookTables):
+    scheduling: _Scheduling = _Scheduling()
+    derivation_sources: list[_DerivationSource] = Field(default_factory=list)
     access: _Access = _Access()
     tls: _Tls | None = None
     limits: _Limits = _Limits()
@@ -121,6 +150,8 @@ class FarmFile:
     limits: Limits  # of every build that is in no project with limits of its own
     projects: Mapping[str, ProjectRule] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)  # but for its lease
+    # Caches that serve derivations: URL, and public keys of which one signs every path.
+    derivation_sources: tuple[tuple[str, tuple[str, ...]], ...] = ()
     anonymous: Literal["read", "none"] | None = None  # None: read, where only loopback is open
     tls: TlsPaths | None = None
     retention: RetentionRules = field(default_factory=RetentionRules)
@@ -155,7 +186,10 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
             )
             for name, project in said.projects.items()
         },
-        replace(said.retries.over(Policy()), tells=events.tells),
+        said.scheduling.over_policy(replace(said.retries.over(Policy()), tells=events.tells)),
+        derivation_sources=tuple(
+            [(each.url.rstrip("/"), tuple(each.public_keys)) for each in said.derivation_sources]
+        ),
         anonymous=said.access.anonymous,
         tls=None if said.tls is None else _tls(said.tls, path.parent),
         retention=_retention(said),

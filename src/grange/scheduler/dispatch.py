@@ -24,17 +24,17 @@ def dispatch(memory: Memory) -> None:
     }
     held_back: list[tuple[Step, ReadyQueue]] = []
     while lanes:
-        rank, lane, project, source = heapq.heappop(lanes)
+        _, lane, project, source = heapq.heappop(lanes)
         if isinstance(source, Agent):
             if source.free <= 0:
                 continue
-            if accounts[source.local[0][3].project].use != rank[1]:
-                _push_agent(lanes, lane, source, accounts)  # another lane began something of it
+            if accounts[source.local[0][3].project].is_full:
+                _push_agent(lanes, lane, source, accounts)  # another lane began the last of it
                 continue
             attempts.start(memory, heapq.heappop(source.local)[3], source)
             _push_agent(lanes, lane, source, accounts)
             continue
-        if accounts[project].use != rank[1]:
+        if accounts[project].is_full:
             _push_queue(lanes, lane, source, accounts)
             continue
         step = source.pop(project)
