@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     import aiohttp
 
     from grange.cache.tokens import TokenKey
-    from grange.cache.upstream import Upstream
+    from grange.cache.upstream import MISS_S, Upstream
     from grange.clock import SystemClock
     from grange.coordinator.farm import Farm, FarmSettings
     from grange.coordinator.logs import Logs
@@ -108,27 +109,34 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             else SoleLeadership(url, agents)
         )
         async with aiohttp.ClientSession(auto_decompress=False) as session:
-            upstreams = [
-                (
-                    upstream.url,
-                    Upstream(
-                        upstream.url,
-                        TrustedKeys.of(PublicKey.parse(key) for key in upstream.public_keys),
-                        journal,
-                        session,
-                        clock,
-                        store_dir=config.store_dir,
-                        warn=logging.getLogger("grange.upstream").warning,
-                    ),
+
+            def cache_of(url: str, keys: Sequence[str], miss_s: float = MISS_S) -> Upstream:
+                return Upstream(
+                    url,
+                    TrustedKeys.of(PublicKey.parse(key) for key in keys),
+                    journal,
+                    session,
+                    clock,
+                    store_dir=config.store_dir,
+                    warn=logging.getLogger("grange.upstream").warning,
+                    miss_s=miss_s,
                 )
-                for upstream in config.upstreams
+
+            upstreams = [
+                (each.url, cache_of(each.url, each.public_keys)) for each in config.upstreams
             ]
+            # What was just put there is asked for at once: a miss is not remembered.
+            derivation_sources = [
+                (url, cache_of(url, keys, 0.0)) for url, keys in config.farm.derivation_sources
+            ]
+            upstream_keys = [key for each in config.upstreams for key in each.public_keys]
+            upstream_keys += [key for _, keys in config.farm.derivation_sources for key in keys]
             farm = Farm(
                 FarmSettings(
                     store_dir=config.store_dir,
                     cache_url=url,
                     keys=_keys(config),
-                    upstream_keys=[key for each in config.upstreams for key in each.public_keys],
+                    upstream_keys=list(dict.fromkeys(upstream_keys)),
                     limits=config.farm.limits,
                     projects=config.farm.projects,
                     policy=config.farm.policy,
@@ -151,6 +159,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                 token_key=TokenKey.load(state / "upload-token-key"),
                 logs=Logs(state / "logs", log_bytes_max=config.farm.log_bytes_max),
                 upstreams=upstreams,
+                derivation_sources=derivation_sources,
             )
             _say(f"API and cache: {url}")
             _say(f"agents:        {agents}")

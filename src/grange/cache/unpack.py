@@ -5,13 +5,16 @@ the stream is cut at its blocks, which make at most 128 KiB each: a bomb is met 
 Format: RFC 8878, section 3.1.1.
 """
 
+import hashlib
 import lzma
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 import zstandard
 
 from grange.errors import PeerError
+from grange.store.nar import NarReader
+from grange.store.narinfo import NarInfo
 
 WINDOW_BYTES_MAX: Final = 8 << 20  # what levels up to 19 use; memory per upload under way
 PIECE_BYTES_MAX: Final = 4 << 20  # smaller ones make threads wait for the interpreter more
@@ -138,3 +141,56 @@ def unpacker(compression: str) -> Unpacker | XzUnpacker | None:
         case "none":
             return None
     raise PeerError(f"the compression {compression[:40]!r} is not known here")
+
+
+NAR_OVERHEAD_BYTES_MAX: Final = 1 << 10  # of a NAR that is one file
+
+
+async def read_file(chunks: AsyncIterator[bytes], narinfo: NarInfo, bytes_max: int) -> bytes:
+    """The contents of the one file in a NAR that comes in `chunks`, as its narinfo says.
+
+    Raises PeerError where it is not what was signed, is no single file, or exceeds `bytes_max`.
+    """
+    if narinfo.info.nar_bytes > bytes_max + NAR_OVERHEAD_BYTES_MAX:
+        raise PeerError(f"it has {narinfo.info.nar_bytes} bytes, and {bytes_max} is most")
+    undo = unpacker(narinfo.compression)
+    file = _OneFile()
+    reader, digest, size = NarReader(file), hashlib.sha256(), 0
+    async for chunk in chunks:
+        for piece in (chunk,) if undo is None else undo.feed(chunk):
+            size += len(piece)
+            if size > narinfo.info.nar_bytes:
+                raise PeerError(f"it is longer than the {narinfo.info.nar_bytes} bytes announced")
+            digest.update(piece)
+            reader.feed(piece)
+    if undo is not None:
+        undo.finish()
+    reader.finish()
+    told = narinfo.info.nar_hash
+    if size != narinfo.info.nar_bytes or told.algorithm != "sha256":
+        raise PeerError("it is not as long as was announced, or hashed in another way")
+    if digest.digest() != told.digest:
+        raise PeerError("its hash is not the one that was signed")
+    return bytes(file.data)
+
+
+class _OneFile:
+    """Takes in a NAR that must be one file; implements `grange.store.nar.Visitor`."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def directory_opened(self, _name: bytes) -> None:
+        raise PeerError("it is a directory, and a file was expected")
+
+    def directory_closed(self) -> None:
+        """Never: none was opened."""
+
+    def symlink(self, _name: bytes, _target: bytes) -> None:
+        raise PeerError("it is a link, and a file was expected")
+
+    def regular(self, _name: bytes, _is_executable: bool, _size: int, _offset: int) -> None:
+        """Its contents follow."""
+
+    def contents(self, piece: memoryview) -> None:
+        self.data += piece

@@ -13,6 +13,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 
+from grange.cache.unpack import read_file
 from grange.errors import OutsideError, PeerError
 from grange.ports import Clock, Journal
 from grange.store.closure import topological
@@ -22,6 +23,7 @@ from grange.store.path import StoreDir, StorePath
 
 QUERIES_AT_ONCE: Final = 64
 QUERY_S: Final = 15
+TEXT_S: Final = 60  # for one small file
 HIT_S: Final = 30 * 24 * 3600  # signed paths rarely go, and then a fetch finds out
 MISS_S: Final = 600
 CLOSURE_PATHS_MAX: Final = 200_000  # a whole desktop has some 5,000
@@ -53,8 +55,12 @@ class Upstream:
         *,
         store_dir: StoreDir,
         warn: Callable[[str], None],
+        miss_s: float = MISS_S,
     ) -> None:
-        """`warn` gets what an operator should know: who is at fault, and with which path."""
+        """`warn` gets what an operator should know: who is at fault, and with which path.
+
+        `miss_s` is how long a miss is remembered.
+        """
         self._url = url.rstrip("/")
         self._keys = public_keys
         self._journal = journal
@@ -62,6 +68,7 @@ class Upstream:
         self._clock = clock
         self._store_dir = store_dir
         self._warn = warn
+        self._miss_s = miss_s
         self._free = asyncio.Semaphore(QUERIES_AT_ONCE)
         self._failures = 0  # in a row
         self._resumes_s = 0.0  # monotonic
@@ -94,6 +101,27 @@ class Upstream:
             self._warn(f"{self._url} is not used: {error}")
             return Available((), wanted - present)
         return Available(tuple(found[path] for path in order), wanted - found.keys() - present)
+
+    async def narinfos(self, paths: Iterable[StorePath]) -> dict[StorePath, NarInfo]:
+        """Of exactly these paths, those that are here, whatever they refer to."""
+        return await self._query(sorted(paths))
+
+    async def text(self, narinfo: NarInfo, bytes_max: int) -> bytes:
+        """The contents of a path of here that is one small file, checked against its narinfo.
+
+        Raises OutsideError where it cannot be had, is not what was signed, or is larger.
+        """
+        name = narinfo.info.path
+        if not narinfo.url.startswith(f"{self._url}/"):
+            raise OutsideError(f"{self._url} has {name} at another place, {narinfo.url[:200]!r}")
+        try:
+            async with asyncio.timeout(TEXT_S), self._http.get(narinfo.url) as response:
+                if response.status != HTTPStatus.OK:
+                    raise OutsideError(f"it answers {response.status} {response.reason}")
+                return await read_file(response.content.iter_any(), narinfo, bytes_max)
+        except (aiohttp.ClientError, TimeoutError, OutsideError, PeerError) as error:
+            what = str(error) or f"not within {TEXT_S} s"
+            raise OutsideError(f"{self._url} does not give {name}: {what}") from error
 
     async def serves(self, url: str) -> bool:
         """Whether the file at `url`, from a narinfo of here, is there.
@@ -132,7 +160,7 @@ class Upstream:
         if hits:
             await self._journal.save_upstream_answers(self._url, hits, now + HIT_S)
         if misses:
-            await self._journal.save_upstream_answers(self._url, misses, now + MISS_S)
+            await self._journal.save_upstream_answers(self._url, misses, now + self._miss_s)
         return found
 
     async def _text(self, path: StorePath) -> tuple[str, bool] | None:

@@ -86,6 +86,11 @@ def _limit(flag: str, name: str, unit: str, text: str) -> Callable[[FuncT], Func
     type=click.Path(file_okay=False),
     help="A chroot store that has, or gets, the derivations [default: the system's].",
 )
+@click.option(
+    "--by-path",
+    is_flag=True,
+    help="Send nothing: the farm fetches DRV from its derivation sources.",
+)
 @click.option("--detach", is_flag=True, help="Print the build's UUID and do not wait.")
 @click.option("--uuid", type=click.UUID, help="Name the build; again is harmless.")
 @click.option("--project", default=DEFAULT_PROJECT, show_default=True, help="Who it is for.")
@@ -109,6 +114,7 @@ def build(
     attributes: tuple[str, ...],
     argstrs: tuple[tuple[str, str], ...],
     store: str | None,
+    by_path: bool,
     detach: bool,
     uuid: UUID | None,
     project: str,
@@ -131,6 +137,8 @@ def build(
     """
     if not drvs and file is None and not attributes and not os.path.exists("default.nix"):
         raise click.UsageError("name a .drv file, or an expression with -f and -A")
+    if by_path and (file is not None or attributes or not drvs):
+        raise click.UsageError("--by-path goes with .drv paths, not with an expression")
     adapters: Adapters = ctx.obj
     shown = _Shown(as_json, is_progress_wanted=not no_progress and not as_json)
     with GrangeClient(url) as client:
@@ -153,7 +161,12 @@ def build(
         )
         tell = _teller(is_wanted=shown.is_progress_wanted)
         try:
-            answer = submit(client, request, place, lambda: adapters.local_store(store), tell)
+            if by_path:
+                tell("the farm fetches what it lacks")
+                client.fetch_derivations(paths)
+                answer = client.submit(request)
+            else:
+                answer = submit(client, request, place, lambda: adapters.local_store(store), tell)
         except KeyboardInterrupt:
             again = f"; to do it again is harmless, with --uuid {uuid}" if uuid else ""
             complain(f"interrupted before the farm said that it builds{again}")

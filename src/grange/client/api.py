@@ -24,6 +24,8 @@ from grange.client.models import (
     AttemptView,
     BuildView,
     CollectView,
+    FetchAnswer,
+    FetchRequest,
     LackAnswer,
     LackRequest,
     PauseRequest,
@@ -49,6 +51,7 @@ from grange.errors import GrangeError, OutsideError, PeerError
 DEFAULT_URL: Final = "http://127.0.0.1:7380"
 CONNECT_S: Final = 10.0
 # Taking in a hundred thousand derivations is one call, and may wait behind others.
+FETCH_S: Final = 900.0  # a build closure of thousands, over somebody's network
 ANSWER_S: Final = 600.0
 COLLECT_S: Final = 6 * 3600.0  # a cache of many millions of objects is listed before
 STREAM_SILENCE_S: Final = 60.0  # a watch has a beat every 10 s
@@ -266,6 +269,11 @@ class GrangeClient:
         """Those of these absolute paths that the farm does not have yet."""
         request = LackRequest(derivations=list(derivations), sources=list(sources))
         return self._one(LackAnswer, "POST", "derivations/lacking", content=_body(request))
+
+    def fetch_derivations(self, drv_paths: Iterable[str]) -> FetchAnswer:
+        """Have the farm take these in from its derivation sources, with all they need."""
+        content = _body(FetchRequest(drv_paths=list(drv_paths)))
+        return self._one(FetchAnswer, "POST", "derivations/fetch", content=content, timeout=FETCH_S)
 
     def add_derivations(self, body: bytes) -> int:
         """Send derivations, packed and compressed as docs/http-api.md says; how many were new."""

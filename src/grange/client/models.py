@@ -267,6 +267,17 @@ class ProjectView(BaseModel):
     pause: str | None = None  # why nothing is begun for it; null where it is not paused
 
 
+class FetchRequest(BaseModel):
+    drv_paths: Annotated[list[str], Field(min_length=1, max_length=10_000)]
+
+
+class FetchAnswer(BaseModel):
+    """How many were new to the farm."""
+
+    derivations: int
+    sources: int
+
+
 class LackRequest(BaseModel):
     derivations: Annotated[list[str], Field(max_length=1_000_000)]
     sources: Annotated[list[str], Field(max_length=1_000_000)]

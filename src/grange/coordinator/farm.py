@@ -13,6 +13,7 @@ from grange.cache.tokens import TokenKey
 from grange.cache.uploads import Uploads
 from grange.cache.upstream import Upstream
 from grange.coordinator.accounts import AccountKeeper
+from grange.coordinator.by_path import DerivationSources
 from grange.coordinator.delivery import Deliveries
 from grange.coordinator.disk import disk_trouble
 from grange.coordinator.doorkeeper import Doorkeeper
@@ -104,6 +105,7 @@ class Farm:
         token_key: TokenKey,
         logs: Logs,
         upstreams: Sequence[tuple[str, Upstream]],
+        derivation_sources: Sequence[tuple[str, Upstream]] = (),
         own_tokens: Sequence[Credential] = (),
         shelves: Sequence[Shelf] = (),
     ) -> None:
@@ -213,10 +215,13 @@ class Farm:
             journal=journal,
             objects=objects,
             submissions=self.submissions,
-            upstreams=upstreams,
+            upstreams=[*upstreams, *derivation_sources],
             on_lost=self._forget,
             expect=self.retention.expect,
             retained=retained,
+        )
+        self.derivation_sources = DerivationSources(
+            journal, settings.store_dir, derivation_sources, self.retention.promise
         )
         self.agents = AgentService(
             loop=self.loop,

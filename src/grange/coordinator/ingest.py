@@ -29,7 +29,11 @@ async def add_derivations(journal: Journal, store_dir: StoreDir, body: bytes) ->
 
     Raises PeerError, and takes in nothing, where any of it is wrong.
     """
-    texts = await asyncio.to_thread(_unpack, body)
+    return await add_texts(journal, store_dir, await asyncio.to_thread(_unpack, body))
+
+
+async def add_texts(journal: Journal, store_dir: StoreDir, texts: Mapping[StorePath, bytes]) -> int:
+    """As `add_derivations`, of derivations by path, inputs first."""
     parsed = await asyncio.to_thread(_parse_all, texts, store_dir)
     within = {path for path, _ in parsed}
     inputs = {path for _, drv in parsed for path in drv.input_drvs}

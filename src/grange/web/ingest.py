@@ -8,7 +8,14 @@ from starlette.exceptions import HTTPException
 
 from grange.cache.receive import take
 from grange.cache.verify import Claims
-from grange.client.models import LackAnswer, LackRequest, SourceClaim, SourceGrant
+from grange.client.models import (
+    FetchAnswer,
+    FetchRequest,
+    LackAnswer,
+    LackRequest,
+    SourceClaim,
+    SourceGrant,
+)
 from grange.coordinator.farm import Farm
 from grange.coordinator.ingest import BATCH_BYTES_MAX, add_derivations
 from grange.errors import PeerError
@@ -55,6 +62,13 @@ def ingest_calls(api: APIRouter, farm: Farm, _: Views) -> None:
             text = f"more than {BATCH_BYTES_MAX} bytes of derivations; send them in parts"
             raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
         return {"added": await add_derivations(journal, store_dir, body)}
+
+    @api.post("/derivations/fetch", dependencies=[needs(Role.SUBMIT)])
+    async def fetch(request: FetchRequest) -> FetchAnswer:
+        """Take in derivations with all they need from the farm's derivation sources."""
+        roots = [store_dir.parse(path) for path in dict.fromkeys(request.drv_paths)]
+        derivations, sources = await farm.derivation_sources.fetch(roots)
+        return FetchAnswer(derivations=derivations, sources=sources)
 
     @api.post("/sources", dependencies=[needs(Role.SUBMIT)])
     async def sources(
