@@ -8,7 +8,6 @@ once more in the transaction that drops the batch.
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.sweep import Sweep
 from grange.errors import ConflictError, OutsideError
-from grange.ports import Collected, EndedBuild, Pin, Retained, StoredPath, Wanted
+from grange.ports import Clock, Collected, EndedBuild, Pin, Retained, StoredPath, Wanted
 from grange.scheduler.events import OutputsCollected
 from grange.store.closure import topological
 from grange.store.path import StorePath
@@ -78,6 +77,7 @@ class Retention:
         *,
         retained: Retained,
         loop: WriterLoop,
+        clock: Clock,
         sweep: Sweep,
         logs: Logs,
         rules: RetentionRules,
@@ -87,6 +87,7 @@ class Retention:
         """`on_lost` hears of paths whose path infos are not to be served any more."""
         self._retained = retained
         self._loop = loop
+        self._clock = clock
         self._sweep = sweep
         self._logs = logs
         self.rules = rules
@@ -112,7 +113,7 @@ class Retention:
     ) -> None:
         """Before someone is told that these are here: they stay for a while."""
         async with self._unhindered():
-            now = time.monotonic()
+            now = self._clock.monotonic_s()
             self._forget_promises(now)
             wanted = [Wanted(drv) for drv in drvs]
             there = [*paths]
@@ -300,7 +301,7 @@ class Retention:
         )
 
     async def _promises(self) -> set[StorePath]:
-        self._forget_promises(time.monotonic())
+        self._forget_promises(self._clock.monotonic_s())
         if len(self._promised) > PROMISES_MAX:
             raise OutsideError(
                 f"{len(self._promised)} paths were promised to submissions within the hour; "

@@ -5,7 +5,6 @@ by looking at what there is. Objects that others put into the same store are lef
 without this farm's signature, and the files they name.
 """
 
-import time
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -56,13 +55,13 @@ class Sweep:
         for key in gone.narinfos:
             for shelf in self._shelves:
                 await self._delete_narinfo(shelf.objects, key)
-        now = time.monotonic()
+        now = self._clock.monotonic_s()
         for key in gone.files:
             self._unused.setdefault(base_of(key), now)
 
     async def delete_due(self, grace_s: float) -> int:
         """Delete the NARs that no path has had for so long; returns how many."""
-        now = time.monotonic()
+        now = self._clock.monotonic_s()
         due = [base for base, since in self._unused.items() if now - since >= grace_s]
         count = 0
         for base in due:
@@ -81,16 +80,24 @@ class Sweep:
                 await shelf.objects.delete(listing_key(base + suffix))
 
     async def look(self, rules: RetentionRules) -> None:
-        """Find what no path has: narinfos are deleted, and NARs after them, in a while."""
+        """Find what no path has: narinfos are deleted, and NARs after them, in a while. Narinfos
+        that a crash kept from being put are put."""
         files: set[str] = set()
+        described: list[set[str]] = []
         for shelf in self._shelves:
-            files |= await self._look_at(shelf.objects, rules)
-        now = time.monotonic()
+            narinfos, unused = await self._look_at(shelf.objects, rules)
+            files |= unused
+            described.append(narinfos)
+        for each in await self._retained.stored_paths():
+            key = each.path.hash_part + SUFFIX
+            if "://" not in each.url and not all(key in narinfos for narinfos in described):
+                await self._publish(each.path.hash_part)
+        now = self._clock.monotonic_s()
         for base in files:
             self._unused.setdefault(base, now)
 
-    async def _look_at(self, objects: Objects, rules: RetentionRules) -> set[str]:
-        """The NARs of a store that no path has, and no narinfo of others."""
+    async def _look_at(self, objects: Objects, rules: RetentionRules) -> tuple[set[str], set[str]]:
+        """The narinfos of a store; and the NARs that no path has, and no narinfo of others."""
         old = self._clock.wall_s() - rules.orphan_hours * 3600
         narinfos: list[str] = []
         files: set[str] = set()
@@ -104,7 +111,7 @@ class Sweep:
         files -= foreign
         for part in _parts(sorted(files)):
             files -= await self._used(part)
-        return files
+        return set(narinfos), files
 
     async def _delete_narinfos(self, objects: Objects, keys: Sequence[str]) -> set[str]:
         """Delete those whose path is gone; returns the bases of NARs that those of others name."""
@@ -136,6 +143,9 @@ class Sweep:
         await objects.delete(key)
         await objects.delete(hash_part + LISTING)
         # It may have been built again: then its path was committed before its narinfo was put.
+        await self._publish(hash_part)
+
+    async def _publish(self, hash_part: str) -> None:
         narinfo = await self._journal.narinfo(hash_part)
         if narinfo is not None and "://" not in narinfo.url:
             await self._publisher.publish(narinfo)
