@@ -11,13 +11,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from grange.coordinator.doorkeeper import Shown
 from grange.coordinator.farm import Farm
 from grange.errors import GrangeError, OutsideError, UnauthenticatedError
-from grange.identity import AuditEntry
+from grange.identity import AuditEntry, Role
 from grange.web.answers import problem
+from grange.web.intake import BODY_BYTES_MAX, STRANGERS_BYTES_MAX, Intake
 from grange.web.rights import CALLER, DID, ROUTE, UNRECORDED
 
 log = logging.getLogger(__name__)
 
 DID_CHARS_MAX: Final = 500
+_API: Final = "/api/"
+_SENDERS: Final = (Role.SUBMIT, Role.IMPORT, Role.OPERATE, Role.ADMINISTER)
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -48,7 +51,7 @@ class Door:
                 await self._record(scope, address)
             await send(message)
 
-        await self._app(scope, receive, tell)
+        await self._app(scope, Intake(receive, _bytes_max(scope)), tell)
 
     async def _record(self, scope: Scope, address: str) -> None:
         """Written before the caller hears that it is done."""
@@ -61,6 +64,13 @@ class Door:
             await self._farm.accounts.add_audit([entry])
         except OutsideError as error:
             log.error("not in the audit log: %s did this: %s (%s)", entry.who, shown, error)
+
+
+def _bytes_max(scope: Scope) -> int | None:
+    if not scope["path"].startswith(_API):
+        return None
+    is_known = any(map(scope[CALLER].may, _SENDERS))
+    return BODY_BYTES_MAX if is_known else STRANGERS_BYTES_MAX
 
 
 def _authorization(scope: Scope) -> str:

@@ -160,6 +160,16 @@ def rights(app: FastAPI) -> list[Right]:
     ]
 
 
+def table(app: FastAPI, methods: Mapping[str, Role]) -> str:
+    """In Markdown, for people: the routes of `app` and the `methods` of gRPC."""
+    lines = ["| Request | Who may |", "|---|---|"]
+    for each in rights(app):
+        lines.append(f"| {', '.join(each.methods)} `{each.path}` | {each.needs} |")
+    lines += ["", "| gRPC method | Who may |", "|---|---|"]
+    lines += [f"| `{name}` | {role.value} |" for name, role in sorted(methods.items())]
+    return "\n".join(lines) + "\n"
+
+
 def _routes(app: FastAPI) -> Iterator[Route]:
     for route in app.routes:
         assert isinstance(route, Route), f"{route} is of a kind that has no rights yet"

@@ -1,0 +1,109 @@
+"""A coordinator's HTTP application within a test's own process, without agents."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+from fastapi import FastAPI
+
+from grange.cache.tokens import TokenKey
+from grange.clock import SystemClock
+from grange.coordinator.farm import Farm, FarmSettings
+from grange.coordinator.logs import Logs
+from grange.db.connect import MEMORY
+from grange.db.journal import SqliteJournal
+from grange.db.leadership import SoleLeadership
+from grange.identity import ANONYMOUS, Role
+from grange.objects.directory import DirectoryObjects
+from grange.scheduler.facts import Limits
+from grange.store.keys import SecretKey
+from grange.store.path import NIX_STORE
+from grange.web.app import make_app
+from grange.web.rights import table
+from grange.wire.callers import RIGHTS
+
+URL = "http://farm.example"
+
+
+def make_farm(folder: Path, *, may_all_read: bool = False) -> Farm:
+    """One that leads nothing yet."""
+    journal = SqliteJournal.open(MEMORY)
+    return Farm(
+        FarmSettings(
+            store_dir=NIX_STORE,
+            cache_url=URL,
+            keys=[SecretKey.generate("farm-1", bytes(32))],
+            upstream_keys=[],
+            limits=Limits(),
+            lease_s=30,
+            anonymous=replace(ANONYMOUS, roles=frozenset({Role.READ} if may_all_read else ())),
+        ),
+        clock=SystemClock(),
+        journal=journal,
+        accounts=journal.accounts,
+        events=journal.events,
+        retained=journal.retention,
+        leadership=SoleLeadership(URL, "farm.example:7381"),
+        objects=DirectoryObjects(folder / "cache"),
+        token_key=TokenKey(b"k" * 32),
+        logs=Logs(folder / "logs", log_bytes_max=1 << 20),
+        upstreams=[],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WebPlace:
+    farm: Farm
+    app: FastAPI
+    http: httpx.AsyncClient
+
+    async def token(self, *roles: Role, projects: frozenset[str] | None = None) -> dict[str, str]:
+        """Headers that show a new token with these roles."""
+        name = "-".join(sorted(roles))
+        _, text = await self.farm.keeper.new_token(
+            name, "test", frozenset(roles), projects=projects
+        )
+        return shown(text)
+
+
+def shown(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+@asynccontextmanager
+async def web_place(folder: Path, *, may_all_read: bool = False) -> AsyncIterator[WebPlace]:
+    """It leads, and answers."""
+    farm = make_farm(folder, may_all_read=may_all_read)
+    app = make_app(farm)
+    running = asyncio.create_task(farm.run())
+    transport = httpx.ASGITransport(app, client=("192.0.2.9", 4711))
+    try:
+        await farm.loop.ready.wait()
+        async with httpx.AsyncClient(transport=transport, base_url=URL) as http:
+            yield WebPlace(farm, app, http)
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+        await farm.journal.close()
+
+
+RIGHTS_HEAD = """\
+# Who may what
+
+Made by `tools/generate-rights` from what each route says of itself; a route that says nothing
+keeps the farm from starting. What the roles mean: [security.md](security.md). `administer` includes
+every right but `build`, which agents alone have, and `join`, which registration tokens alone have.
+
+"""
+
+
+def rights_page(folder: Path) -> str:
+    """The whole page docs/operating/rights.md."""
+    farm = make_farm(folder)
+    try:
+        return RIGHTS_HEAD + table(make_app(farm), RIGHTS)
+    finally:
+        asyncio.run(farm.journal.close())
