@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grange.cache.app import NIX_CACHE_INFO, Cache, DerivationText, Sources
+from grange.cache.copies import Copies
 from grange.cache.direct import keep_swept
 from grange.cache.publish import Publisher
 from grange.cache.tokens import TokenKey
@@ -59,7 +60,7 @@ from grange.scheduler.facts import (
     ProjectRule,
 )
 from grange.store.derivation import DRV_SUFFIX, parse
-from grange.store.keys import SecretKey
+from grange.store.keys import SecretKey, TrustedKeys
 from grange.store.path import StoreDir, StorePath
 from grange.wire.messages import JoinAnswer
 
@@ -186,6 +187,15 @@ class Farm:
             is_leading=lambda: self.is_leading,
         )
         self.deliveries.publish_path = self.retention.publish
+        own = [key.public.show() for key in settings.keys]
+        self.copies = Copies(
+            objects=objects,
+            journal=journal,
+            add=self.deliveries.add_path,
+            keys=settings.keys,
+            trusted=TrustedKeys.parse(" ".join([*own, *settings.upstream_keys])),
+            store_dir=settings.store_dir,
+        )
         self.failure_logs = FailureLogs(journal, self.publisher)
         self.outbox = Outbox(
             loop=self.loop,

@@ -18,6 +18,7 @@ from grange.identity import Identity, Role
 from grange.web.accounts import account_calls
 from grange.web.answers import answer, problem
 from grange.web.builds import build_calls
+from grange.web.copies import copy_calls
 from grange.web.door import Door
 from grange.web.farm import farm_calls
 from grange.web.forward import Forwarder
@@ -61,6 +62,7 @@ def make_app(farm: Farm) -> FastAPI:
     app.add_middleware(Door, farm=farm)  # the last one added is the first one met
     views = Views(farm)
     app.router.routes.extend(_api(farm, views).routes)  # one flat list, whose rights can be read
+    copy_calls(app, farm)
     _watch_calls(app, farm, views)
     _tell_errors(app)
     rights(app)  # a route that does not say what it needs must not be served
