@@ -19,7 +19,7 @@ from benchmarks.report import Result, Series
 from benchmarks.synthetic import fill
 from grange.client.credentials import token_in
 from grange.db.open import open_journal
-from grange.errors import OutsideError
+from grange.errors import GrangeError, OutsideError
 from grange.scheduler.facts import AgentSpec, Measurements
 from grange.store.path import NIX_STORE
 from grange.wire.channel import RunnerChannel
@@ -85,7 +85,7 @@ async def _first_order(address: str, token: str) -> None:
             try:
                 await _wait_for_order(channel, spec)
                 return
-            except OutsideError:  # it does not lead yet
+            except GrangeError:  # it does not lead yet, or has not yet learnt of its own tokens
                 await asyncio.sleep(AGAIN_S)
             finally:
                 await channel.close()
