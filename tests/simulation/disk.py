@@ -7,10 +7,11 @@ from grange.db.connect import MEMORY
 from grange.db.engine import Inline
 from grange.db.journal import SqliteJournal
 from grange.errors import JournalRefusedError, OutsideError
-from grange.ports import Recovered, StepNode
+from grange.ports import BuildRecord, NewBuild, Recovered, StepNode
 from grange.scheduler.effects import JournalEffect
 from grange.scheduler.facts import StepId
 from grange.store.path import StorePath
+from tests.simulation.lead import LEAD
 from tests.simulation.world import World
 
 
@@ -30,6 +31,8 @@ class Disk(SqliteJournal):
 
     async def commit(self, effects: Sequence[JournalEffect]) -> None:
         world, rates = self._world, self._world.rates
+        lead = LEAD.get()
+        await lead.check()
         world.ledger.decided(effects)
         await self.before(effects)
         if world.chance(rates.refused_p):
@@ -38,12 +41,14 @@ class Disk(SqliteJournal):
         is_doubtful, is_crash = world.chance(rates.doubt_p), world.chance(rates.crash_p)
         is_applied = world.chance(0.5) or not (is_doubtful or is_crash)
         await asyncio.sleep(self._slowness())
+        await lead.check()
         if is_applied:
             await super().commit(effects)
             world.ledger.committed(effects)
+            await lead.applied(effects)
             is_crash = is_crash or self.crash_after(effects)
             await asyncio.sleep(self._slowness())
-        if is_crash:
+        if is_crash and lead.is_current:
             world.note(f"crash in a commit, applied: {is_applied}")
             self.crash()
             await asyncio.get_running_loop().create_future()  # it never gets any further
@@ -51,8 +56,15 @@ class Disk(SqliteJournal):
             world.note(f"commit in doubt, applied: {is_applied}")
             raise ConnectionError("the simulated disk went away")
 
+    async def add_builds(
+        self, builds: Sequence[NewBuild], *, is_told: bool = False
+    ) -> list[BuildRecord]:
+        await LEAD.get().check()
+        return await super().add_builds(builds, is_told=is_told)
+
     async def forget_paths(self, paths: Iterable[StorePath]) -> tuple[list[StepId], list[str]]:
         lost = sorted(paths)
+        await LEAD.get().check()
         if self._world.chance(self._world.rates.refused_p):
             raise JournalRefusedError("the simulated disk is full")
         await asyncio.sleep(self._slowness())

@@ -80,6 +80,7 @@ class Farm:
             (rates.refuse_h, self._refuse),
             (rates.crash_h, self.coordinator.crash),
             (rates.freeze_h, self._freeze),
+            (rates.usurp_h, self.coordinator.usurp),
             (rates.lose_h, self.store.lose),
         ):
             if rate_h:

@@ -18,6 +18,7 @@ class Rates:
     drain_h: float = 0.0  # an agent hands in what it has and leaves for a while
     refuse_h: float = 0.0  # an agent takes no work for a while, for reasons of its own
     crash_h: float = 0.0  # the coordinator's process dies
+    usurp_h: float = 0.0  # the coordinator is paused, and another on its journal takes over
     freeze_h: float = 0.0  # the coordinator's machine, and the world with it, sleeps for a while
     attempt_p: float = 0.0  # an attempt fails for reasons of its agent
     hang_p: float = 0.0  # an attempt stands still in some phase, until it is stopped
@@ -99,6 +100,7 @@ _MOST = {
     "drain_h": 20.0,
     "refuse_h": 20.0,
     "crash_h": 30.0,
+    "usurp_h": 15.0,
     "freeze_h": 10.0,
     "attempt_p": 0.5,
     "hang_p": 0.1,

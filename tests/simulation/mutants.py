@@ -152,6 +152,13 @@ MUTANTS = (
     Mutant(
         "a doubtful commit believed", WriterLoop, "run", "self._doubt(batch, error)", "continue"
     ),
+    Mutant(
+        "a fenced leader acts",
+        WriterLoop,
+        "run",
+        "self._doubt(batch, error)\n            raise",
+        "self._doubt(batch, error)",
+    ),
     Mutant("recovered narinfos not put", recovery, "recover", "await publish(entry.outputs)"),
     Mutant(
         "attempts forgotten in a crash",
