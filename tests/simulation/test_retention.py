@@ -196,7 +196,9 @@ class World:
                 await asyncio.sleep(0)
             name = str(self.random.randrange(DERIVATIONS))
             drv_path = path(f"{name}.drv")
-            await self.retention.promise([drv_path], [path("source")])
+            # Not all ask what the farm has before they submit.
+            asked = [drv_path] if self.random.random() < 0.5 else []
+            await self.retention.promise(asked, [path("source")])
             if path("source") not in await self.slow.valid_paths([path("source")]):
                 await self.send_source()
             await pause(self.random)

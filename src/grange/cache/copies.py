@@ -6,6 +6,7 @@ references, while it is written to its own place among the objects. What no nari
 like any other abandoned upload.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ from grange.store.keys import SecretKey, TrustedKeys
 from grange.store.narinfo import NARINFO_BYTES_MAX, NarInfo, fingerprint, parse
 from grange.store.path import StoreDir
 
+JUDGED_AT_ONCE: Final = 4  # each holds some 30 MB and three threads
 ASIDE: Final = "incoming/copy/"
 _FILE: Final = re.compile(rf"([{BASE32_CHARS}]{{52}})(\.nar(?:\.zst|\.xz)?)\Z")
 
@@ -60,6 +62,7 @@ class Copies:
         self._keys = keys
         self._trusted = trusted
         self._store_dir = store_dir
+        self._judging = asyncio.Semaphore(JUDGED_AT_ONCE)
 
     async def put_nar(self, file: str, body: AsyncIterator[bytes]) -> None:
         """Put a file aside; raises PeerError where its name is not that of its content."""
@@ -111,7 +114,8 @@ class Copies:
             info.path, info.nar_hash, info.nar_bytes, info.references, info.content_address
         )
         check_claims(claims, candidates)
-        verified = await self._judge(narinfo, claims, candidates)
+        async with self._judging:
+            verified = await self._judge(narinfo, claims, candidates)
         await self._add(publish(verified, info.deriver, self._keys, self._store_dir))
         await self._objects.delete(_aside(narinfo))
         return True
