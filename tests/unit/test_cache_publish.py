@@ -1,26 +1,32 @@
 """Publication to several stores: what each gets, in which form, and what holds it back."""
 
+import asyncio
 import gzip
 import json
 import lzma
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import zstandard
+from click.testing import CliRunner
 from obstore.store import MemoryStore
 
+from grange.cache.fill import fill
 from grange.cache.publish import Publisher, debug_infos
 from grange.cache.signing import sign
+from grange.cli.store import store
 from grange.errors import OutsideError
 from grange.objects.cloud import CloudObjects
+from grange.objects.directory import DirectoryObjects
 from grange.ports import Shelf, StoreOptions
 from grange.store.compression import NAR_SUFFIXES, compress
 from grange.store.hash import Hash
 from grange.store.keys import SecretKey
 from grange.store.nar import Directory, File, Listing, NarReader, nar_of_tree
-from grange.store.narinfo import NarInfo, PathInfo, parse
+from grange.store.narinfo import NarInfo, PathInfo, parse, show
 from grange.store.path import NIX_STORE, StorePath
 
 KEY = SecretKey.generate("farm.test-1", b"s" * 32)
@@ -148,8 +154,11 @@ async def test_a_store_that_is_down_holds_nothing_but_the_end_back() -> None:
 
 async def test_listings_debug_info_and_encodings() -> None:
     one = shelf(
-        has_listings=True, has_debug_info=True, narinfo_encoding="gzip",
-        listing_encoding="zstd", log_encoding="xz",
+        has_listings=True,
+        has_debug_info=True,
+        narinfo_encoding="gzip",
+        listing_encoding="zstd",
+        log_encoding="xz",
     )
     publisher = Publisher([one], log, NIX_STORE)
     narinfo = await stored(one)
@@ -188,3 +197,37 @@ async def test_a_later_log_takes_the_place_of_an_earlier() -> None:
 def test_what_is_no_debug_info() -> None:
     for root in ({"type": "regular"}, {"type": "directory", "entries": {"lib": {"type": "x"}}}):
         assert list(debug_infos("nar/x", json.dumps({"root": root}).encode())) == []
+
+
+async def test_a_store_that_was_added_later_is_filled() -> None:
+    first, late = shelf(), shelf(compression="xz")
+    narinfo = await stored(first)
+    await Publisher([first], log, NIX_STORE).publish(narinfo)
+    gone = StorePath.parse_base("2c" * 16 + "-gone")
+    lost = replace(narinfo, info=replace(narinfo.info, path=gone), url="nar/lost.nar.zst")
+    text = show(lost, NIX_STORE).encode()
+    await first.objects.put_if_absent(f"{gone.hash_part}.narinfo", text)
+    for _ in range(2):
+        filled = await fill([first, late], NIX_STORE)
+        assert filled.paths == 1
+        (failure,) = filled.failures
+        assert "lost.nar.zst" in failure
+    own = await narinfo_in(late)
+    assert own is not None
+    assert own.compression == "xz"
+    assert await late.objects.get(f"{gone.hash_part}.narinfo") is None
+
+
+def test_filling_on_the_command_line(tmp_path: Path) -> None:
+    async def prepare() -> None:
+        objects = DirectoryObjects(tmp_path / "a")
+        one = Shelf("a", objects, StoreOptions(), is_bucket=False)
+        await Publisher([one], log, NIX_STORE).publish(await stored(one))
+
+    asyncio.run(prepare())
+    urls = [f"file://{tmp_path}/a", f"file://{tmp_path}/b?compression=none"]
+    result = CliRunner().invoke(store, ["fill", *urls])
+    assert result.exit_code == 0, result.output
+    assert result.output == "1 path is in all 2 stores\n"
+    (nar,) = (tmp_path / "b/nar").iterdir()
+    assert nar.read_bytes() == NAR

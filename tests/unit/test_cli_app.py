@@ -60,6 +60,7 @@ def test_help_needs_neither_http_nor_tables() -> None:
         "agents",
         "serve",
         "agent",
+        "store",
         "key",
     ],
 )

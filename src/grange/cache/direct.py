@@ -28,6 +28,7 @@ INCOMING: Final = "incoming/"
 ABANDONED_S: Final = 2 * 86_400  # longer than any URL is good for, with the time to read back
 SWEEP_S: Final = 3_600.0
 SHA256_BYTES: Final = 32
+ANNOUNCEMENTS_MAX: Final = 100  # an agent tries about 20 times before it gives up
 _FIRST_BYTES: Final = 1 << 20
 
 
@@ -38,6 +39,7 @@ class Arrival:
     key: str
     file_bytes: int
     sha256: bytes
+    number: int = 1  # of announcements for the same grant
     seen: int = 0  # bytes read back
 
 
@@ -48,11 +50,21 @@ class DirectRoad:
         self._objects = objects
         self._compression = compression
 
-    async def offer(self, file_bytes: int, digest: bytes) -> tuple[Arrival, SignedPut]:
-        """A fresh key and the URL for it. Ask `takes` first."""
+    async def offer(
+        self, file_bytes: int, digest: bytes, before: Arrival | None
+    ) -> tuple[Arrival, SignedPut]:
+        """A fresh key and the URL for it; `before` is what it takes the place of. Ask `takes`
+        first. Raises UploadError for one announcement too many: each may leave a file behind."""
         direct = self._objects.direct
         assert direct is not None
-        arrival = Arrival(f"{INCOMING}{token_hex(16)}", file_bytes, digest)
+        number = 1 if before is None else before.number + 1
+        if number > ANNOUNCEMENTS_MAX:
+            raise UploadError(
+                HTTPStatus.GONE,
+                f"this upload was announced {ANNOUNCEMENTS_MAX} times and did not arrive; "
+                "ask the farm for a new URL",
+            )
+        arrival = Arrival(f"{INCOMING}{token_hex(16)}", file_bytes, digest, number)
         return arrival, await direct.presign(arrival.key, file_bytes, digest)
 
     def takes(self, file_bytes: int) -> bool:

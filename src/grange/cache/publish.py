@@ -42,6 +42,7 @@ class Publisher:
         self._read_log = read_log
         self._store_dir = store_dir
         self._copying = asyncio.Semaphore(COPIES_AT_ONCE)
+        self.trouble = ""  # why the latest path could not be published, for an operator
         self.has_buckets = any(shelf.is_bucket for shelf in shelves)
 
     async def prepare(self) -> None:
@@ -54,6 +55,14 @@ class Publisher:
 
         Raises OutsideError, after all stores have been tried, where one of them fails.
         """
+        try:
+            await self._publish(narinfo)
+        except OutsideError as error:
+            self.trouble = f"finished steps wait to be published: {error}"
+            raise
+        self.trouble = ""
+
+    async def _publish(self, narinfo: NarInfo) -> None:
         first, *others = self._shelves
         listing = None
         if any(each.options.has_listings or each.options.has_debug_info for each in self._shelves):
@@ -136,7 +145,11 @@ class Publisher:
 
 async def _checked(objects: Objects, narinfo: NarInfo) -> AsyncIterator[bytes]:
     """The file of a NAR; raises OutsideError at its end where it is not what was verified."""
-    assert narinfo.file_hash is not None, "the farm published it"
+    if narinfo.file_hash is None:
+        raise OutsideError(
+            f"the narinfo of {narinfo.info.path} names no hash of its file, so that what is copied "
+            "cannot be checked; copy from the store that the farm reads"
+        )
     hasher = new_hasher(narinfo.file_hash.algorithm)
     async for piece in objects.read(narinfo.url):
         hasher.update(piece)

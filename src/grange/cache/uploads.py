@@ -168,7 +168,7 @@ class Uploads:
             return None
         self._forget_arrivals()
         before = self._arrivals.get(grant.id)
-        self._arrivals[grant.id], signed = await self._road.offer(file_bytes, digest)
+        self._arrivals[grant.id], signed = await self._road.offer(file_bytes, digest, before)
         if before is not None:
             await self._road.forget(before)
         return signed

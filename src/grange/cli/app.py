@@ -70,6 +70,7 @@ _COMMANDS: Final = {
     "agent": _Entry("agent", "agent", "Run agents, and say who may be one."),
     "cache": _Entry("cache", "cache", "Serve a binary cache alone, without a farm."),
     "db": _Entry("db", "db", "Migrate, check and move the farm's journal."),
+    "store": _Entry("store", "store", "Bring the cache's stores level."),
     "key": _Entry("key", "key", "Make signing keys."),
 }
 

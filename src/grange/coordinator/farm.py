@@ -335,7 +335,8 @@ class Farm:
 
     def trouble(self) -> list[str]:
         """What keeps the farm from its work, for an operator; empty where nothing does."""
-        told = [self.loop.trouble, *map(disk_trouble, self.settings.folders)]
+        disks = map(disk_trouble, self.settings.folders)
+        told = [self.loop.trouble, self.publisher.trouble, *disks]
         return [text for text in told if text]
 
     @property
