@@ -9,7 +9,6 @@ like any other abandoned upload.
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from typing import Final
 
@@ -36,6 +35,7 @@ from grange.store.path import StoreDir
 
 JUDGED_AT_ONCE: Final = 4  # each holds some 30 MB and three threads
 ASIDE: Final = "incoming/copy/"
+NARS: Final = "nar/"
 _FILE: Final = re.compile(rf"([{BASE32_CHARS}]{{52}})(\.nar(?:\.zst|\.xz)?)\Z")
 
 Add = Callable[[NarInfo], Awaitable[None]]
@@ -148,30 +148,36 @@ class Copies:
     async def _judge(
         self, narinfo: NarInfo, claims: Claims, candidates: Candidates | None
     ) -> Verified:
-        """Read back what was put aside, and store it for good."""
-        aside = _aside(narinfo)
-        if await self._objects.size(aside) is None:
-            raise NotFoundError(
-                f"the NAR of {claims.path} was not put, or too long ago; copy again"
-            )
-
-        async def pieces() -> AsyncGenerator[bytes, None]:
-            async for piece in self._objects.read(aside):
-                yield piece
-
-        body = pieces()
-        writer = self._objects.writer()
+        """Read back what was put aside, and store it for good; or what is stored already, since Nix
+        puts no file that is there."""
+        assert narinfo.file_hash is not None
+        file = f"{narinfo.file_hash.base32()}{NAR_SUFFIXES[narinfo.compression]}"
+        key = ASIDE + file
+        is_stored = await self._objects.size(key) is None
+        if is_stored:
+            key = NARS + file
+            if await self._objects.size(key) is None:
+                raise NotFoundError(
+                    f"the NAR of {claims.path} was not put, or too long ago; copy again"
+                )
+        body = self._pieces(key)
+        writer = None if is_stored else self._objects.writer()
+        verifier = NarVerifier(claims, candidates, narinfo.compression)
         try:
-            verifier = NarVerifier(claims, candidates, narinfo.compression)
             verified = await receive(verifier, await take(body, BLOCK_BYTES), body, writer)
-            await writer.commit(nar_key(verified))
+            if writer is not None:
+                await writer.commit(nar_key(verified))
         finally:
-            await writer.discard()
+            if writer is not None:
+                await writer.discard()
             await body.aclose()
         if verified.listing is not None:
-            key = listing_key(nar_key(verified))
-            await self._objects.put_if_absent(key, verified.listing)
-        return replace(verified, listing=None)
+            await self._objects.put_if_absent(listing_key(nar_key(verified)), verified.listing)
+        return verified
+
+    async def _pieces(self, key: str) -> AsyncGenerator[bytes, None]:
+        async for piece in self._objects.read(key):
+            yield piece
 
 
 def _aside(narinfo: NarInfo) -> str:
