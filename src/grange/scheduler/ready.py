@@ -22,13 +22,21 @@ def entry(step: Step, order: StepOrder | None) -> Entry:
     return (*order(step), step.seq, step)
 
 
-def _is_stale(item: Entry, order: StepOrder | None) -> bool:
+def _is_stale(item: Entry) -> bool:
+    """In the default order."""
     step = item[3]
-    if step.state is not State.READY or step.missing > 0:
-        return True
-    if order is None:
-        return item[0] != -step.priority or item[1] != -step.path_s
-    return step.priority == PRIORITY_NONE
+    return (
+        step.state is not State.READY
+        or step.missing > 0
+        or item[0] != -step.priority
+        or item[1] != -step.path_s
+    )
+
+
+def _is_over(item: Entry) -> bool:
+    """In any order: nothing of it is to be begun."""
+    step = item[3]
+    return step.state is not State.READY or step.missing > 0 or step.priority == PRIORITY_NONE
 
 
 def _bring_up(heap: list[Entry], order: StepOrder) -> None:
@@ -37,7 +45,7 @@ def _bring_up(heap: list[Entry], order: StepOrder) -> None:
     Each entry is looked at once, whatever the order says of it.
     """
     fresh: Entry | None = None
-    while heap and heap[0] is not fresh and not _is_stale(heap[0], order):
+    while heap and heap[0] is not fresh and not _is_over(heap[0]):
         now = entry(heap[0][3], order)
         if now[:2] == heap[0][:2]:
             return
@@ -66,13 +74,23 @@ class ReadyQueue:
     def head(self, accounts: Accounts) -> tuple[Rank, str] | None:
         """Rank of the best step and the project it is of; None where nothing may be begun."""
         best: tuple[Rank, str] | None = None
-        for project in list(self.projects):
-            first = self._first(project)
-            if first is None:
-                continue
-            account = accounts.settled(project)
+        for project, heap in list(self.projects.items()):
+            first: Entry | None = heap[0] if heap else None
+            # Looked at here first, because most are what they were and a call costs as much again.
+            if (
+                first is None
+                or self.order is not None
+                or _is_stale(first)
+                or first[3].project != project
+            ):
+                first = self._first(project)
+                if first is None:
+                    continue
+            account = accounts[project]
             if account.running >= account.running_max:
                 continue
+            if account.since != accounts.now:
+                account.settle(accounts.now, accounts.mean_s)
             rank = (first[0], account.use, first[1], first[2])
             if best is None or rank < best[0]:
                 best = (rank, project)
@@ -81,11 +99,13 @@ class ReadyQueue:
     def _first(self, project: str) -> Entry | None:
         """The project's best ready step; where it has none, its heap is gone."""
         heap = self.projects[project]
+        is_stale = _is_stale
         if self.order is not None:
             _bring_up(heap, self.order)
+            is_stale = _is_over
         while heap:
             first = heap[0]
-            if not _is_stale(first, self.order) and first[3].project == project:
+            if not is_stale(first) and first[3].project == project:
                 return first
             heapq.heappop(heap)
         del self.projects[project]

@@ -86,14 +86,17 @@ class Accounts(dict[str, Account]):
 
     def charge(self, project: str) -> Account:
         """One more attempt."""
-        account = self.settled(project)
+        account = self[project]
+        if account.since != self.now:
+            account.settle(self.now, self.mean_s)
         account.running += 1
         account.use += account.weight
         return account
 
     def discharge(self, account: Account) -> None:
         """One attempt less."""
-        self.bring_up(account)
+        if account.since != self.now:
+            account.settle(self.now, self.mean_s)
         account.running -= 1
         account.use -= account.weight
 
