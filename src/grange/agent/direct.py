@@ -6,6 +6,7 @@ is told when they are there.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
@@ -18,6 +19,8 @@ import aiohttp
 from yarl import URL
 
 from grange.errors import OutsideError
+
+log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 1 << 20
 MESSAGE_BYTES_MAX: Final = 4 << 10  # of an answer that says no
@@ -73,31 +76,50 @@ async def put_spool(
 ) -> tuple[int, str]:
     """The farm's answer to the upload granted at `url`: a status of HTTP and words.
 
-    `moved` hears of bytes that went out and of bytes that the farm has looked at.
+    `moved` hears of bytes that went out and of bytes that the farm has looked at. Where the store
+    cannot be reached from here, the file goes through the farm.
     """
     said = {"file_bytes": spool.size, "sha256": spool.sha256}
     async with http.post(f"{url}/direct", json=said) as answer:
         if answer.status not in (HTTPStatus.OK, HTTPStatus.NO_CONTENT):
             return answer.status, await message_of(answer)
         offer = await answer.json() if answer.status == HTTPStatus.OK else None
+    if offer is not None:
+        try:
+            target, headers = URL(offer["url"], encoded=True), dict(offer["headers"])
+        except (TypeError, ValueError, KeyError) as error:
+            return UNAVAILABLE, f"its answer to an announcement is not as agreed: {error!r}"
+        try:
+            refused = await _put_in_store(http, target, headers, spool, moved)
+        except aiohttp.ClientConnectorError as error:
+            log.warning("an upload goes through the farm, for its store is out of reach: %s", error)
+        else:
+            return await _judgement(http, url, moved) if not refused else (UNAVAILABLE, refused)
     headers = {"Content-Type": "application/octet-stream", "Content-Length": str(spool.size)}
-    if offer is None:
-        async with http.put(url, data=spool.read(moved), headers=headers) as answer:
-            return answer.status, await message_of(answer)
-    try:
-        target, headers = URL(offer["url"], encoded=True), dict(offer["headers"])
-    except (TypeError, ValueError, KeyError) as error:
-        return UNAVAILABLE, f"its answer to an announcement is not as agreed: {error!r}"
-    # Nothing that the farm knows us by goes to the store.
+    async with http.put(url, data=spool.read(moved), headers=headers) as answer:
+        return answer.status, await message_of(answer)
+
+
+async def _put_in_store(
+    http: aiohttp.ClientSession,
+    target: URL,
+    headers: dict[str, str],
+    spool: Spool,
+    moved: Callable[[int], None],
+) -> str:
+    """Why the store did not take it; "" where it did. Nothing that the farm knows us by goes there.
+
+    Raises ClientError, of which ClientConnectorError says that nothing was sent.
+    """
     async with (
         aiohttp.ClientSession(timeout=http.timeout) as stranger,
         stranger.put(target, data=spool.read(moved), headers=headers) as answer,
     ):
         text = await message_of(answer)
         is_there = answer.status == HTTPStatus.PRECONDITION_FAILED  # an answer of ours was lost
-        if not is_there and answer.status >= HTTPStatus.MULTIPLE_CHOICES:
-            return UNAVAILABLE, f"the store answered {answer.status} {text}"
-    return await _judgement(http, url, moved)
+        if is_there or answer.status < HTTPStatus.MULTIPLE_CHOICES:
+            return ""
+        return f"the store answered {answer.status} {text}"
 
 
 async def _judgement(
