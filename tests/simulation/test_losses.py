@@ -95,3 +95,21 @@ def test_agents_that_miss_the_same_input_have_it_built_once() -> None:
         assert tried(farm, 1) == 2
 
     play([node(1), node(2, 1), node(3, 1)], scene)
+
+
+def test_a_rebuild_that_runs_beside_a_dependant_is_not_taken_for_built_after_a_crash() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a", jobs=2)
+        want(farm, 1)
+        await outcome(farm)
+        want(farm, 2, Y)
+        await phase(farm, a, 2, Phase.BUILDING)
+        farm.store.lose()
+        want(farm, 3, Z)
+        await phase(farm, a, 1, Phase.BUILDING)
+        farm.coordinator.crash()
+        await farm.world.until(lambda: tried(farm, 3) == 2)
+        assert await outcome(farm, Z) is Outcome.SUCCEEDED
+        assert farm.world.ledger.ended[Outcome.INPUTS_MISSING] == 1
+
+    play([node(1, build_s=60.0), node(2, 1, build_s=120.0), node(3, 1)], scene)

@@ -73,15 +73,20 @@ def expect(memory: Memory, event: on.AgentAwaited) -> None:
         attempts.adopt(memory, id_, step, agent)
     for attempt in list(agent.attempts.values()):
         for needed in attempt.step.inputs:
-            _infer_built(needed, agent)
+            _infer_built(needed, attempt)
 
 
-def _infer_built(step: Step, agent: Agent) -> None:
-    """A dependant of it was sent to the agent before it was done: so it was built there."""
+def _infer_built(step: Step, dependant: Attempt) -> None:
+    """The dependant was sent after it to the same agent, and it is not done: it was built there.
+
+    Where the dependant was sent before, the step was done then, and is built again after a loss.
+    """
+    agent = dependant.agent
     if step.state is not State.ACTIVE or step.home is not None:
         return
     for attempt in step.attempts:
-        if attempt.agent is agent and attempt.phase < Phase.BUILT:
+        is_before = attempt.agent is agent and attempt.id < dependant.id
+        if is_before and attempt.phase < Phase.BUILT:
             attempt.phase = Phase.BUILT
             agent.occupied -= 1
             agent.delivering += 1
