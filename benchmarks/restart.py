@@ -29,7 +29,7 @@ from grange.wire.messages import Heartbeat, Orders
 STEPS: Final = 200_000
 INPUTS: Final = 3
 MAX_JOBS: Final = 4
-AGAIN_S: Final = 0.1  # between two tries to join: the figure is right to that, and tries cost little
+AGAIN_S: Final = 0.1  # between two tries to join: right to that, and a try costs the farm little
 
 
 def restart(place: Place, runs: int) -> Result:
