@@ -100,10 +100,12 @@ def test_builds_go_through_and_certificates_are_read_anew(tls: TlsFarm) -> None:
     tls.issue("127.0.0.1")
     coordinator.signal(signal.SIGHUP)
     until(lambda: tls.seen(farm.http_port) != before, "the new certificate is shown", coordinator)
+    assert tls.seen(farm.agents_port) == tls.seen(farm.http_port)
     (tls.farm.root.parent / "server.key").write_text("no key")
     coordinator.signal(signal.SIGHUP)
     until(lambda: "stays as it was" in coordinator.log, "the bad key is told of", coordinator)
-    farm.add_agent("two", *tls.options("two"))  # gRPC shows the new one, and asks for theirs
+    two = farm.start_agent("two", *tls.options("two"))
+    until(lambda: "two" in farm.agent_states(), "gRPC takes agents with the new one", two)
 
 
 async def test_an_agent_without_a_certificate_of_its_own_is_not_let_in(tls: TlsFarm) -> None:

@@ -12,6 +12,7 @@ import uvicorn
 
 from grange.coordinator.doorkeeper import shown_in
 from grange.coordinator.farm import Farm
+from grange.coordinator.http_protocol import PatientProtocol
 from grange.coordinator.tls import ServerTls
 from grange.errors import GrangeError, OperatorError
 from grange.identity import Identity
@@ -120,7 +121,7 @@ async def serve(
 def _web_server(app: Any, tls: ServerTls | None) -> _Http:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=PatientProtocol,
         ws="none",
         lifespan="off",
         log_level="warning",

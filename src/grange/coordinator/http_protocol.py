@@ -1,0 +1,47 @@
+"""Uvicorn's HTTP protocol, for which a request's head may not come for ever."""
+
+import asyncio
+from typing import Any, Final
+
+from grange.cache.sendfile import SendfileProtocol
+
+HEAD_S: Final = 20.0  # from its first byte, or from the connection's start; a head is one packet
+
+
+class PatientProtocol(SendfileProtocol):
+    """Hangs up on who opens a connection and never says what for: slow-loris and its kin.
+
+    Between two requests uvicorn's own limit holds.
+    """
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._heard()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._await_head()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._heard()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        self._heard()
+        self._waiting = self.loop.call_later(HEAD_S, self._hang_up)
+
+    def _heard(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _hang_up(self) -> None:
+        self._waiting = None
+        if not self.transport.is_closing():
+            self.transport.close()
