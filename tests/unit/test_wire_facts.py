@@ -250,6 +250,7 @@ orders = st.builds(
             names,
             st.integers(-100, 100),
             st.booleans(),
+            st.booleans(),
         ),
         max_size=2,
     ).map(tuple),
@@ -293,7 +294,8 @@ def test_a_serialized_order_goes_out_as_the_same_bytes(
 @given(specs)
 def test_a_stock_builder_has_no_extension(spec: AgentSpec) -> None:
     read = agent_message_from_bytes(agent_message_to_bytes(replace(spec, is_grange=False)))
-    assert read == replace(spec, is_grange=False, session=spec.id, previous_session="", tags=())
+    bare = replace(spec, is_grange=False, session=spec.id, tags=(), mandatory_tags=())
+    assert read == replace(bare, previous_session="")
 
 
 @given(heartbeats)
