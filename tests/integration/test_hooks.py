@@ -335,7 +335,7 @@ def test_what_was_on_its_way_when_the_farm_was_killed_is_told_again(
 
 def test_bad_hooks_harm_themselves_alone(tmp_path: Path) -> None:
     orphan = f"orphan-of-{tmp_path.name}"
-    hang = json.dumps(["/bin/sh", "-c", f"sh -c 'sleep 1000; : {orphan}' & sleep 1000"])
+    hang = json.dumps(["/bin/sh", "-c", f"sh -c 'sleep 1000; :' {orphan} & sleep 1000"])
     config = f"""
     [hooks.hangs]
     events = ["build-submitted"]
@@ -349,7 +349,7 @@ def test_bad_hooks_harm_themselves_alone(tmp_path: Path) -> None:
     tries = 1
     [hooks.leaves]
     events = ["build-submitted"]
-    command = {json.dumps(["/bin/sh", "-c", f"sh -c 'sleep 1000; : {orphan}' &"])}
+    command = {json.dumps(["/bin/sh", "-c", f"sh -c 'sleep 1000; :' {orphan} &"])}
     [hooks.absent]
     events = ["build-submitted"]
     command = ["/nowhere/at/all"]
