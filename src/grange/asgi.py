@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from grange.errors import OperatorError
 
 if TYPE_CHECKING:
-    from grange.ports import Objects
+    from grange.ports import Shelf
 
 
 def cache() -> ASGIApp:
@@ -28,17 +28,19 @@ def cache() -> ASGIApp:
     store_dir = os.environ.get("GRANGE_STORE_DIR", NIX_STORE.root)
     tokens = os.environ.get("GRANGE_CACHE_TOKENS")
     return make_app(
-        open_objects(store),
-        StoreDir(store_dir),
-        read_tokens(Path(tokens)) if tokens else None,
+        _shelf(store), StoreDir(store_dir), read_tokens(Path(tokens)) if tokens else None
     )
 
 
-def open_objects(store: str) -> "Objects":
-    """The objects in a directory, given by its path or as `file://`."""
-    from grange.objects.directory import DirectoryObjects
+def _shelf(store: str) -> "Shelf":
+    """A directory, given by its path, or a store, by its URL."""
+    from grange.objects.location import StoreLocation, parse_location
+    from grange.objects.open import open_shelves
 
-    folder = Path(store.removeprefix("file://"))
-    if "://" in str(folder) or not folder.is_dir():
+    if "://" in store:
+        [shelf] = open_shelves([parse_location(store)])
+        return shelf
+    if not Path(store).is_dir():
         raise OperatorError(f"{store} is no directory that is there; say what is to be served")
-    return DirectoryObjects(folder)
+    [shelf] = open_shelves([StoreLocation.of_directory(Path(store))])
+    return shelf

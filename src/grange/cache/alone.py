@@ -23,7 +23,7 @@ from grange.cache.app import HASH_PART, NIX_CACHE_INFO, cache_info, missing
 from grange.cache.listing import listing_of
 from grange.cache.reader import First, Reader
 from grange.errors import OperatorError, OutsideError, PeerError
-from grange.ports import Objects
+from grange.ports import Shelf
 from grange.store.narinfo import parse
 from grange.store.path import StoreDir
 
@@ -33,13 +33,14 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 MayRead = Callable[[Scope], bool]
 
 
-def make_app(objects: Objects, store_dir: StoreDir, may_read: MayRead | None = None) -> ASGIApp:
+def make_app(shelf: Shelf, store_dir: StoreDir, may_read: MayRead | None = None) -> ASGIApp:
     """The ASGI application. Where `may_read` is None, everyone may."""
+    objects = shelf.objects
 
     async def narinfo(hash_part: str) -> bytes | None:
         if HASH_PART.match(hash_part) is None:
             return None
-        return await objects.get(f"{hash_part}.narinfo")
+        return await objects.get(f"{hash_part}.narinfo")  # which undoes its encoding
 
     async def info(_: Request) -> Response:
         text = await objects.get(NIX_CACHE_INFO)

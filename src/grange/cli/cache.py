@@ -85,13 +85,13 @@ def _run(address: Address, workers: int, tls: dict[str, Any]) -> None:
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
-    from grange.cache.sendfile import SendfileProtocol
+    from grange.coordinator.http_protocol import PatientProtocol
     from grange.coordinator.serve import listen
 
     config = uvicorn.Config(
         APP,
         factory=True,
-        http=SendfileProtocol,
+        http=PatientProtocol,
         ws="none",
         lifespan="off",
         log_level="warning",

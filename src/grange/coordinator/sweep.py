@@ -8,6 +8,7 @@ without this farm's signature, and the files they name.
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from grange.cache.alone import narinfo_text
 from grange.cache.publish import Publisher
 from grange.cache.signing import listing_key
 from grange.coordinator.holds import Holds, base_of
@@ -85,7 +86,7 @@ class Sweep:
         files: set[str] = set()
         described: list[set[str]] = []
         for shelf in self._shelves:
-            narinfos, unused = await self._look_at(shelf.objects, rules)
+            narinfos, unused = await self._look_at(shelf, rules)
             files |= unused
             described.append(narinfos)
         for each in await self._retained.stored_paths():
@@ -96,45 +97,45 @@ class Sweep:
         for base in files:
             self._unused.setdefault(base, now)
 
-    async def _look_at(self, objects: Objects, rules: RetentionRules) -> tuple[set[str], set[str]]:
+    async def _look_at(self, shelf: Shelf, rules: RetentionRules) -> tuple[set[str], set[str]]:
         """The narinfos of a store; and the NARs that no path has, and no narinfo of others."""
         old = self._clock.wall_s() - rules.orphan_hours * 3600
         narinfos: list[str] = []
         files: set[str] = set()
-        async for entry in objects.list():
+        async for entry in shelf.objects.list():
             key = entry.key
             if key.endswith(SUFFIX) and len(key) == HASH_PART_CHARS + len(SUFFIX):
                 narinfos.append(key)
             elif key.startswith(NARS) and entry.changed <= old:
                 files.add(base_of(key))
-        foreign = await self._delete_narinfos(objects, narinfos)
+        foreign = await self._delete_narinfos(shelf, narinfos)
         files -= foreign
         for part in _parts(sorted(files)):
             files -= await self._used(part)
         return set(narinfos), files
 
-    async def _delete_narinfos(self, objects: Objects, keys: Sequence[str]) -> set[str]:
+    async def _delete_narinfos(self, shelf: Shelf, keys: Sequence[str]) -> set[str]:
         """Delete those whose path is gone; returns the bases of NARs that those of others name."""
         foreign: set[str] = set()
         for key in keys:
             if await self._journal.narinfo(key.removesuffix(SUFFIX)) is not None:
                 continue
-            url = await self._foreign_url(objects, key)
+            url = await self._foreign_url(shelf, key)
             if url is None:
-                await self._delete_narinfo(objects, key)
+                await self._delete_narinfo(shelf.objects, key)
             else:
                 foreign.add(base_of(url))
         return foreign
 
-    async def _foreign_url(self, objects: Objects, key: str) -> str | None:
+    async def _foreign_url(self, shelf: Shelf, key: str) -> str | None:
         """What a narinfo that this farm did not sign names; None for its own."""
-        text = await objects.get(key)
+        text = await shelf.objects.get(key)
         if text is None:
             return None
         try:
-            narinfo = parse(text.decode(), self._store_dir)
+            narinfo = parse(narinfo_text(shelf, text).decode(), self._store_dir)
         except (PeerError, UnicodeDecodeError):
-            return ""  # not of this farm, or compressed by a store's option
+            return ""  # not of this farm
         names = {signature.partition(":")[0] for signature in narinfo.info.signatures}
         return narinfo.url if names.isdisjoint(self._key_names) else None
 
