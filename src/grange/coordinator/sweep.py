@@ -8,7 +8,6 @@ without this farm's signature, and the files they name.
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from grange.cache.alone import narinfo_text
 from grange.cache.publish import Publisher
 from grange.cache.signing import listing_key
 from grange.coordinator.holds import Holds, base_of
@@ -133,7 +132,7 @@ class Sweep:
         if text is None:
             return None
         try:
-            narinfo = parse(narinfo_text(shelf, text).decode(), self._store_dir)
+            narinfo = parse(text.decode(), self._store_dir)
         except (PeerError, UnicodeDecodeError):
             return ""  # not of this farm
         names = {signature.partition(":")[0] for signature in narinfo.info.signatures}
