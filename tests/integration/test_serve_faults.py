@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(60)
 FAULTY = """
 import grange.coordinator.loop
 
-async def recover(*_):
+async def recover(*_, **__):
     raise KeyError("planted")
 
 grange.coordinator.loop.recover = recover
