@@ -129,7 +129,7 @@ class AgentOptions:
         text = _read(self.password_file).decode(errors="replace").strip()
         if not text or not text.isascii() or not text.isprintable():
             raise OperatorError(
-                f"{self.password_file} holds no password; make one: grange agent password"
+                f"{self.password_file} holds no password; make one: grange agent AGENT password new"
             )
         return text
 

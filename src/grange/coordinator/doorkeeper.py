@@ -182,7 +182,7 @@ class Doorkeeper:
         if shown.certificate is None:
             raise UnauthenticatedError(
                 f"this is not the password of agent {id_}; give it a new one: "
-                f"grange agent password {id_} new"
+                f"grange agent {id_} password new"
             )
         # Its certificate proves who it is; for the cache over HTTP it needs a password, too.
         by = f"certificate of {account.name}"
@@ -220,7 +220,7 @@ class Doorkeeper:
         if len(password) < PASSWORD_CHARS_MIN:
             raise UnauthenticatedError(
                 f"the password of agent {account.id} is shorter than {PASSWORD_CHARS_MIN} "
-                "characters; let it make one for itself, or give it one: grange agent password"
+                "characters; let it make one for itself, or give it one: grange agent AGENT password new"
             )
         now = self._clock.wall_s()
         account = AgentAccount(account.id, account.name, account.created, by, account.tags)
