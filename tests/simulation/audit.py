@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from grange.scheduler.core import Scheduler
 from grange.scheduler.facts import Phase
-from grange.scheduler.state import Agent, State, Step
+from grange.scheduler.state import PRIORITY_NONE, Agent, State, Step
 
 
 def audit(core: Scheduler) -> str:
@@ -18,7 +18,7 @@ def _faults(core: Scheduler) -> Iterator[str]:
         yield from _step_faults(core, step)
     for agent in core.agents.values():
         yield from _agent_faults(agent)
-    used = Counter(attempt.step.project for attempt in core.attempts.values())
+    used = Counter(attempt.account.project for attempt in core.attempts.values())
     if dict(used) != core.used:
         yield f"projects use {dict(used)}, not {core.used}"
     for attempt in core.attempts.values():
@@ -51,7 +51,8 @@ def _step_faults(core: Scheduler, step: Step) -> Iterator[str]:
     if step.stored is not None and step.stored[0] not in step.attempts:
         yield f"{name} has outputs of an attempt that is over"
     # One that nobody wants waits for its lost agent alone; who wants it again raises its rank.
-    if step.state is State.READY and step.wanted and not _is_queued(core, step):
+    is_held_back = not step.wanted or step.priority == PRIORITY_NONE
+    if step.state is State.READY and not is_held_back and not _is_queued(core, step):
         yield f"{name} is in no queue"
     makers = [a for a in step.attempts if a.agent is step.home and a.phase >= Phase.BUILT]
     if step.home is not None and not makers:

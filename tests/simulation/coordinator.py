@@ -65,7 +65,12 @@ class Coordinator:
         world.ledger.restarted()
         clock = VirtualClock(world.loop, wall_s)
         self.loop = WriterLoop(
-            self._disk, clock, lease_s=LEASE_S, policy=world.policy, batch_max=50
+            self._disk,
+            clock,
+            lease_s=LEASE_S,
+            policy=world.policy,
+            batch_max=50,
+            rules=world.rules,
         )
         self._lead = lead = Lead(world, self._network)
         self._submissions = Submissions(self.loop, self._disk, ())

@@ -25,6 +25,7 @@ class Plan:
     retries: int = 0
     limits: Limits = NO_LIMITS
     is_check: bool = False
+    defer_s: float = 0.0  # how long after the submission it may begin
 
 
 class People:
@@ -70,6 +71,7 @@ class People:
             0.0,
             plan.limits,
             plan.is_check,
+            self._coordinator.wall_s + at_s + plan.defer_s if plan.defer_s else 0.0,
         )
 
         async def submit(farm: Submissions) -> None:

@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 from asyncio import TimerHandle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from grange.scheduler.facts import Policy
+from grange.scheduler.facts import Policy, ProjectRule
 from tests.simulation.faults import Rates
 from tests.simulation.graph import Graph
 from tests.simulation.ledger import Ledger
@@ -20,6 +20,7 @@ class World:
         self.rates = rates
         self.graph = graph
         self.policy = policy
+        self.rules: Mapping[str, ProjectRule] = {}
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         self.loop = loop

@@ -59,6 +59,7 @@ def unwant(memory: Memory, step: Step, *, is_abort: bool) -> None:
             spared[step.seq] = step
             continue
         if step.attempts and not is_abort:
+            spared[step.seq] = step
             continue  # it runs already, and what it makes will be of use
         step.state = State.DROPPED
         step.home = None
