@@ -5,8 +5,11 @@ import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 
+import httpx
 import pytest
 from obstore.store import MemoryStore
 
@@ -19,6 +22,8 @@ from grange.ports import Objects
 from tests.fake_s3 import fake_s3, open_fake
 from tests.moto_s3 import CREDENTIALS, moto_s3
 
+STRANGE = bytes(range(256)) * 5_000
+
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
@@ -26,13 +31,14 @@ def moto() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["directory", "memory", "fake", "versioned", "moto"])
-async def objects(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@asynccontextmanager
+async def opened(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Objects]:
-    match request.param:
+    """An empty store of this kind."""
+    match kind:
         case "directory":
-            yield DirectoryObjects(tmp_path / "objects")
+            yield DirectoryObjects(request.getfixturevalue("tmp_path") / "objects")
         case "memory":
             yield CloudObjects(MemoryStore(), "memory")
         case "moto":
@@ -43,9 +49,26 @@ async def objects(
             async for entry in objects.list():
                 await objects.delete(entry.key)
             yield objects
-        case kind:
+        case _:
             async with fake_s3(is_versioned=kind == "versioned") as fake:
                 yield open_fake(fake, monkeypatch)
+
+
+@pytest.fixture(params=["directory", "memory", "fake", "versioned", "moto"])
+async def objects(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Objects]:
+    async with opened(request.param, request, monkeypatch) as objects:
+        yield objects
+
+
+@pytest.fixture(params=["fake", "versioned", "moto"])
+async def bucket(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Objects]:
+    """One that strangers may put into."""
+    async with opened(request.param, request, monkeypatch) as objects:
+        yield objects
 
 
 async def _read(objects: Objects, key: str, start: int = 0, end: int | None = None) -> bytes:
@@ -192,6 +215,50 @@ async def test_keys_that_could_escape_are_refused(objects: Objects, key: str) ->
         await objects.delete(key)
     with pytest.raises(PeerError):
         await objects.writer().commit(key)
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(trust_env=False) as http:
+        yield http
+
+
+async def test_a_stranger_puts_and_the_copy_is_what_was_read(
+    bucket: Objects, http: httpx.AsyncClient
+) -> None:
+    direct = bucket.direct
+    assert direct is not None
+    assert await direct.landed("incoming/x") is None
+    signed = await direct.presign("incoming/x", len(STRANGE), sha256(STRANGE).digest())
+    answer = await http.put(signed.url, content=STRANGE, headers=dict(signed.headers))
+    assert answer.status_code == httpx.codes.OK, answer.text
+    again = await http.put(signed.url, content=STRANGE, headers=dict(signed.headers))
+    assert again.status_code == httpx.codes.PRECONDITION_FAILED
+    landed = await direct.landed("incoming/x")
+    assert landed is not None
+    assert landed.size == len(STRANGE)
+    assert b"".join([piece async for piece in direct.read(landed)]) == STRANGE
+    await direct.adopt(landed, "nar/x")
+    await direct.adopt(landed, "nar/x")  # twice is once
+    assert await bucket.get("nar/x") == STRANGE
+
+
+async def test_what_was_put_meanwhile_is_another_object(bucket: Objects) -> None:
+    direct = bucket.direct
+    assert direct is not None
+    await bucket.put_if_absent("incoming/x", STRANGE)
+    landed = await direct.landed("incoming/x")
+    assert landed is not None
+    await bucket.delete("incoming/x")
+    await bucket.put_if_absent("incoming/x", STRANGE[::-1])
+    with pytest.raises(OutsideError):
+        await direct.adopt(landed, "nar/x")
+    with pytest.raises(OutsideError):
+        [piece async for piece in direct.read(landed)]
+    await bucket.delete("incoming/x")
+    with pytest.raises(OutsideError):
+        await direct.adopt(landed, "nar/x")
+    assert await bucket.get("nar/x") is None
 
 
 def _incoming(root: Path) -> list[str]:

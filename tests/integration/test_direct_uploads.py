@@ -1,5 +1,6 @@
 """Uploads straight to a store that checks signatures, lies, loses and fails; and tricks at it."""
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -13,7 +14,7 @@ import pytest
 import zstandard
 from yarl import URL
 
-from grange.cache.direct import ABANDONED_S, sweep
+from grange.cache.direct import ABANDONED_S, ANNOUNCEMENTS_MAX, sweep
 from grange.cache.grants import UploadError
 from grange.cache.signing import listing_key, nar_key
 from grange.cache.tokens import TokenKey
@@ -211,6 +212,50 @@ async def test_a_busy_store_is_asked_again(farm: Farm) -> None:
     busy = iter([HTTPStatus.SERVICE_UNAVAILABLE] * 3)
     farm.s3.faults = Faults(refuse=lambda method, _key: next(busy, 0) if method != "PUT" else 0)
     assert await farm.deliver(farm.grant()) == STORED
+
+
+async def test_a_slow_store_is_waited_for_in_many_questions(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = farm.grant()
+    assert await farm.put(await farm.announce(token)) == HTTPStatus.OK
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def dawdle(method: str, _key: str) -> None:
+        if method == "GET":
+            reading.set()
+            await go_on.wait()
+
+    farm.s3.faults = Faults(before=dawdle)
+    monkeypatch.setattr("grange.cache.uploads.LOOK_S", 0.0)
+    first = asyncio.create_task(farm.uploads.arrived(token))
+    assert (await first).status == HTTPStatus.ACCEPTED
+    await reading.wait()
+    assert await farm.uploads.arrived(token) == Answer(HTTPStatus.ACCEPTED, "0")
+    assert await farm.uploads.announce(token, len(FILE), bytes(32)) is None  # not now
+    go_on.set()
+    monkeypatch.setattr("grange.cache.uploads.LOOK_S", None)
+    assert await farm.uploads.arrived(token) == STORED
+    assert len([key for method, key in farm.s3.requests if method == "GET"]) == 1
+
+
+async def test_a_stale_listing_only_puts_the_sweep_off(farm: Farm) -> None:
+    farm.s3.store("incoming/abandoned", b"x")
+    farm.s3.store("incoming/hidden", b"x")
+    later = SystemClock().wall_s() + ABANDONED_S + 5
+    farm.s3.faults = Faults(is_listed=lambda key: key != "incoming/hidden")
+    assert await sweep(farm.objects, later) == 1
+    farm.s3.faults = Faults()
+    assert await sweep(farm.objects, later) == 1
+    assert farm.s3.held() == set()
+
+
+async def test_announcements_of_one_upload_have_an_end(farm: Farm) -> None:
+    token = farm.grant()
+    for _ in range(ANNOUNCEMENTS_MAX):
+        await farm.announce(token)
+    with pytest.raises(UploadError, match="ask the farm for a new URL"):
+        await farm.announce(token)
 
 
 async def test_an_expired_url_is_refused_and_another_is_had(farm: Farm) -> None:
