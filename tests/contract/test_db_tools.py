@@ -15,7 +15,7 @@ from grange.db.journal import SqliteJournal
 from grange.db.leadership import only_coordinator
 from grange.db.postgres.journal import PostgresJournal
 from grange.main import journal_tools
-from grange.ports import Journal
+from grange.ports import Delivery, DeliveryState
 from grange.scheduler.effects import SaveAttempt, SaveStepFailed
 from grange.scheduler.facts import AttemptId, Cause, Outcome
 from tests.contract.journal_kinds import (
@@ -48,7 +48,10 @@ async def fill(file: Path) -> None:
     """A bit of everything, with a NUL that PostgreSQL does not keep."""
     journal = SqliteJournal.open(str(file))
     a, b = await add(journal, drv("a", makes=("a", "a-dev")), drv("b", "a"))
-    await journal.add_builds([build(1, "b", now=50.0)])
+    await journal.events.begin_hooks(["hook"], 40.0)
+    await journal.add_builds([build(1, "b", now=50.0)], is_told=True)
+    lost = Delivery(1, DeliveryState.GIVEN_UP, 3, 0.0, "no\0")
+    await journal.events.save_progress("hook", 1, 51.0, [lost], [])
     await journal.add_paths([narinfo("source")], "source")
     await journal.commit(completed(a, 1, "a", "a-dev"))
     failed = Cause(Outcome.BUILD_FAILED, "exit\0 1", None, AttemptId(2))
@@ -58,7 +61,7 @@ async def fill(file: Path) -> None:
     await journal.close()
 
 
-async def picture(journal: Journal) -> object:
+async def picture(journal: SqliteJournal | PostgresJournal) -> object:
     nodes = await journal.unfinished_graph([path("b.drv")])
     found = (
         await journal.recover(),
@@ -68,6 +71,9 @@ async def picture(journal: Journal) -> object:
         await journal.aterm(path("a.drv")),
         await journal.narinfos([path("a"), path("source")]),
         await journal.upstream_answer("https://cache.example.org", "x", 0.0),
+        await journal.events.range(),
+        [each.event for each in await journal.events.given_up(["hook"], 9)],
+        await journal.events.begin_hooks(["hook"], 60.0),
     )
     await journal.close()
     return found

@@ -110,5 +110,5 @@ class HookTables(_Table):
         return hooks
 
     def rules(self, folder: Path) -> EventRules:
-        hooks = [hook.rule(name, folder) for name, hook in self.hooks.items()]
+        hooks = tuple([hook.rule(name, folder) for name, hook in self.hooks.items()])
         return EventRules(hooks, self.events.stream, self.events.keep_days)

@@ -1,7 +1,7 @@
 """What the farm's file says of hooks, and how deep hooks may call hooks."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -56,7 +56,7 @@ class HookRule:
 
 @dataclass(frozen=True, slots=True)
 class EventRules:
-    hooks: Sequence[HookRule] = ()
+    hooks: tuple[HookRule, ...] = ()
     is_stream: bool = False  # the API tells all kinds of events to whoever listens
     keep_days: float = KEEP_DAYS
 
