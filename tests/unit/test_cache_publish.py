@@ -130,6 +130,14 @@ async def test_what_the_first_store_has_spoilt_goes_no_further() -> None:
     assert await keys_of(xz) == set()
 
 
+async def test_a_copy_that_was_cut_short_is_made_anew() -> None:
+    first, other = shelf(), shelf()
+    narinfo = await stored(first)
+    await other.objects.put_if_absent(narinfo.url, b"cut short")
+    await Publisher([first, other], log, NIX_STORE).publish(narinfo)
+    assert await other.objects.get(narinfo.url) == await first.objects.get(narinfo.url)
+
+
 async def test_a_store_that_is_down_holds_nothing_but_the_end_back() -> None:
     class Down(CloudObjects):
         is_down = True

@@ -1,5 +1,6 @@
 """Stores by URL: what is understood, what is refused and in which words."""
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,8 +31,13 @@ def test_every_option_of_hydra() -> None:
     assert location.endpoint == "http://minio:9000"
     assert location.profile == "ci"
     assert location.options == StoreOptions(
-        compression="zstd", level=9, is_parallel=False, has_listings=True,
-        has_debug_info=True, narinfo_encoding="gzip", listing_encoding="zstd",
+        compression="zstd",
+        level=9,
+        is_parallel=False,
+        has_listings=True,
+        has_debug_info=True,
+        narinfo_encoding="gzip",
+        listing_encoding="zstd",
         log_encoding="xz",
     )
     assert location.key_files == (Path("/a"), Path("/b"), Path("/c"))
@@ -110,6 +116,23 @@ def test_a_bucket_without_credentials_says_where_they_are_looked_for(
         open_store(parse_location("s3://bucket"))
     with pytest.raises(OperatorError, match="profile"):
         open_store(parse_location("s3://bucket?profile=nobody"))
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [("s3://x", "boto3", "s3"), ("gs://x", "obstore.store", "gcs"), ("az://x", "obstore", "azure")],
+)
+def test_what_is_not_installed_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, url: str, module: str, extra: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(("grange.objects", "obstore"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    from grange.objects.location import parse_location
+    from grange.objects.open import open_store
+
+    with pytest.raises(OperatorError, match=rf"not installed; pip install 'grange\[{extra}\]'"):
+        open_store(parse_location(url))
 
 
 def test_the_same_store_twice_is_a_mistake(tmp_path: Path) -> None:

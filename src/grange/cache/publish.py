@@ -82,6 +82,9 @@ class Publisher:
             url = nar_key_as(narinfo.url, compression)
             own = replace(narinfo, url=url, compression=compression)
         file_bytes = await shelf.objects.size(own.url)
+        if own is narinfo and file_bytes not in (None, narinfo.file_bytes):
+            await shelf.objects.delete(own.url)  # else the right one could not take its place
+            file_bytes = None
         if file_bytes is None:
             async with self._copying:
                 file_bytes = await self._copy_nar(shelf, narinfo, own)
