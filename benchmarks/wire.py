@@ -202,6 +202,7 @@ async def _serve(
         clock=SystemClock(),
         journal=journal,
         accounts=journal.accounts,
+        events=journal.events,
         retained=journal.retention,
         leadership=leadership,
         objects=DirectoryObjects(state / "cache"),

@@ -86,7 +86,7 @@ class GrangeClient:
         `authorization_for` says. `transport` replaces the network, for tests.
         """
         self._token_file = token_file
-        self._authorization: str | None = None
+        self._authorization: str | None
         self._urls = [each.strip().rstrip("/") for each in url.split(",")]
         for each in self._urls:
             if not each.startswith(("http://", "https://")):
@@ -96,6 +96,7 @@ class GrangeClient:
         self._http = self._open()
 
     def _open(self) -> httpx.Client:
+        self._authorization = None  # another host may be shown another one, or none
         is_far = self.url.startswith("https://")
         return httpx.Client(
             base_url=self.url + "/api/v1/",
