@@ -1,13 +1,14 @@
 """A real farm that collects: what goes, what stays, and what is built or sent again."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from grange.store.path import NIX_STORE
-from tests.integration.farm import Farm, running_farm, wait_at
+from tests.integration.farm import Farm, Process, running_farm, until, wait_at
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
 
@@ -128,6 +129,44 @@ def test_what_a_crash_left_behind_is_swept(farm: Farm) -> None:
     foreign.unlink()
     other.unlink()
     assert cached(farm) == before
+
+
+def test_a_collection_that_is_killed_leaves_garbage_at_most(farm: Farm) -> None:
+    inputs = (
+        "".join(f'step "input-{number}" {{}} "echo {number} > $out" ' for number in range(40))
+        .replace('step "', '(step "')
+        .replace('$out" ', '$out") ')
+    )
+    graph = f'step "many" {{ inputs = [ {inputs} ]; }} "echo $inputs > $out"'
+    farm.succeed(farm.submit(farm.drv(graph)))
+    kept = farm.succeed(farm.submit(farm.step("many", "echo the newer one > $out")))
+    folder = farm.state_dir / "cache"
+    count = len(list(folder.glob("*.narinfo")))
+    assert farm.coordinator is not None
+    collecting = Process("collecting", ["collect", "--url", farm.url], farm.root, farm.environment)
+    until(
+        lambda: len(list(folder.glob("*.narinfo"))) < count or collecting.popen.poll() is not None,
+        "the collection should begin",
+    )
+    farm.coordinator.signal(signal.SIGKILL)
+    farm.coordinator.popen.wait()
+    collecting.stop()
+    cached(farm)  # which looks for narinfos without their NARs
+    farm.start_coordinator()
+    farm.await_agent("one")
+    farm.client.collect()
+    narinfos = {path.stem for path in folder.glob("*.narinfo")}
+    assert not [name for name in cached(farm) if name.startswith("input-")]
+    urls = {
+        line[5:]
+        for part in narinfos
+        for line in (folder / f"{part}.narinfo").read_text().splitlines()
+        if line.startswith("URL: ")
+    }
+    files = {f"nar/{path.name}" for path in (folder / "nar").iterdir()}
+    assert {file.removesuffix(".ls") for file in files} == urls, "no file without a path"
+    code, errors = farm.nix_copy(kept.outputs["out"], to=farm.root / "fourth")
+    assert code == 0, errors
 
 
 def test_only_operators_collect(farm: Farm, tmp_path: Path) -> None:
