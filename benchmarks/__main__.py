@@ -9,7 +9,18 @@ from typing import Final
 
 import click
 
-from benchmarks import bulk, cache_serve, core, failover, farm_builds, ingest, memory, restart, wire
+from benchmarks import (
+    bulk,
+    cache_serve,
+    core,
+    failover,
+    farm_builds,
+    hooks,
+    ingest,
+    memory,
+    restart,
+    wire,
+)
 from benchmarks.private import Place
 from benchmarks.report import Result, print_result
 from grange.errors import GrangeError
@@ -27,6 +38,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "bulk": bulk.bulk,
     "restart": restart.restart,
     "failover": failover.failover,
+    "hooks": hooks.hooks,
 }
 
 
