@@ -13,7 +13,7 @@ from grange.coordinator.own_tokens import ADMIN_FILE, AGENT_FILE, own_tokens
 from grange.coordinator.tokens import HookTokens, new_token
 from grange.db.connect import MEMORY
 from grange.db.journal import SqliteJournal
-from grange.errors import OperatorError, UnauthenticatedError
+from grange.errors import OperatorError, OutsideError, UnauthenticatedError
 from grange.identity import ANONYMOUS, Role
 from tests.unit.test_doorkeeper import FakeClock
 
@@ -55,6 +55,18 @@ async def test_the_first_start_makes_them_for_one_user_and_the_next_keeps_them(
     assert sorted(os.listdir(tmp_path)) == [ADMIN_FILE, AGENT_FILE]
     assert len(await farm.journal.accounts.credentials()) == 2
     assert len(await farm.journal.accounts.audit(limit=9)) == 2
+
+
+async def test_whoever_is_faster_than_the_first_start_is_told_to_ask_again(tmp_path: Path) -> None:
+    farm = Farm()
+    own = own_tokens(tmp_path, 1.0)
+    hooks = HookTokens(b"k" * 32, FakeClock())
+    ids = [each.id for each in own]
+    farm.door = Doorkeeper(farm.journal.accounts, FakeClock(), hooks, ANONYMOUS, ids)
+    with pytest.raises(OutsideError, match="ask again"):
+        await farm.roles(tmp_path / AGENT_FILE)
+    await farm.keeper.adopt(own)
+    assert await farm.roles(tmp_path / AGENT_FILE) == frozenset({Role.JOIN})
 
 
 async def test_a_new_journal_takes_in_the_tokens_that_are_there(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import logging
 import uuid
 from base64 import b64decode
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
@@ -55,10 +55,17 @@ class Doorkeeper:
     """Finds out identities. Belongs to one event loop."""
 
     def __init__(
-        self, accounts: Accounts, clock: Clock, hook_tokens: HookTokens, anonymous: Identity
+        self,
+        accounts: Accounts,
+        clock: Clock,
+        hook_tokens: HookTokens,
+        anonymous: Identity,
+        own: Collection[str] = (),
     ) -> None:
-        """`anonymous` is who shows nothing."""
+        """`anonymous` is who shows nothing; `own` are the ids of tokens that the farm itself has
+        made, and may not have remembered yet."""
         self._accounts = accounts
+        self._own = own
         self._clock = clock
         self._hook_tokens = hook_tokens
         self.anonymous = anonymous
@@ -145,6 +152,8 @@ class Doorkeeper:
         """The record of a token that is good."""
         parts = split_token(text)
         found = await self._accounts.credential(parts[0]) if parts is not None else None
+        if parts is not None and found is None and parts[0] in self._own:
+            raise OutsideError("the farm is starting up and knows nobody yet; ask again soon")
         if parts is None or found is None or not is_same(found.digest, parts[1]):
             raise UnauthenticatedError(
                 "this token is not known here; ask whoever runs this farm for one of its own"

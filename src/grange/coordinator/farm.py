@@ -242,7 +242,13 @@ class Farm:
             logs=logs,
             watches=self.watches,
         )
-        self.door = Doorkeeper(accounts, clock, self.hook_tokens, settings.anonymous)
+        self.door = Doorkeeper(
+            accounts,
+            clock,
+            self.hook_tokens,
+            settings.anonymous,
+            frozenset(each.id for each in own_tokens),
+        )
         self.accounts = accounts
         self.keeper = AccountKeeper(accounts, self.door, self.loop, self.outbox.hang_up)
         self._own_tokens = own_tokens

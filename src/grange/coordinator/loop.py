@@ -26,6 +26,7 @@ BATCH_MAX: Final = 2_000  # events decided at once: some 50 ms of thinking
 RETRY_FIRST_S: Final = 0.1
 RETRY_MAX_S: Final = 5.0
 
+TIDY_AFTER_S: Final = 5.0  # takes a third of a second on a large farm: agents come first
 _SAVES: Final = get_args(JournalEffect)
 
 
@@ -218,5 +219,5 @@ class WriterLoop:
         self._epoch += max(0.0, core.now - self.now())
         self.core = core
         actor.act(effects)
-        _tidy_memory()
         self.ready.set()
+        asyncio.get_running_loop().call_later(TIDY_AFTER_S, _tidy_memory)
