@@ -47,8 +47,12 @@ def defer_some(random: Random, plans: Iterable[Plan]) -> list[Plan]:
 class Operators:
     """They rule until `relent`, which takes back whatever keeps work from being done."""
 
-    def __init__(self, farm: Farm, random: Random, builds: Iterable[BuildId]) -> None:
+    def __init__(
+        self, farm: Farm, random: Random, builds: Iterable[BuildId], said: dict[str, bool]
+    ) -> None:
+        """`said` is what was answered, and so must hold: whether each is paused."""
         self._farm = farm
+        self._said = said
         self._random = random
         self._builds = list(builds)
         self._ruling = farm.world.loop.create_task(self._rule())
@@ -86,7 +90,12 @@ class Operators:
             assert loop is not None
             await loop.settle(event)
 
+        pause = _pause(event)
+        if pause is not None:
+            self._said.pop(pause[0], None)  # until it is answered it may hold or not
         await self._farm.coordinator.ask(say)
+        if pause is not None:
+            self._said.update([pause])
 
     def relent(self) -> None:
         self._ruling.cancel()
@@ -101,6 +110,17 @@ class Operators:
 
     def close(self) -> None:
         self._ruling.cancel()
+
+
+def _pause(event: on.Event) -> tuple[str, bool] | None:
+    match event:
+        case on.FarmPaused(is_paused):
+            return "farm", is_paused
+        case on.ProjectPaused(project, is_paused):
+            return f"project {project}", is_paused
+        case on.AgentRuled(agent, _, bool() as is_paused):
+            return f"agent {agent}", is_paused
+    return None
 
 
 @dataclass
@@ -141,12 +161,14 @@ class Ruled:
 
 
 @contextmanager
-def watched(blame: Callable[[str], None]) -> Iterator[None]:
-    """Every decision of every scheduler made meanwhile is held against what was ruled."""
+def watched(blame: Callable[[str], None], said: Mapping[str, bool]) -> Iterator[None]:
+    """Every decision of every scheduler made meanwhile is held against what was ruled, and what a
+    new one knows against what was `said`."""
     handle = Scheduler.handle
     ruled: dict[int, tuple[Scheduler, Ruled]] = {}
 
     def checked(self: Scheduler, now: float, events: Iterable[on.Event]) -> list[do.Effect]:
+        is_new = id(self) not in ruled
         _, known = ruled.setdefault(id(self), (self, Ruled()))
         events = list(events)
         before = dict(known.priorities)
@@ -158,6 +180,11 @@ def watched(blame: Callable[[str], None]) -> Iterator[None]:
                 known.priorities[event.build] = before.get(event.build, 0)
         for fault in _faults(self, known, effects):
             blame(f"rulings: {fault}")
+        if is_new:
+            paused = dict(filter(None, map(_pause, events)))
+            for what, is_paused in said.items():
+                if paused.get(what, False) != is_paused:
+                    blame(f"rulings: a new life has forgotten whether {what} is paused")
         return effects
 
     with patch.object(Scheduler, "handle", checked):

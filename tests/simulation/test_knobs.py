@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from grange.coordinator import loop, recovery
-from grange.scheduler import dispatch, ready, roster, rulings, shares, steps, urgency
+from grange.scheduler import core, ready, roster, rulings, shares, steps, urgency
 from grange.scheduler.state import Agent
 from tests.simulation.farm import Farm, draw_plans, draw_policy
 from tests.simulation.faults import Rates
@@ -20,7 +20,7 @@ SEEDS = range(150)
 SEEDS_MAX = 400  # within which a planted bug must show
 
 MUTANTS = (
-    Mutant("a paused farm goes on", dispatch, "dispatch", "memory.pause is not None", "False"),
+    Mutant("a paused farm goes on", core, "dispatch", "memory.pause is not None", "False"),
     Mutant("a paused agent goes on", Agent, "takes_work", "and self.pause is None", ""),
     Mutant("a paused project goes on", urgency, "urgency", "account.pause is not None or", ""),
     Mutant("deferred for nothing", urgency, "urgency", "build.not_before > memory.now", "False"),
@@ -50,7 +50,7 @@ MUTANTS = (
     ),
     Mutant(
         "quotas held in each queue alone",
-        dispatch,
+        core,
         "dispatch",
         "if accounts[project].is_full:",
         "if False:",
@@ -83,13 +83,14 @@ async def _run(random: Random, rates: Rates) -> str:
     farm.world.ledger.may_trouble = True  # pauses make people wait
     farm.is_calm = False
     plans = defer_some(random, draw_plans(random, rates, farm.world.graph, 6, 150.0))
-    with watched(farm.world.ledger.blame):
+    said: dict[str, bool] = {}
+    with watched(farm.world.ledger.blame, said):
         for plan in plans:
             farm.people.follow(plan)
         await farm.open()
         for number in range(random.randint(1, 3)):
             farm.add_agent(f"agent-{number}", SYSTEMS, random.randint(1, 4))
-        operators = Operators(farm, Random(random.random()), [plan.build for plan in plans])
+        operators = Operators(farm, Random(random.random()), [plan.build for plan in plans], said)
         farm.tempt_fate()
         farm.world.after(240.0, farm.heal)
         farm.world.after(240.0, operators.relent)
