@@ -42,8 +42,10 @@ class Coordinator:
 class SharedFarm:
     """A farm of two coordinators, of which `lead` leads; `farm` talks to that one."""
 
-    def __init__(self, farm: Farm, database: str) -> None:
+    def __init__(self, farm: Farm, database: str, *options: str) -> None:
+        """`options` are for `grange serve`."""
         self.farm = farm
+        self._options = options
         self._database = database
         self.lead = self._start("a", free_port(), free_port())
         until(lambda: self.lead.role() == "leader", "the first should lead", self.lead.process)
@@ -55,6 +57,7 @@ class SharedFarm:
         listen = ["--listen", f"127.0.0.1:{http_port}"]
         listen += ["--listen-agents", f"127.0.0.1:{agents_port}"]
         state = ["--state-dir", str(self.farm.state_dir), "--database", self._database]
+        state += self._options
         process = Process(
             f"coordinator-{name}", ["serve", *listen, *state], self.farm.root, self.farm.environment
         )

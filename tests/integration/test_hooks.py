@@ -17,8 +17,10 @@ import pytest
 
 from grange.client.credentials import bearer, token_in
 from grange.client.models import BuildView
-from tests.integration.farm import Farm, running_farm, until
+from tests.integration.farm import Farm, make_farm, running_farm, until
+from tests.integration.test_farm_failover import SharedFarm
 from tests.peers import processes_with
+from tests.postgres import running_postgres
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
 
@@ -328,6 +330,54 @@ def test_what_was_on_its_way_when_the_farm_was_killed_is_told_again(
     with (folder / "old-gate").open("w"):  # the orphan goes on, and tells a second time
         pass
     farm.await_agent("one")
+
+
+def test_lost_inputs_are_told_of_and_built_again_without_a_hook(farm: Farm, folder: Path) -> None:
+    base = '(step "lost-base" {} "echo lost > $out")'
+    [made] = farm.succeed(farm.submit(farm.drv(base))).outputs.values()
+    [url] = [line[5:] for line in farm.narinfo(made).text.splitlines() if line[:5] == "URL: "]
+    (farm.state_dir / "cache" / url).unlink()
+    farm.add_agent("fresh", "--max-jobs", "1", "--tag", "fresh")
+    drv = farm.drv(f'step "needs-lost" {{ base = {base}; }} "$b cat $base > $out"')
+    build = farm.succeed(farm.submit(drv, "fresh"))
+    story = told_of(folder, build, "build-succeeded")
+    (event,) = [e["event"] for e in story if e["event"]["event"] == "inputs-missing"]
+    assert event["missing"] == [made]
+    assert [step["name"] for step in event["rebuilt"]] == ["lost-base"]
+    assert (event["step"]["name"], event["agent"]["name"]) == ("needs-lost", "fresh")
+    ended = [e["event"]["step"]["name"] for e in story if e["event"]["event"] == "step-finished"]
+    assert ended == ["lost-base", "needs-lost"]
+
+
+def test_another_coordinator_goes_on_where_the_killed_one_was(tmp_path: Path) -> None:
+    (tmp_path / "listener.py").write_text(LISTENER)
+    config = tmp_path / "farm.toml"
+    config.write_text(f"""
+    [hooks.listener]
+    events = ["build-submitted", "build-succeeded"]
+    command = {listener(tmp_path)}
+    """)
+    farm = make_farm(tmp_path / "farm")
+    with running_postgres() as postgres:
+        shared = SharedFarm(farm, postgres.new_database(), "--config", str(config))
+        try:
+            shared.add_agent("one")
+            first = farm.succeed(farm.submit(farm.step("before", "echo > $out")))
+            told_of(tmp_path, first, "build-succeeded")
+            os.mkfifo(tmp_path / "gate")
+            build = farm.succeed(farm.submit(farm.step("between", "echo > $out")))
+            until((tmp_path / "at-gate").exists, "the hook is at its gate")
+            shared.lead.process.kill()
+            (tmp_path / "gate").rename(tmp_path / "old-gate")
+            shared.await_takeover()
+            story = told_of(tmp_path, build, "build-succeeded")
+            assert kinds(story) == ["build-submitted", "build-succeeded"]
+            assert len(told_of(tmp_path, first, "build-succeeded")) == 2, "that was done already"
+            with (tmp_path / "old-gate").open("w"):
+                pass
+        finally:
+            farm.stop()
+            shared.stop()
 
 
 # Bad hooks

@@ -98,7 +98,8 @@ class Hooks:
                 for name, worker in self._workers.items():
                     group.create_task(worker.run(cursors[name]))
         finally:
-            for sender in self._senders.values():
+            for name, sender in self._senders.items():
+                self._workers[name].forget()
                 await sender.close()
 
     def wake(self) -> None:

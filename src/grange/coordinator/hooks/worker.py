@@ -72,6 +72,11 @@ class HookWorker:
     def cursor(self) -> int:
         return self._cursor
 
+    def forget(self) -> None:
+        """Another may run the hook from now on."""
+        self.given_up, self.last_error = 0, ""
+        self._begin(self._cursor)
+
     def wake(self) -> None:
         """There may be new events."""
         self._news.set()
