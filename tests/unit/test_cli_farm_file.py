@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from grange.cli.farm_file import FarmFile, read_farm_file
+from grange.cli.farm_file import FarmFile, TlsPaths, read_farm_file
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits, Policy, ProjectRule
 
@@ -66,6 +66,8 @@ def test_a_project_starts_from_the_farms_limits(tmp_path: Path) -> None:
         ('present_outputs = "keep"', "present_outputs is 'keep': input should be 'reuse' or"),
         ("limit = 1\n[limits]\nbuild = 1", "limits.build is not known"),
         ("[limits", "is not TOML"),
+        ('[access]\nanonymous = "all"', "access.anonymous is 'all': input should be 'read' or"),
+        ('[tls]\ncertificate = "a.pem"', "tls.key"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_what_would(
@@ -80,3 +82,14 @@ def test_what_makes_no_sense_is_refused_with_what_would(
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OperatorError, match=r"none\.toml cannot be read"):
         read_farm_file(tmp_path / "none.toml", GIVEN)
+
+
+def test_certificates_lie_beside_the_file_that_names_them(tmp_path: Path) -> None:
+    farm = read(
+        tmp_path,
+        '[access]\nanonymous = "none"\n[tls]\ncertificate = "a.pem"\nkey = "/etc/a.key"\n',
+    )
+    assert farm.anonymous == "none"
+    assert farm.tls == TlsPaths(tmp_path / "a.pem", Path("/etc/a.key"))
+    nothing = read(tmp_path, "")
+    assert (nothing.anonymous, nothing.tls) == (None, None)
