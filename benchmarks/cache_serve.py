@@ -1,7 +1,9 @@
 """`cache-serve`: narinfos and NARs over HTTP from one core, ours and nginx on the same files.
 
 The server has one core to itself and wrk, which is faster than either, the other. Ours and nginx
-run at the same time, but only one is asked at a time, in turns.
+run at the same time, but only one is asked at a time, in turns. What counts is what a server gives
+for each second that its core works for it: on a machine of its own that is a second of the clock,
+and on a busy one others' work does not count. By the clock it is told as well.
 """
 
 import os
@@ -10,10 +12,19 @@ import shutil
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.private import GRANGE, Place, free_port, process, wait_until
+from benchmarks.private import (
+    GRANGE,
+    Place,
+    descendants_cpu_s,
+    free_port,
+    own_cpu_s,
+    process,
+    wait_until,
+)
 from benchmarks.report import Result, Series
 from grange.errors import OperatorError, OutsideError
 from grange.store.hash import BASE32_CHARS, Hash
@@ -24,7 +35,7 @@ from grange.store.path import NIX_STORE, StorePath
 NARINFOS: Final = 2_000
 NARS: Final = 16
 NAR_BYTES: Final = 16 << 20
-SECONDS: Final = 4  # for each figure of each run
+SECONDS: Final = 5  # for each figure of each run
 NARINFO_CLIENTS: Final = 16
 NAR_CLIENTS: Final = 4
 SERVER_CORE: Final = 0
@@ -76,26 +87,41 @@ def cache_serve(place: Place, runs: int) -> Result:
     store = place.folder("store")
     narinfos, nars = _fill(store)
     scripts = {"narinfo": _script(place, "narinfo", narinfos), "nar": _script(place, "nar", nars)}
-    figures: dict[tuple[str, str], list[float]] = {}
-    with _servers(place, store) as urls:
-        for url in urls.values():
-            _measure(place, url, scripts["nar"], NAR_CLIENTS, 1)  # brings the files into memory
+    asked = {"narinfo": NARINFO_CLIENTS, "nar": NAR_CLIENTS}
+    rates: dict[tuple[str, str], list[_Rate]] = {}
+    with _servers(place, store) as servers:
+        for server in servers.values():
+            _measure(place, server, scripts["nar"], NAR_CLIENTS, 1)  # brings the files into memory
         for _ in range(runs):
-            for name, url in urls.items():
-                per_s, _ = _measure(place, url, scripts["narinfo"], NARINFO_CLIENTS, SECONDS)
-                _, bytes_per_s = _measure(place, url, scripts["nar"], NAR_CLIENTS, SECONDS)
-                figures.setdefault((name, "narinfo"), []).append(per_s)
-                figures.setdefault((name, "nar"), []).append(bytes_per_s / 1e9)
-    ours = Series("NARs, grange cache", "GB/s", figures["grange", "nar"])
-    rival = Series("NARs, nginx", "GB/s", figures["nginx", "nar"])
-    own_narinfos = Series("narinfos, grange cache", "1/s", figures["grange", "narinfo"])
-    rival_narinfos = Series("narinfos, nginx", "1/s", figures["nginx", "narinfo"])
+            for name, server in servers.items():
+                for what, clients in asked.items():
+                    rate = _measure(place, server, scripts[what], clients, SECONDS)
+                    rates.setdefault((name, what), []).append(rate)
+
+    def nar_series(name: str, label: str, *, by_clock: bool = False) -> Series:
+        found = [each.bytes(by_clock=by_clock) / 1e9 for each in rates[name, "nar"]]
+        return Series(f"NARs, {label}", "GB/s", found)
+
+    def narinfo_series(name: str, label: str, *, by_clock: bool = False) -> Series:
+        found = [each.answers(by_clock=by_clock) for each in rates[name, "narinfo"]]
+        return Series(f"narinfos, {label}", "1/s", found)
+
+    ours, rival = nar_series("grange", "grange cache"), nar_series("nginx", "nginx")
+    own_narinfos = narinfo_series("grange", "grange cache")
+    rival_narinfos = narinfo_series("nginx", "nginx")
     return Result(
         "cache-serve",
         f"ratio >= 0.9; narinfos >= {NARINFO_AIM}/s",
         ours,
         rival,
-        [own_narinfos, rival_narinfos],
+        [
+            own_narinfos,
+            rival_narinfos,
+            nar_series("grange", "grange cache, by the clock", by_clock=True),
+            nar_series("nginx", "nginx, by the clock", by_clock=True),
+            narinfo_series("grange", "grange cache, by the clock", by_clock=True),
+            narinfo_series("nginx", "nginx, by the clock", by_clock=True),
+        ],
         {
             "narinfos_per_s": own_narinfos.median,
             "narinfo_ratio": own_narinfos.median / rival_narinfos.median,
@@ -142,9 +168,32 @@ def _script(place: Place, name: str, paths: Sequence[str]) -> Path:
     return script
 
 
+@dataclass(frozen=True, slots=True)
+class _Server:
+    url: str
+    pid: int
+
+    def cpu_s(self) -> float:
+        return own_cpu_s(self.pid) + descendants_cpu_s(self.pid)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    requests: int
+    size: int
+    wall_s: float
+    cpu_s: float
+
+    def answers(self, *, by_clock: bool) -> float:
+        return self.requests / (self.wall_s if by_clock else self.cpu_s)
+
+    def bytes(self, *, by_clock: bool) -> float:
+        return self.size / (self.wall_s if by_clock else self.cpu_s)
+
+
 @contextmanager
-def _servers(place: Place, store: Path) -> Iterator[Mapping[str, str]]:
-    """Both servers, on one core; their URLs by name."""
+def _servers(place: Place, store: Path) -> Iterator[Mapping[str, _Server]]:
+    """Both servers, on one core, by name."""
     folder = place.folder("nginx")
     nginx, wrk = shutil.which("nginx", path="/usr/sbin:" + os.environ["PATH"]), shutil.which("wrk")
     if nginx is None or wrk is None:
@@ -160,7 +209,10 @@ def _servers(place: Place, store: Path) -> Iterator[Mapping[str, str]]:
     with process(place, own, "cache.log") as ours, process(place, rival, "nginx.log") as theirs:
         wait_until(lambda: _answers(urls["grange"]), ours, "grange cache to answer")
         wait_until(lambda: _answers(urls["nginx"]), theirs, "nginx to answer")
-        yield urls
+        yield {
+            "grange": _Server(urls["grange"], ours.pid),
+            "nginx": _Server(urls["nginx"], theirs.pid),
+        }
 
 
 def _answers(url: str) -> bool:
@@ -171,14 +223,13 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _measure(
-    place: Place, url: str, script: Path, clients: int, seconds: int
-) -> tuple[float, float]:
-    """Answers and bytes a second."""
+def _measure(place: Place, server: _Server, script: Path, clients: int, seconds: int) -> _Rate:
     command = ["taskset", "-c", str(CLIENT_CORE), "wrk", "-t1", f"-c{clients}", f"-d{seconds}s"]
-    _, _, output = place.run([*command, "--timeout", "60s", "-s", str(script), url])
+    before = server.cpu_s()
+    _, _, output = place.run([*command, "--timeout", "60s", "-s", str(script), server.url])
+    cpu_s = server.cpu_s() - before
     found = _RESULT.search(output)
     if found is None or int(found[4]):
-        raise OutsideError(f"wrk had errors at {url}: {output[-2000:]}")
+        raise OutsideError(f"wrk had errors at {server.url}: {output[-2000:]}")
     requests, size, duration_us = (int(each) for each in found.groups()[:3])
-    return requests / duration_us * 1e6, size / duration_us * 1e6
+    return _Rate(requests, size, duration_us / 1e6, cpu_s)
