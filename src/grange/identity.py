@@ -44,6 +44,12 @@ class Identity:
         not said who it is."""
         if not any(map(self.may, roles)):
             wanted = " or ".join(role.value for role in roles)
+            if self.name == ANONYMOUS_NAME and roles == (Role.BUILD,):
+                raise UnauthenticatedError(
+                    "this needs the right to build, and no password was shown: run the agent of "
+                    "this farm's release, with --token-file; for one of 0.1, which knows neither, "
+                    "set trust_loopback in [access] of the farm's file (docs/operating/security.md)"
+                )
             if self.name == ANONYMOUS_NAME:
                 raise UnauthenticatedError(
                     f"this needs the right to {wanted}, and no token was shown; name one with "

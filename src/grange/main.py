@@ -145,6 +145,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     events=config.farm.events,
                     lease_s=config.lease_s,
                     anonymous=replace(ANONYMOUS, roles=reading),
+                    trusts_nearby=config.farm.trusts_loopback,
                     folders=tuple(dict.fromkeys((state, *folders))),
                 ),
                 clock=clock,
@@ -167,6 +168,11 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             for location in locations:
                 _say(f"cache in:      {location.shown}")
             _say(f"admin's token: {state / ADMIN_FILE}")
+            if config.farm.trusts_loopback:
+                logging.getLogger("grange").warning(
+                    "every program of this machine may submit, operate and join as an agent "
+                    "without a credential: trust_loopback is set in [access]"
+                )
             if tls is None and not (config.is_local and config.agents.is_loopback):
                 logging.getLogger("grange").warning(
                     "credentials come in the clear from other machines: set [tls] in the file of "

@@ -89,6 +89,18 @@ class ServeConfig:
             return self.is_local
         return self.farm.anonymous == "read"
 
+    def check(self) -> None:
+        """Raises OperatorError for settings that do not go together."""
+        if self.farm.trusts_loopback and not (
+            self.is_local and self.http.is_loopback and self.agents.is_loopback
+        ):
+            raise OperatorError(
+                "[access] trust_loopback is for farms that only their own machine reaches, and "
+                "--listen, --listen-agents or --public-url say that others do: through a proxy "
+                "they would all be trusted. Take one or the other out; programs of this machine "
+                "find their token by themselves"
+            )
+
     @property
     def journal_url(self) -> str:
         """As `grange.db.open.open_journal` takes it."""

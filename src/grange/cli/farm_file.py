@@ -92,6 +92,7 @@ class _Retention(Table):
 
 class _Access(Table):
     anonymous: Literal["read", "none"] | None = None
+    trust_loopback: bool = False
 
 
 class _Tls(Table):
@@ -153,6 +154,7 @@ class FarmFile:
     # Caches that serve derivations: URL, and public keys of which one signs every path.
     derivation_sources: tuple[tuple[str, tuple[str, ...]], ...] = ()
     anonymous: Literal["read", "none"] | None = None  # None: read, where only loopback is open
+    trusts_loopback: bool = False  # programs of the coordinator's machine need no credential
     tls: TlsPaths | None = None
     retention: RetentionRules = field(default_factory=RetentionRules)
     is_fresh: bool = False  # outputs that an agent's store has already are built again
@@ -191,6 +193,7 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
             [(each.url.rstrip("/"), tuple(each.public_keys)) for each in said.derivation_sources]
         ),
         anonymous=said.access.anonymous,
+        trusts_loopback=said.access.trust_loopback,
         tls=None if said.tls is None else _tls(said.tls, path.parent),
         retention=_retention(said),
         is_fresh=said.present_outputs == "delete",

@@ -176,6 +176,7 @@ def serve(
         farm=FarmFile(limits) if farm_file is None else read_farm_file(farm_file, limits),
         lease_s=lease_s,
     )
+    config.check()
     adapters.serve(config)
 
 

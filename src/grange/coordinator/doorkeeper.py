@@ -5,12 +5,13 @@ import logging
 import uuid
 from base64 import b64decode
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 from urllib.parse import unquote
 
+from grange.coordinator.nearby import is_nearby
 from grange.coordinator.throttle import Throttle
 from grange.coordinator.tokens import (
     PASSWORD_CHARS_MIN,
@@ -25,6 +26,7 @@ from grange.errors import OutsideError, UnauthenticatedError
 from grange.identity import AgentAccount, AuditEntry, Credential, CredentialKind, Identity, Role
 from grange.ports import Accounts, Clock
 from grange.scheduler.facts import AgentId
+from grange.wire.callers import Caller
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,12 @@ KNOWN_S: Final = 5.0  # a revocation by another coordinator is heeded this late
 KNOWN_MAX: Final = 10_000  # of a kilobyte
 LAST_USED_S: Final = 60.0
 NAME_CHARS_MAX: Final = 200  # of an agent: host names have 253 at most, and few have 60
+
+# Programs of the coordinator's machine, where those are trusted: what the first release, which
+# knew no credentials and listened to its own machine only, let everyone do.
+NEARBY: Final = Identity(
+    "this machine", frozenset({Role.READ, Role.SUBMIT, Role.OPERATE, Role.JOIN, Role.BUILD})
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class Shown:
     registration: str = field(default="", repr=False)  # token of an agent that is not known yet
     name: str = ""  # that such an agent wants to go by
     certificate: frozenset[str] | None = None  # names in it; None where none is asked for
+    is_nearby: bool = False  # it comes from a program of this machine
+    agent: str = ""  # that it says it is; known without a credential for such programs alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +71,15 @@ class Doorkeeper:
         hook_tokens: HookTokens,
         anonymous: Identity,
         own: Collection[str] = (),
+        *,
+        trusts_nearby: bool = False,
     ) -> None:
         """`anonymous` is who shows nothing; `own` are the ids of tokens that the farm itself has
-        made, and may not have remembered yet."""
+        made, and may not have remembered yet. With `trusts_nearby` programs of this machine that
+        show nothing are `NEARBY`."""
         self._accounts = accounts
         self._own = own
+        self._trusts_nearby = trusts_nearby
         self._clock = clock
         self._hook_tokens = hook_tokens
         self.anonymous = anonymous
@@ -79,7 +93,8 @@ class Doorkeeper:
         """Who it is. Raises UnauthenticatedError for a credential that is not good, ThrottledError
         where `address` has shown too many of those, OutsideError where nobody can tell now."""
         if not shown.authorization:
-            return self.anonymous
+            is_trusted = self._trusts_nearby and shown.is_nearby and shown.certificate is None
+            return await self._nearby(shown, address) if is_trusted else self.anonymous
         key = sha256(shown.authorization.encode(errors="replace")).digest(), shown.certificate
         known = self._known.get(key)
         if known is None or known.until <= self._clock.monotonic_s():
@@ -184,10 +199,13 @@ class Doorkeeper:
             raise UnauthenticatedError(f"agent {id_} was removed from this farm")
         if shown.certificate is not None:
             _demand_named(account, shown.certificate)
-        for found in await self._accounts.passwords_of(id_):
+        passwords = await self._accounts.passwords_of(id_)
+        for found in passwords:
             if is_same(found.digest, password):
                 self._demand_good(found)
                 return _agent_identity(id_), found.id
+        if account.registered_by == NEARBY.name and not passwords:
+            return await self._register(id_, password, shown, address)
         if shown.certificate is None:
             raise UnauthenticatedError(
                 f"this is not the password of agent {id_}; give it a new one: "
@@ -222,6 +240,28 @@ class Doorkeeper:
             )
         account = AgentAccount(id_, name, now, f"registration {used.name}", used.tags)
         return await self._save(account, password, account.registered_by, used, address)
+
+    async def _nearby(self, shown: Shown, address: str) -> Identity:
+        """A program of this machine, or the agent that it says it is."""
+        if not shown.agent:
+            return NEARBY
+        try:
+            id_ = AgentId(str(uuid.UUID(shown.agent)))
+        except ValueError:
+            raise UnauthenticatedError("an agent's id is a UUID") from None
+        account = await self._accounts.agent(id_)
+        if account is None:
+            now = self._clock.wall_s()
+            new = AgentAccount(id_, _checked_name(shown.name or id_), now, NEARBY.name)
+            await self._accounts.save_agent(new)
+            did = f"took in agent {id_} ({new.name}), which shows no credential"
+            await self._accounts.add_audit([AuditEntry(now, NEARBY.name, address, did)])
+            log.info("%s %s", NEARBY.name, did)
+        elif account.removed is not None:
+            raise UnauthenticatedError(f"agent {id_} was removed from this farm")
+        elif account.registered_by != NEARBY.name or await self._accounts.passwords_of(id_):
+            raise UnauthenticatedError(f"agent {id_} has a password, and did not show it")
+        return _agent_identity(id_)
 
     async def _save(
         self, account: AgentAccount, password: str, by: str, used: Credential | None, address: str
@@ -259,13 +299,16 @@ def password_of(account: AgentAccount, id_: str, digest: bytes, now: float, by: 
     )
 
 
-def shown_in(metadata: Mapping[str, str], certificate: frozenset[str] | None) -> Shown:
-    """What gRPC metadata shows; names of headers are in lower case."""
+def shown_by(caller: Caller) -> Shown:
+    """What a gRPC call shows."""
+    metadata = caller.metadata
     return Shown(
         metadata.get("authorization", ""),
         metadata.get("grange-registration", ""),
-        unquote(metadata.get("grange-name", "")),
-        certificate,
+        unquote(metadata.get("grange-name", "")) or caller.name,
+        caller.certificate,
+        is_nearby(caller.address, metadata),
+        caller.agent,
     )
 
 

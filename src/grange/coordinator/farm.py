@@ -85,6 +85,7 @@ class FarmSettings:
     is_fresh: bool = False  # agents build anew what their stores have already
     events: EventRules = field(default_factory=EventRules)  # the policy tells of what they want
     anonymous: Identity = ANONYMOUS  # who shows no credential
+    trusts_nearby: bool = False  # programs of this machine need none
     retention: RetentionRules = field(default_factory=RetentionRules)
     folders: tuple[Path, ...] = ()  # where the farm keeps what it must not lose; watched for space
 
@@ -185,6 +186,7 @@ class Farm:
             rules=settings.retention,
             on_lost=self._forget,
             is_leading=lambda: self.is_leading,
+            arriving=lambda: self.submissions.under_way,
         )
         self.deliveries.publish_path = self.retention.publish
         own = [key.public.show() for key in settings.keys]
@@ -248,6 +250,7 @@ class Farm:
             self.hook_tokens,
             settings.anonymous,
             frozenset(each.id for each in own_tokens),
+            trusts_nearby=settings.trusts_nearby,
         )
         self.accounts = accounts
         self.keeper = AccountKeeper(accounts, self.door, self.loop, self.outbox.hang_up)

@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from grange.coordinator.doorkeeper import shown_in
+from grange.coordinator.doorkeeper import shown_by
 from grange.coordinator.farm import Farm
 from grange.coordinator.http_protocol import PatientProtocol
 from grange.coordinator.tls import ServerTls
@@ -71,8 +71,7 @@ async def serve(
     grpc_server = new_server()
 
     async def identify(caller: Caller) -> Identity:
-        shown = shown_in(caller.metadata, caller.certificate)
-        return await farm.door.identify(shown, caller.address)
+        return await farm.door.identify(shown_by(caller), caller.address)
 
     add_runner_service(
         grpc_server,

@@ -5,11 +5,13 @@ import logging
 from http import HTTPStatus
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grange.coordinator.doorkeeper import Shown
 from grange.coordinator.farm import Farm
+from grange.coordinator.nearby import is_nearby
 from grange.errors import GrangeError, OutsideError, UnauthenticatedError
 from grange.identity import AuditEntry, Role
 from grange.web.answers import problem
@@ -37,7 +39,7 @@ class Door:
             return
         address = scope["client"][0] if scope.get("client") else ""
         try:
-            scope[CALLER] = await self._farm.door.identify(Shown(_authorization(scope)), address)
+            scope[CALLER] = await self._farm.door.identify(_shown(scope, address), address)
         except GrangeError as error:
             await problem(error)(scope, receive, send)
             return
@@ -73,9 +75,11 @@ def _bytes_max(scope: Scope) -> int | None:
     return BODY_BYTES_MAX if is_known else STRANGERS_BYTES_MAX
 
 
-def _authorization(scope: Scope) -> str:
-    """The header's value, "" for none; raises UnauthenticatedError for several."""
+def _shown(scope: Scope, address: str) -> Shown:
+    """Raises UnauthenticatedError for several Authorization headers."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(values) > 1:
         raise UnauthenticatedError("several Authorization headers were sent; send one")
-    return values[0].decode("latin-1") if values else ""
+    if values:
+        return Shown(values[0].decode("latin-1"))
+    return Shown(is_nearby=is_nearby(address, Headers(scope=scope)))

@@ -35,6 +35,8 @@ class Caller:
     metadata: Mapping[str, str] = field(repr=False)  # of one value each; names in lower case
     address: str  # without its port; "" where it has none
     certificate: frozenset[str] | None  # names in it; None where TLS asked for none
+    agent: str = ""  # that it says it is, where it has said so, and that agent's name
+    name: str = ""
 
 
 Identify = Callable[[Caller], Awaitable[Identity]]

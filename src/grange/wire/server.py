@@ -6,6 +6,7 @@ Messages are parsed here rather than by grpcio, so that a peer's junk gets an an
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import grpc
@@ -219,18 +220,21 @@ class _RunnerService:
 
         return call
 
-    async def _who(self, context: Any) -> Identity:
-        return _ANYONE if self._identify is None else await self._identify(caller_of(context))
+    async def _who(self, context: Any, agent: str = "", name: str = "") -> Identity:
+        if self._identify is None:
+            return _ANYONE
+        return await self._identify(replace(caller_of(context), agent=agent, name=name))
 
-    def _demand_agent(self, who: Identity, agent: str) -> None:
+    async def _demand_agent(self, context: Any, agent: str, name: str = "") -> None:
         """Raises ForbiddenError where the caller speaks of another agent as itself."""
+        who = await self._who(context, agent, name)
         if self._identify is not None and who.agent != agent:
             raise ForbiddenError(f"{who.name} may not speak as agent {agent}")
 
-    async def check_version(self, data: bytes, _: Any, who: Identity) -> bytes:
+    async def check_version(self, data: bytes, context: Any, _who: Identity) -> bytes:
         """Hydra compares version strings for equality, so the caller hears its own."""
         check = version_check_from_bytes(data)
-        self._demand_agent(who, check.machine_id.lower())
+        await self._demand_agent(context, check.machine_id.lower(), check.hostname)
         if check.store_dir and check.store_dir != self._store_dir.root:
             raise OperatorError(
                 f"{check.hostname!r} builds in {check.store_dir}, this farm in"
@@ -241,15 +245,15 @@ class _RunnerService:
             compatible=is_compatible, server_version=check.version
         ).SerializeToString()
 
-    async def step_update(self, data: bytes, _: Any, who: Identity) -> bytes:
+    async def step_update(self, data: bytes, context: Any, _who: Identity) -> bytes:
         agent, attempt, phase = step_update_from_bytes(data)
-        self._demand_agent(who, agent)
+        await self._demand_agent(context, agent)
         await self._handler.step_update(agent, attempt, phase)
         return _EMPTY
 
-    async def complete_build(self, data: bytes, _: Any, who: Identity) -> bytes:
+    async def complete_build(self, data: bytes, context: Any, _who: Identity) -> bytes:
         agent, result = result_from_bytes(data)
-        self._demand_agent(who, agent)
+        await self._demand_agent(context, agent)
         await self._handler.complete_build(agent, result)
         return _EMPTY
 
@@ -285,7 +289,7 @@ class _RunnerService:
     async def open_tunnel(self, _: Any, context: Any, _who: Identity) -> None:
         spec = await _joined(context)
         # Asked again: its credential may have been revoked while the join was waited for.
-        self._demand_agent(await self._who(context), spec.id)
+        await self._demand_agent(context, spec.id, spec.name)
         tunnel = Tunnel(spec, context, self._ping_s, self._check_serving)
         reading = asyncio.create_task(tunnel.take_in())
         writing = asyncio.create_task(tunnel.send_out())
