@@ -53,6 +53,7 @@ def test_a_query_fits_the_tables(name: str) -> None:
     allowed = (
         *("agents", "farm", "queues", "json_each", "CONSTANT ROW"),
         *("credentials", "agent_accounts"),
+        *("agent_rules", "pauses", "uses"),
         *("hooks", "hook_deliveries", "d", "events USING COVERING INDEX"),
     )
     partial = (

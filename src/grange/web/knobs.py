@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 
 from grange.client.models import (
     BuildView,
@@ -18,7 +18,7 @@ from grange.errors import NotFoundError, PeerError
 from grange.identity import Identity, Role
 from grange.scheduler.events import AgentRuled, Event, FarmPaused, ProjectPaused
 from grange.scheduler.facts import AgentId, BuildId
-from grange.web.rights import needs
+from grange.web.rights import did, needs
 from grange.web.views import Views
 
 BuildPath = Annotated[str, Path(max_length=64)]
@@ -54,15 +54,17 @@ def knob_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         )
 
     @api.post("/pause", dependencies=[needs(Role.OPERATE)])
-    async def pause(request: PauseRequest) -> PausesView:
+    async def pause(request: PauseRequest, asked: Request) -> PausesView:
         """Begin nothing more: of a project, on an agent or, with neither, at all."""
         await farm.loop.settle(await _ruling(request, is_paused=True))
+        did(asked, f"paused {_meant(request)}: {request.reason or 'no reason given'}")
         return await pauses()
 
     @api.post("/resume", dependencies=[needs(Role.OPERATE)])
-    async def resume(request: PauseRequest) -> PausesView:
+    async def resume(request: PauseRequest, asked: Request) -> PausesView:
         """End a pause. Harmless where there is none."""
         await farm.loop.settle(await _ruling(request, is_paused=False))
+        did(asked, f"ended the pause of {_meant(request)}")
         return await pauses()
 
     async def _ruling(request: PauseRequest, *, is_paused: bool) -> Event:
@@ -92,6 +94,7 @@ def knob_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         build: BuildPath,
         request: PriorityRequest,
         who: Annotated[Identity, needs(Role.SUBMIT, Role.OPERATE)],
+        asked: Request,
     ) -> BuildView:
         """Raise or lower a build, and what only it needs."""
         record = await journal.build(BuildId(build))
@@ -99,5 +102,12 @@ def knob_calls(api: APIRouter, farm: Farm, views: Views) -> None:
             raise NotFoundError(f"there is no build {build}")
         who.demand_build_of(record.project)
         changed = await farm.submissions.prioritise(record.id, request.priority)
+        did(asked, f"gave build {record.id} the priority {request.priority}")
         [view] = await views.builds([changed])
         return view
+
+
+def _meant(request: PauseRequest) -> str:
+    if request.project is not None:
+        return f"the project {request.project}"
+    return "the farm" if request.agent is None else f"agent {request.agent}"
