@@ -14,6 +14,7 @@ from grange.client.sources import LocalStore
 from grange.db.journal import SqliteJournal
 from grange.db.leadership import only_coordinator
 from grange.db.postgres.journal import PostgresJournal
+from grange.identity import AuditEntry
 from grange.main import journal_tools
 from grange.ports import Delivery, DeliveryState
 from grange.scheduler.effects import SaveAttempt, SaveStepFailed
@@ -28,6 +29,7 @@ from tests.contract.journal_kinds import (
     narinfo,
     path,
 )
+from tests.contract.test_accounts import ACCOUNT, PASSWORD, TOKEN
 from tests.postgres import Postgres
 
 
@@ -57,6 +59,9 @@ async def fill(file: Path) -> None:
     failed = Cause(Outcome.BUILD_FAILED, "exit\0 1", None, AttemptId(2))
     await journal.commit([SaveAttempt(AttemptId(2), b, agent().id, 9.0)])
     await journal.commit([SaveStepFailed(b, failed, 60.0)])
+    await journal.accounts.add_credential(TOKEN)
+    await journal.accounts.register(ACCOUNT, PASSWORD, None)
+    await journal.accounts.add_audit([AuditEntry(1.0, "token ci", "", "did\0 it")])
     await journal.save_upstream_answers("https://cache.example.org", {"x": "y"}, 1e9)
     await journal.close()
 
@@ -71,6 +76,9 @@ async def picture(journal: SqliteJournal | PostgresJournal) -> object:
         await journal.aterm(path("a.drv")),
         await journal.narinfos([path("a"), path("source")]),
         await journal.upstream_answer("https://cache.example.org", "x", 0.0),
+        await journal.accounts.credentials(),
+        await journal.accounts.agents(),
+        [entry.who for entry in await journal.accounts.audit(limit=9)],
         await journal.events.range(),
         [each.event for each in await journal.events.given_up(["hook"], 9)],
         await journal.events.begin_hooks(["hook"], 60.0),

@@ -175,6 +175,8 @@ async def test_what_is_done_is_told_with_who_did_it_and_without_secrets(
     agent = await place.http.post("/api/v1/agent-accounts", json={"name": "one"}, headers=admin)
     password = await place.http.post("/api/v1/agent-accounts/one/passwords", headers=admin)
     await place.http.post(f"/api/v1/tokens/{made.json()['credential']['id']}/revoke", headers=admin)
+    pause = {"agent": "one", "reason": "its disk is loud"}
+    await place.http.post("/api/v1/pause", json=pause, headers=admin)
     await place.http.post("/api/v1/agent-accounts/one/remove", headers=admin)
     answer = await place.http.get("/api/v1/audit", headers=admin)
     entries = answer.json()[::-1]
@@ -184,6 +186,7 @@ async def test_what_is_done_is_told_with_who_did_it_and_without_secrets(
         f"made agent {ids[1]} (one) an account",
         f"made a password for agent {ids[1]} (one)",
         f"revoked the token ci ({ids[0]})",
+        "paused agent one: its disk is loud",
         f"removed agent {ids[1]} (one)",
     ]
     assert {(entry["who"], entry["address"]) for entry in entries} == {
