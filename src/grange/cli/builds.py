@@ -126,6 +126,8 @@ def _print_build(screen: Console, build: BuildView) -> None:
     if build.tags:
         grid.add_row("tags", ", ".join(build.tags))
     grid.add_row("submitted", f"{moment(build.created)} by {build.submitted_by or 'unknown'}")
+    if build.finished is None and build.not_before > time.time():
+        grid.add_row("deferred", f"nothing is begun for it before {moment(build.not_before)}")
     if build.finished is not None:
         took = duration(build.finished - build.created)
         grid.add_row("finished", f"{moment(build.finished)}, after {took}")

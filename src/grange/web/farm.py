@@ -35,6 +35,9 @@ def farm_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         trouble += [
             f"{a.spec.name}: {said}" for a in connected if (said := a.refusal or a.aside_reason)
         ]
+        if core.pause is not None:
+            reason = f" ({core.pause})" if core.pause else ""
+            trouble.append(f"the farm is paused{reason}; `grange resume` lets it go on")
         if core.steps and not core.agents:
             trouble.append("steps wait, and no agent is connected")
         return Status(
