@@ -6,6 +6,7 @@ narinfo is without its NAR.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from random import Random
@@ -27,6 +28,7 @@ from grange.scheduler.effects import (
     SaveAttempt,
     SaveAttemptEnded,
     SaveBuildFinished,
+    SaveBuildReopened,
     SavePaths,
     SaveStepDone,
 )
@@ -154,6 +156,7 @@ class World:
 
     def live(self) -> None:
         """What a process has in memory, made anew."""
+        self.walking: Counter[Wanted] = Counter()
         self.holds = Holds(self.store)  # type: ignore[arg-type]
         publisher: Any = Publisher(self.store)
         self.publisher = publisher
@@ -178,6 +181,7 @@ class World:
             rules=RULES,
             on_lost=lambda _: None,
             is_leading=lambda: True,
+            arriving=lambda: self.walking,
         )
 
     async def begin(self) -> None:
@@ -208,6 +212,13 @@ class World:
             new = NewBuild(build, drv_path, project, 0, (), "ada", 1.0)
             await self.slow.add_builds([new])
             await self.build(build, drv_path)
+            if self.random.random() < 0.5:
+                for _ in range(self.random.randrange(300)):
+                    await asyncio.sleep(0)
+                await self.retention.promise([], [path("source")])
+                if path("source") not in await self.slow.valid_paths([path("source")]):
+                    await self.send_source()
+                await self.build(build, drv_path, is_retry=True)
 
     async def send_source(self) -> None:
         source = narinfo("source", content=b"source")
@@ -233,9 +244,14 @@ class World:
 
     # --- The farm ---------------------------------------------------------------------------
 
-    async def build(self, build: BuildId, drv_path: StorePath) -> None:
+    async def build(self, build: BuildId, drv_path: StorePath, *, is_retry: bool = False) -> None:
+        """A build tried again is unfinished in the journal only after the walk."""
+        self.walking[Wanted(drv_path)] += 1
         await self.retention.expect([Wanted(drv_path)])
         nodes = await self.slow.unfinished_graph([drv_path])
+        if is_retry:
+            await self.slow.commit([SaveBuildReopened(build)])
+        self.walking -= Counter([Wanted(drv_path)])
         await pause(self.random)
         records = await self.slow.steps([node.spec.id for node in nodes])
         for node in nodes:

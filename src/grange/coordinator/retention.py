@@ -83,8 +83,10 @@ class Retention:
         rules: RetentionRules,
         on_lost: Callable[[Collection[StorePath]], None],
         is_leading: Callable[[], bool],
+        arriving: Callable[[], Iterable[Wanted]] = tuple,
     ) -> None:
-        """`on_lost` hears of paths whose path infos are not to be served any more."""
+        """`on_lost` hears of paths whose path infos are not to be served any more; `arriving` is
+        what submissions and retries walk for just now."""
         self._retained = retained
         self._loop = loop
         self._clock = clock
@@ -93,6 +95,7 @@ class Retention:
         self.rules = rules
         self._on_lost = on_lost
         self._is_leading = is_leading
+        self._arriving = arriving
         self._gate = asyncio.Lock()
         self._outside = 0  # what others do that began while no collection was under way
         self._is_clear = asyncio.Event()  # of that
@@ -264,14 +267,16 @@ class Retention:
     # --- The mark -----------------------------------------------------------------------------
 
     async def _mark(self, *, is_pressed: bool) -> _Mark:
-        # What is stored later is no candidate; what ends later is seen as unfinished or as ended.
+        # What is being taken in now is in the journal once it no longer is; what is stored later is
+        # no candidate; what ends later is seen as unfinished or as ended.
+        arriving = [*self._arriving()]
         stored = await self._retained.stored_paths()
         wanted = await self._retained.wanted()
         ended = await self._retained.ended_builds()
         now = self._loop.now()
         pins = await self._retained.pins()
         groups = [
-            (ACTIVE, await self._retained.needs(wanted)),
+            (ACTIVE, await self._retained.needs([*wanted, *arriving])),
             (PROMISED, await self._promises()),
             *[(f"pin {pin.name}", await self._of_pin(pin, ended)) for pin in pins],
         ]

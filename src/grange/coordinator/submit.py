@@ -1,6 +1,7 @@
 """Builds submitted, cancelled and tried again."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,6 +46,7 @@ class Submissions:
         self._loop = loop
         self._journal = journal
         self._expect = expect
+        self.under_way: Counter[Wanted] = Counter()  # being walked, or on its way to the scheduler
         self._limits_of = limits_of
         self._rule_of = rule_of
         self._is_told = is_told
@@ -183,15 +185,27 @@ class Submissions:
             ]
             if not builds:
                 return 0
-            await self._expect([Wanted(build.drv_path, build.is_check) for build in builds])
-            async with self._one_walk:
-                nodes = await self.walk([build.drv_path for build in builds])
-                checks = await check_steps(self._journal, builds, nodes)
-            if self._loop.life == life:
-                await self._loop.settle(
-                    submission(nodes, builds, tags, checks=checks, is_retry=retried_at is not None)
-                )
-                return len(nodes) + len(checks)
+            with self._being_taken_in(builds) as wanted:
+                await self._expect(wanted)
+                async with self._one_walk:
+                    nodes = await self.walk([build.drv_path for build in builds])
+                    checks = await check_steps(self._journal, builds, nodes)
+                if self._loop.life == life:
+                    is_retry = retried_at is not None
+                    await self._loop.settle(
+                        submission(nodes, builds, tags, checks=checks, is_retry=is_retry)
+                    )
+                    return len(nodes) + len(checks)
+
+    @contextmanager
+    def _being_taken_in(self, builds: Sequence[BuildRecord]) -> Iterator[list[Wanted]]:
+        """A build that is tried again is unfinished in the journal only once this has ended."""
+        wanted = [Wanted(build.drv_path, build.is_check) for build in builds]
+        self.under_way.update(wanted)
+        try:
+            yield wanted
+        finally:
+            self.under_way -= Counter(wanted)
 
     async def walk(self, roots: Sequence[StorePath]) -> list[StepNode]:
         """The steps to build, after taking from upstreams what they have."""
