@@ -475,14 +475,17 @@ class EventLog(Protocol):
         """By hook; one without any is left out."""
 
     async def take_up(self, hook: str, events: Collection[int] | None) -> list[int]:
-        """Let those of `events`, or all, wait that were given up; returns which."""
+        """Let those of `events` wait that were given up, or the first thousands; returns which."""
 
     async def skip(self, hook: str, events: Collection[int] | None) -> int:
-        """Forget those of `events`, or all, that were given up; returns how many."""
+        """Forget those of `events` that were given up, or the first thousands; how many."""
 
-    async def prune(self, hooks: Collection[str], before: float) -> None:
-        """Forget events from before, that all `hooks` have passed, unless they wait for one; and
-        hooks that were not begun since."""
+    async def prune(self, hooks: Collection[str], before: float, keep_max: int) -> int:
+        """Forget the first thousands of events from before that all `hooks` have passed and none
+        waits for, of whatever is beyond the latest `keep_max`, and hooks not begun since.
+
+        Returns how many events; zero where nothing is left to forget.
+        """
 
 
 # --- Retention: what is kept of the cache -----------------------------------------------------

@@ -101,7 +101,8 @@ async def test_an_event_says_all_that_is_known_when_it_is_written(journal: Journ
         EventKind.INPUTS_MISSING, 7.0, step=b, missing=(path("x"),), rebuilt=(a,)
     )
     # Its agent and attempt are saved in the same commit.
-    saves = [SaveAgent(agent(), 7.0), SaveAttempt(AttemptId(1), a, agent().id, 7.0)]
+    saves: list[JournalEffect] = [SaveAgent(agent(), 7.0)]
+    saves.append(SaveAttempt(AttemptId(1), a, agent().id, 7.0))
     await journal.commit([told, missing, *saves])
     first, second = await log_of(journal).events_after(0, KINDS, 9)
     step_a = {
@@ -220,16 +221,16 @@ async def test_old_events_go_once_every_hook_has_passed_them(journal: Journal) -
     lost = Delivery(2, DeliveryState.GIVEN_UP, 1, 0.0, "no")
     await log.save_progress("h", 6, 10.0, [waits, lost], [])
     await log.save_progress("slow", 3, 10.0, [], [])
-    await log.prune(["h", "slow"], 1.5)
+    assert await log.prune(["h", "slow"], 1.5, 99) == 0
     assert await ids(log) == [1, 2, 3, 4, 5, 6]  # the only old one waits
-    await log.prune(["h", "slow"], 9.0)
+    assert await log.prune(["h", "slow"], 9.0, 99) == 2
     assert await ids(log) == [1, 4, 5, 6]
     assert await log.range() == (1, 6)
     assert await log.given_up_counts() == {}
-    await log.prune(["h"], 9.0)
+    assert await log.prune(["h"], 9.0, 99) == 3
     assert await ids(log) == [1]
     await log.save_progress("h", 6, 10.0, [], [1])
-    await log.prune(["h"], 9.0)
+    assert await log.prune(["h"], 9.0, 99) == 1
     assert await log.range() == (7, 6)
     await journal.commit([joined(20.0)])
     assert await ids(log) == [7]  # no id is ever given again
@@ -240,6 +241,17 @@ async def test_a_hook_that_was_removed_is_forgotten_after_a_while(journal: Journ
     await log.begin_hooks(["h", "removed"], 1.0)
     await log.save_progress("removed", 1, 1.0, [Delivery(2, DeliveryState.WAITING)], [])
     await log.begin_hooks(["h"], 50.0)
-    await log.prune(["h"], 40.0)
+    await log.prune(["h"], 40.0, 99)
     assert await log.begin_hooks(["h", "removed"], 60.0) == {"h": 2, "removed": 2}
     assert await log.open_deliveries("removed", 0, 9) == []
+
+
+async def test_no_more_are_kept_than_fit_though_they_are_wanted(journal: Journal) -> None:
+    log = await some(journal, 6)
+    await log.begin_hooks(["slow"], 10.0)
+    waits = Delivery(1, DeliveryState.WAITING, 1, 0.0, "")
+    await log.save_progress("slow", 2, 10.0, [waits], [])
+    assert await log.prune(["slow"], 0.0, 4) == 2
+    assert await log.prune(["slow"], 0.0, 4) == 0
+    assert await ids(log) == [3, 4, 5, 6]
+    assert await log.open_deliveries("slow", 0, 9) == []

@@ -1,11 +1,15 @@
 """The event log and how far each hook has come, for every database."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from grange.db.events import read_event
 from grange.db.script import Engine, Script, ask, change
 from grange.ports import Delivery, DeliveryState, FarmEvent, GivenUp
 from grange.scheduler.facts import EventKind
+
+CHANGED_MAX: Final = 10_000  # deliveries taken up or skipped at once
+PRUNED_MAX: Final = 5_000  # events: what commits beside it waits a fraction of a second
 
 
 class SqlEventLog:
@@ -67,8 +71,8 @@ class SqlEventLog:
     async def skip(self, hook: str, events: Collection[int] | None) -> int:
         return await self._engine.write(lambda: _skip(hook, events))
 
-    async def prune(self, hooks: Collection[str], before: float) -> None:
-        await self._engine.write(lambda: _prune(sorted(hooks), before))
+    async def prune(self, hooks: Collection[str], before: float, keep_max: int) -> int:
+        return await self._engine.write(lambda: _prune(sorted(hooks), before, keep_max))
 
 
 def _range() -> Script[tuple[int, int]]:
@@ -87,8 +91,11 @@ def _begin(hooks: Sequence[str], now: float) -> Script[Mapping[str, int]]:
 
 
 def _given_up(hook: str, events: Collection[int] | None) -> Script[list[int]]:
-    found = [event for (event,) in (yield from ask("given_up_ids", hook))]
-    return [event for event in found if events is None or event in events]
+    if events is None:
+        rows = yield from ask("given_up_ids", hook, CHANGED_MAX)
+    else:
+        rows = yield from ask("given_up_among", hook, sorted(events))
+    return [event for (event,) in rows]
 
 
 def _take_up(hook: str, events: Collection[int] | None) -> Script[list[int]]:
@@ -104,10 +111,29 @@ def _skip(hook: str, events: Collection[int] | None) -> Script[int]:
     return len(found)
 
 
-def _prune(hooks: Sequence[str], before: float) -> Script[None]:
+def _prune(hooks: Sequence[str], before: float, keep_max: int) -> Script[int]:
     yield from ask("forget_hooks", before)
     yield from ask("forget_lost_deliveries")
-    ((last,),) = yield from ask("last_event")
+    first, last = yield from _range()
+    old = (yield from _first_since(before, first, last)) - 1
     passed = min([cursor for _, cursor in (yield from ask("hooks", hooks))], default=last)
-    yield from ask("prune_events", passed, before)
+    rows = yield from ask("passed_events", min(old, passed), PRUNED_MAX)
+    rows += yield from ask("events_up_to", last - keep_max, PRUNED_MAX)
+    dropped = {id_ for (id_,) in rows}
+    yield from change("drop_event", [(id_,) for id_ in sorted(dropped)])
     yield from ask("forget_old_deliveries")
+    return len(dropped)
+
+
+def _first_since(moment: float, first: int, last: int) -> Script[int]:
+    """The first event from then on, one behind the last where there is none: ids ascend with time,
+    so that few need be looked at."""
+    end = last + 1
+    while first < end:
+        middle = (first + end) // 2
+        rows = yield from ask("event_time", middle)
+        if rows and rows[0][0] < moment:
+            first = middle + 1
+        else:
+            end = middle
+    return first

@@ -22,7 +22,10 @@ from grange.store.path import StoreDir
 
 log = logging.getLogger(__name__)
 
+EVENTS_MAX: Final = 2_000_000  # some 2 GB: beyond, a hook that is dead for days misses the oldest
+BACKLOG: Final = 100_000  # events behind that an operator should hear of
 PRUNE_S: Final = 3600.0
+PRUNE_PAUSE_S: Final = 0.1  # for others' commits
 DAY_S: Final = 86_400.0
 TOKEN_GRACE_S: Final = 60.0  # beyond a try's own limit, for a call that it made last
 ERROR_SHOWN_CHARS: Final = 200  # of it in a line of trouble
@@ -62,6 +65,7 @@ class Hooks:
         self._issue_token = issue_token
         self._metrics = metrics
         self._news = asyncio.Event()
+        self._last = 0  # event, when last looked at
         self._senders = {rule.name: make_sender(rule, url) for rule in rules.hooks}
         chance = Random()
         self._workers = {
@@ -116,6 +120,7 @@ class Hooks:
 
     async def states(self) -> list[HookState]:
         _, last = await self.events.range()
+        self._last = last
         return [
             HookState(
                 worker.rule,
@@ -134,6 +139,10 @@ class Hooks:
             if worker.given_up:
                 told.append(
                     f"hook {name}: {worker.given_up} events were given up: grange hooks failures"
+                )
+            if (behind := self._last - worker.read) > BACKLOG:
+                told.append(
+                    f"hook {name} is {behind:,} events behind; beyond {EVENTS_MAX:,} it misses some"
                 )
             if worker.last_error:
                 told.append(f"hook {name} fails: {worker.last_error[:ERROR_SHOWN_CHARS]}")
@@ -185,13 +194,29 @@ class Hooks:
 
         return call
 
+    async def _find_lost(self) -> None:
+        """Events that were dropped before a hook had come to them."""
+        first, _ = await self.events.range()
+        for name, worker in self._workers.items():
+            if worker.read + 1 < first:
+                log.error(
+                    "hook %s will never be told of events %d to %d: more than %d waited",
+                    name,
+                    worker.read + 1,
+                    first - 1,
+                    EVENTS_MAX,
+                )
+
     async def _prune(self) -> None:
         while True:
             now = self._clock.wall_s()
             try:
                 await self.events.begin_hooks([*self._workers], now)  # they are in use still
                 before = now - self.rules.keep_days * DAY_S
-                await self.events.prune([*self._workers], before)
+                while await self.events.prune([*self._workers], before, EVENTS_MAX):  # noqa: ASYNC110
+                    await asyncio.sleep(PRUNE_PAUSE_S)
+                await self._find_lost()
+                _, self._last = await self.events.range()
             except FencedError:
                 raise
             except GrangeError as error:

@@ -72,6 +72,11 @@ class HookWorker:
     def cursor(self) -> int:
         return self._cursor
 
+    @property
+    def read(self) -> int:
+        """The last event that was looked at."""
+        return self._read
+
     def forget(self) -> None:
         """Another may run the hook from now on."""
         self.given_up, self.last_error = 0, ""
@@ -206,6 +211,7 @@ class HookWorker:
 
     def _failed(self, entry: Entry, error: DeliveryError) -> None:
         rule, id_ = self.rule, entry.event.id
+        level = logging.DEBUG if self.last_error else logging.WARNING  # a dead hook has many
         self.last_error = str(error)
         tries = entry.tries + 1
         if error.is_final or tries >= rule.tries:
@@ -216,7 +222,8 @@ class HookWorker:
             return
         pause_s = rule.pause_s(tries) * self._chance.uniform(1 - JITTER, 1 + JITTER)
         pause_s = max(pause_s, error.wait_s)
-        log.warning(
+        log.log(
+            level,
             "hook %s: event %d, try %d failed; the next in %.0f s: %s",
             rule.name,
             id_,

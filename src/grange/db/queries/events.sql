@@ -73,13 +73,29 @@ ORDER BY d.event DESC LIMIT ?2;
 SELECT hook, count(*) FROM hook_deliveries WHERE state = 1 GROUP BY hook;
 
 -- name: given_up_ids
-SELECT event FROM hook_deliveries WHERE hook = ?1 AND state = 1 ORDER BY event;
+SELECT event FROM hook_deliveries WHERE hook = ?1 AND state = 1 ORDER BY event LIMIT ?2;
 
--- name: prune_events
--- Older than ?2 and up to ?1, which all hooks have passed, but for those that wait somewhere.
-DELETE FROM events WHERE id <= ?1 AND at < ?2
-  AND id NOT IN (SELECT event FROM hook_deliveries WHERE state = 0);
+-- name: given_up_among
+SELECT event FROM hook_deliveries
+WHERE hook = ?1 AND state = 1 AND event IN (SELECT value FROM json_each(?2)) ORDER BY event;
+
+-- name: event_time
+-- Of this event, or the next that is there.
+SELECT at FROM events WHERE id >= ?1 ORDER BY id LIMIT 1;
+
+-- name: passed_events
+-- Up to ?1, and waiting for no hook.
+SELECT id FROM events WHERE id <= ?1 AND NOT EXISTS (
+  SELECT 1 FROM hook_deliveries WHERE event = events.id AND state = 0
+) ORDER BY id LIMIT ?2;
+
+-- name: events_up_to
+SELECT id FROM events WHERE id <= ?1 ORDER BY id LIMIT ?2;
+
+-- name: drop_event
+DELETE FROM events WHERE id = ?1;
 
 -- name: forget_old_deliveries
--- Given up, and their events are pruned.
-DELETE FROM hook_deliveries WHERE state <> 0 AND event NOT IN (SELECT id FROM events);
+-- Of events that are dropped.
+DELETE FROM hook_deliveries
+WHERE NOT EXISTS (SELECT 1 FROM events WHERE id = hook_deliveries.event);

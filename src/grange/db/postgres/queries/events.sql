@@ -18,3 +18,6 @@ ON CONFLICT (hook, event) DO UPDATE SET state = excluded.state, tries = excluded
 -- name: drop_delivery
 DELETE FROM hook_deliveries d USING unnest(?1::text[], ?2::int8[]) AS u (hook, event)
 WHERE d.hook = u.hook AND d.event = u.event;
+
+-- name: drop_event
+DELETE FROM events WHERE id = ANY (?1::int8[]);
