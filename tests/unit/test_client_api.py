@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from grange.client.api import GrangeClient, _lines
+from grange.client.answers import lines_of
+from grange.client.api import GrangeClient
 from grange.client.models import Problem, StepState, WatchLog, WatchStep
 from grange.errors import OutsideError, PeerError
 from tests.unit.fake_farm import FakeFarm, build_view, running, step_view
@@ -43,7 +44,7 @@ def test_a_broken_watch_gives_whole_events_only(farm: FakeFarm) -> None:
     "cuts", [[b"one\ntwo\n"], [b"o", b"ne", b"\n", b"two", b"\n"], [b"one\nt", b"wo\n\nrest"]]
 )
 def test_lines_are_put_together(cuts: list[bytes]) -> None:
-    assert list(_lines(cuts)) == [b"one", b"two"]
+    assert list(lines_of(cuts)) == [b"one", b"two"]
 
 
 def test_a_wrong_request_is_the_callers(farm: FakeFarm) -> None:

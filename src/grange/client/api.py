@@ -17,6 +17,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from grange.client.answers import lines_of, problem, unreachable
 from grange.client.credentials import authorization_for, bearer, token_in
 from grange.client.hook_models import HookChange, HookEvents, HookFailure, HookView
 from grange.client.models import (
@@ -33,7 +34,6 @@ from grange.client.models import (
     PinRequest,
     PinView,
     PriorityRequest,
-    Problem,
     ProjectView,
     RetryRequest,
     SourceClaim,
@@ -46,7 +46,7 @@ from grange.client.models import (
     WatchRequest,
     Why,
 )
-from grange.errors import GrangeError, OutsideError, PeerError
+from grange.errors import OutsideError, PeerError
 
 DEFAULT_URL: Final = "http://127.0.0.1:7380"
 CONNECT_S: Final = 10.0
@@ -55,9 +55,7 @@ FETCH_S: Final = 900.0  # a build closure of thousands, over somebody's network
 ANSWER_S: Final = 600.0
 COLLECT_S: Final = 6 * 3600.0  # a cache of many millions of objects is listed before
 STREAM_SILENCE_S: Final = 60.0  # a watch has a beat every 10 s
-ERROR_BYTES_MAX: Final = 2_000  # of an answer that is no Problem, such as a proxy's page
 REDIRECTS_MAX: Final = 5  # to the coordinator that leads
-LINE_BYTES_MAX: Final = 256 << 20  # the first event of a watch holds all unfinished steps
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -259,7 +257,7 @@ class GrangeClient:
         content = _body(WatchRequest(builds=list(builds), logs=logs))
         with self._streaming("POST", "watch", STREAM_SILENCE_S, content=content) as answer:
             try:
-                for line in _lines(answer.iter_bytes()):
+                for line in lines_of(answer.iter_bytes()):
                     yield _EVENT.validate_json(line)
             except ValidationError as error:
                 raise self._not_understood(error) from error
@@ -394,29 +392,6 @@ class GrangeClient:
         )
 
 
-def unreachable(url: str, error: httpx.TransportError) -> OutsideError:
-    """The error for a farm that was tried at `url` in vain, or that went away in the middle."""
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return OutsideError(
-            f"no farm answers at {url} ({error}); "
-            "`grange serve` may not be running there, or --url or GRANGE_URL name another place"
-        )
-    reason = str(error) or type(error).__name__
-    return OutsideError(f"the connection to {url} was lost ({reason}); try again")
-
-
-def problem(answer: httpx.Response) -> GrangeError:
-    """The error that an answer other than a success stands for; its body must have been read."""
-    try:
-        text = Problem.model_validate_json(answer.content).error
-    except ValidationError:
-        text = answer.content[:ERROR_BYTES_MAX].decode(errors="replace").strip()
-        text = f"{answer.request.url} answered {answer.status_code}: {text or 'nothing more'}"
-    if answer.is_server_error:
-        return OutsideError(text)
-    return PeerError(text)
-
-
 def _body(model: BaseModel) -> bytes:
     return model.model_dump_json().encode()
 
@@ -425,19 +400,3 @@ def _with_type(request: dict[str, Any]) -> dict[str, Any]:
     if "content" in request and "headers" not in request:
         request["headers"] = {"content-type": "application/json"}
     return request
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Whole, non-empty lines; an unfinished last one is dropped, since its stream broke off."""
-    rest = bytearray()
-    for chunk in chunks:
-        if b"\n" not in chunk:
-            rest += chunk
-            if len(rest) > LINE_BYTES_MAX:
-                raise OutsideError(f"the farm sent a line of more than {LINE_BYTES_MAX} bytes")
-            continue
-        first, *lines = chunk.split(b"\n")
-        rest += first
-        last = lines.pop()
-        yield from filter(None, (bytes(rest), *lines))
-        rest = bytearray(last)

@@ -10,7 +10,8 @@ from urllib.parse import urljoin
 import httpx
 import zstandard
 
-from grange.client.api import CONNECT_S, GrangeClient, problem, unreachable
+from grange.client.answers import problem, unreachable
+from grange.client.api import CONNECT_S, GrangeClient
 from grange.client.models import SourceClaim, SourceGrant
 from grange.errors import OutsideError, PeerError
 from grange.store.closure import topological
