@@ -10,11 +10,14 @@ from http import HTTPStatus
 from io import BytesIO
 
 import aiohttp
+import httpx
 import pytest
 import zstandard
+from starlette.applications import Starlette
 from yarl import URL
 
 from grange.cache.direct import ABANDONED_S, ANNOUNCEMENTS_MAX, sweep
+from grange.cache.direct_calls import direct_calls
 from grange.cache.grants import UploadError
 from grange.cache.signing import listing_key, nar_key
 from grange.cache.tokens import TokenKey
@@ -329,3 +332,28 @@ async def test_a_large_copy_in_parts_is_pinned_too(monkeypatch: pytest.MonkeyPat
         assert s3.data("nar/x.nar") == data
         assert s3.held() == {"nar/x.nar"}
         assert not [key for method, key in s3.requests if method == "GET"]
+
+
+async def test_over_http(farm: Farm) -> None:
+    app = Starlette(routes=list(direct_calls(farm.uploads)))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://farm") as http:
+        url = f"/upload/{farm.grant()}"
+        said = {"file_bytes": len(FILE), "sha256": hashlib.sha256(FILE).hexdigest()}
+        assert (await http.post(f"{url}/arrived")).status_code == HTTPStatus.NOT_FOUND
+        offer = await http.post(f"{url}/direct", json=said)
+        assert offer.headers["cache-control"] == "no-store"
+        signed = SignedPut(offer.json()["url"], tuple(offer.json()["headers"].items()))
+        assert await farm.put(signed) == HTTPStatus.OK
+        assert (await http.post(f"{url}/arrived")).status_code == HTTPStatus.CREATED
+        assert (await http.post(f"{url}/arrived")).status_code == HTTPStatus.CONFLICT
+        assert (await http.post(f"{url}/direct", json=said)).status_code == HTTPStatus.CONFLICT
+
+        other = f"/upload/{farm.grant()}"
+        assert (await http.post(f"{other[:-4]}AAAA/direct", json=said)).status_code == 403
+        assert (await http.post(f"{other}/direct", content=bytes(5_000))).status_code == 413
+        for junk in (b"", b"[]", b'{"file_bytes": 1, "sha256": "x"}', b'{"file_bytes": -1}'):
+            assert (await http.post(f"{other}/direct", content=junk)).status_code == 400
+        too_large = said | {"file_bytes": len(NAR) * 2}
+        assert (await http.post(f"{other}/direct", json=too_large)).status_code == 413
+        assert (await http.get(f"{other}/direct")).status_code == HTTPStatus.METHOD_NOT_ALLOWED
