@@ -13,6 +13,8 @@ from tests import fake_s3
 from tests.integration.farm import Farm, make_farm, until
 from tests.moto_s3 import BUCKET, CREDENTIALS, moto_s3
 
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]  # moto alone takes seconds to start
+
 GRAPH = """
 let large = step "large" {} ''
   echo from large

@@ -154,10 +154,12 @@ async def test_a_store_that_is_down_holds_nothing_but_the_end_back() -> None:
     with pytest.raises(OutsideError, match="down"):
         await publisher.publish(narinfo)
     assert await narinfo_in(first) == await narinfo_in(last) == narinfo
+    assert publisher.trouble == "finished steps wait to be published: down"
     assert isinstance(down.objects, Down)
     down.objects.is_down = False
     await publisher.publish(narinfo)
     assert await narinfo_in(down) == narinfo
+    assert not publisher.trouble
 
 
 async def test_listings_debug_info_and_encodings() -> None:
