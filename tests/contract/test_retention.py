@@ -10,6 +10,7 @@ from grange.scheduler.facts import AttemptId, Outcome
 from tests.contract.journal_kinds import (
     JournalKind,
     add,
+    agent,
     build,
     completed,
     drv,
@@ -106,9 +107,7 @@ async def test_wanted_and_ended(journal: Journal, retained: Retained) -> None:
     steps = await add(journal, drv("next", "top"))
     await journal.add_builds([build(1, "next"), build(2, "top"), build(3, "mid")])
     await journal.commit([SaveBuildFinished(build(2, "top").id, Outcome.SUCCEEDED, None, 9.0)])
-    await journal.commit(
-        [SaveAttempt(AttemptId(9), steps[0], completed(steps[0], 1)[0].spec.id, 3)]
-    )  # type: ignore[union-attr]
+    await journal.commit([SaveAttempt(AttemptId(9), steps[0], agent().id, 3.0)])
     assert set(await retained.wanted()) == {
         Wanted(path("next.drv")),
         Wanted(path("mid.drv")),

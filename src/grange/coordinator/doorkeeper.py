@@ -269,7 +269,8 @@ class Doorkeeper:
         if len(password) < PASSWORD_CHARS_MIN:
             raise UnauthenticatedError(
                 f"the password of agent {account.id} is shorter than {PASSWORD_CHARS_MIN} "
-                "characters; let it make one for itself, or give it one: grange agent AGENT password new"
+                "characters; let it make one for itself, or give it one: "
+                "grange agent AGENT password new"
             )
         now = self._clock.wall_s()
         account = AgentAccount(account.id, account.name, account.created, by, account.tags)
