@@ -1,4 +1,7 @@
-"""What hooks are told of: nothing but the kinds that the policy says somebody wants."""
+"""What hooks are told of: nothing but the kinds that the policy says somebody wants.
+
+Every attempt and step comes by here, so a farm that nobody listens to is asked the cheapest way.
+"""
 
 from grange.scheduler.effects import SaveFarmEvent
 from grange.scheduler.facts import AgentId, BuildId, Cause, EventKind, Outcome, StepId
@@ -8,7 +11,7 @@ from grange.scheduler.state import Attempt, Step
 
 def started(memory: Memory, step: Step, attempt: Attempt) -> None:
     """An agent got the step: builds whose root it is begin, each once."""
-    if EventKind.BUILD_STARTED not in memory.policy.tells:
+    if not (tells := memory.policy.tells) or EventKind.BUILD_STARTED not in tells:
         return
     for build in step.builds:
         if build.is_started:
@@ -42,7 +45,7 @@ def step_ended(
     memory: Memory, step: Step, outcome: Outcome, cause: Cause | None, attempt: Attempt | None
 ) -> None:
     """It was built, or is given up for a reason of its own."""
-    if EventKind.STEP_FINISHED not in memory.policy.tells:
+    if not (tells := memory.policy.tells) or EventKind.STEP_FINISHED not in tells:
         return
     memory.out.append(
         SaveFarmEvent(
