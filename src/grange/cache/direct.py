@@ -107,29 +107,24 @@ class DirectRoad:
         verifier = NarVerifier(grant.claims, grant.candidates, self._compression)
         pieces = body()
         try:
-            verified = await receive(verifier, await take(pieces, _FIRST_BYTES), pieces, None)
+            return await receive(verifier, await take(pieces, _FIRST_BYTES), pieces, None)
         except PeerError:
             # Whose lie is it? The store was told what to take, and this is not the uploader's.
             if await self._digest(direct, landed) != arrival.sha256:
-                raise self._other_bytes(arrival) from None
+                raise OutsideError(
+                    f"the store gives other bytes for {arrival.key} than it was to take: it has "
+                    "changed them, or does not check x-amz-checksum-sha256; nothing of it was "
+                    "published"
+                ) from None
             raise
         finally:
             await pieces.aclose()
-        if verified.file_hash.digest != arrival.sha256:
-            raise self._other_bytes(arrival)
-        return verified
 
     async def _digest(self, direct: DirectUploads, landed: Landed) -> bytes:
         hasher = sha256()
         async for piece in direct.read(landed):
             await asyncio.to_thread(hasher.update, piece)
         return hasher.digest()
-
-    def _other_bytes(self, arrival: Arrival) -> OutsideError:
-        return OutsideError(
-            f"the store gives other bytes for {arrival.key} than it was to take: it has changed "
-            "them, or does not check x-amz-checksum-sha256; nothing of it was published"
-        )
 
     async def forget(self, arrival: Arrival) -> None:
         """It is not needed any more; where it cannot be deleted now, the sweep will."""
