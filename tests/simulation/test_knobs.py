@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from grange.coordinator import loop, recovery
-from grange.scheduler import core, ready, roster, rulings, shares, steps, urgency
+from grange.scheduler import core, roster, rulings, shares, steps, urgency
 from grange.scheduler.state import Agent
 from tests.simulation.farm import Farm, draw_plans, draw_policy
 from tests.simulation.faults import Rates
@@ -41,13 +41,7 @@ MUTANTS = (
         "ProjectPaused(project, True, reason) for project, reason in past.project_pauses",
         "",
     ),
-    Mutant(
-        "quotas not looked at again",
-        ready.ReadyQueue,
-        "head",
-        "account.running >= ",
-        "False and 0 >= ",
-    ),
+    Mutant("quotas forgotten", shares.Account, "set_rule", "rule.running_max or", ""),
     Mutant(
         "quotas held in each queue alone",
         core,
