@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from grange.cli.config import Address
 from grange.errors import OperatorError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 CACHE_PORT: Final = 7382
 APP: Final = "grange.asgi:cache"
@@ -85,10 +88,27 @@ def _run(address: Address, workers: int, tls: dict[str, Any]) -> None:
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
-    from grange.coordinator.http_protocol import PatientProtocol
     from grange.coordinator.serve import listen
 
-    config = uvicorn.Config(
+    config = _config(workers, tls)
+    config.load()  # so that what is wrong with it is told before it listens
+    bound = listen(address.host, address.port)
+    host, port = bound.getsockname()[:2]
+    scheme = "https" if tls else "http"
+    click.echo(f"cache: {scheme}://{Address(host, port)}", err=True)
+    if workers == 1:
+        uvicorn.Server(config).run([bound])
+    else:
+        # Each process loads the application for itself, so it gets a configuration that has not.
+        Multiprocess(_config(workers, tls), sockets=[bound]).run()
+
+
+def _config(workers: int, tls: dict[str, Any]) -> "uvicorn.Config":
+    import uvicorn
+
+    from grange.coordinator.http_protocol import PatientProtocol
+
+    return uvicorn.Config(
         APP,
         factory=True,
         http=PatientProtocol,
@@ -101,15 +121,6 @@ def _run(address: Address, workers: int, tls: dict[str, Any]) -> None:
         workers=workers,
         **tls,
     )
-    config.load()  # so that what is wrong with it is told before it listens
-    bound = listen(address.host, address.port)
-    host, port = bound.getsockname()[:2]
-    scheme = "https" if tls else "http"
-    click.echo(f"cache: {scheme}://{Address(host, port)}", err=True)
-    if workers == 1:
-        uvicorn.Server(config).run([bound])
-    else:
-        Multiprocess(config, sockets=[bound]).run()
 
 
 def _address(text: str) -> Address:
