@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from grange.cli.config import Address, ServeConfig
 from grange.cli.farm_file import FarmFile, TlsPaths, read_farm_file
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits, Policy, ProjectRule
@@ -19,6 +20,32 @@ def read(folder: Path, text: str) -> FarmFile:
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert read(tmp_path, "") == FarmFile(GIVEN, {}, Policy(), is_fresh=False)
+
+
+@pytest.mark.parametrize(
+    ("http", "agents", "public_url", "is_refused"),
+    [
+        ("127.0.0.1:0", "[::1]:0", None, False),
+        ("127.0.0.1:0", "localhost:0", "http://localhost:7380", False),
+        ("0.0.0.0:0", "127.0.0.1:0", None, True),
+        ("127.0.0.1:0", "[::]:0", None, True),
+        ("127.0.0.1:0", "127.0.0.1:0", "https://farm.example", True),
+        ("0.0.0.0:0", "127.0.0.1:0", "http://127.0.0.1:7380", True),
+    ],
+)
+def test_only_a_farm_of_one_machine_trusts_that_machine(
+    tmp_path: Path, http: str, agents: str, public_url: str | None, is_refused: bool
+) -> None:
+    file = read(tmp_path, "[access]\ntrust_loopback = true")
+    assert file.trusts_loopback is True
+    addresses = Address.parse(http), Address.parse(agents)
+    config = ServeConfig(*addresses, public_url=public_url, farm=file)
+    ServeConfig(*addresses, public_url=public_url, farm=read(tmp_path, "")).check()
+    if is_refused:
+        with pytest.raises(OperatorError, match="trust_loopback is for farms that only their own"):
+            config.check()
+    else:
+        config.check()
 
 
 def test_a_project_starts_from_the_farms_limits(tmp_path: Path) -> None:

@@ -80,6 +80,5 @@ def _shown(scope: Scope, address: str) -> Shown:
     values = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(values) > 1:
         raise UnauthenticatedError("several Authorization headers were sent; send one")
-    if values:
-        return Shown(values[0].decode("latin-1"))
-    return Shown(is_nearby=is_nearby(address, Headers(scope=scope)))
+    authorization = values[0].decode("latin-1") if values else ""
+    return Shown(authorization, is_nearby=is_nearby(address, Headers(scope=scope)))
