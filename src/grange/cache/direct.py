@@ -8,7 +8,7 @@ Whatever is put under `incoming/` after that is nobody's, and swept.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,7 +20,7 @@ from grange.cache.grants import Grant, UploadError
 from grange.cache.receive import receive, take
 from grange.cache.verify import NarVerifier, Verified
 from grange.errors import OutsideError, PeerError
-from grange.ports import Clock, DirectUploads, Landed, Objects, SignedPut
+from grange.ports import Clock, DirectUploads, Landed, Objects, Shelf, SignedPut
 
 log = logging.getLogger(__name__)
 
@@ -132,13 +132,14 @@ class DirectRoad:
             await self._objects.delete(arrival.key)
 
 
-async def keep_swept(objects: Objects, clock: Clock) -> None:
-    """Until cancelled, and whatever the store says."""
+async def keep_swept(shelves: Sequence[Shelf], clock: Clock) -> None:
+    """Until cancelled, and whatever the stores say."""
     while True:
-        try:
-            await sweep(objects, clock.wall_s())
-        except OutsideError as error:
-            log.warning("abandoned uploads cannot be swept now: %s", error)
+        for shelf in shelves:
+            try:
+                await sweep(shelf.objects, clock.wall_s())
+            except OutsideError as error:
+                log.warning("abandoned uploads cannot be swept now: %s", error)
         await asyncio.sleep(SWEEP_S)
 
 

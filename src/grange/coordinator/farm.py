@@ -144,6 +144,7 @@ class Farm:
         )
         shelves = shelves or (Shelf("the cache", objects, StoreOptions(), is_bucket=False),)
         options = shelves[0].options
+        self._shelves = shelves
         self._clock = clock
         self.publisher = Publisher(shelves, self._log, settings.store_dir)
         self.holds = Holds(objects)
@@ -300,7 +301,7 @@ class Farm:
             group.create_task(self.repairs.run())
             group.create_task(keep_collecting(self.retention, self._cache_folder()))
             group.create_task(self.failure_logs.run())
-            group.create_task(keep_swept(self.objects, self._clock))
+            group.create_task(keep_swept(self._shelves, self._clock))
             group.create_task(self.keeper.run())
 
     def _stand_by(self) -> None:
