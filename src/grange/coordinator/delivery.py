@@ -283,23 +283,28 @@ class Deliveries:
 
     async def on_stored(self, items: Sequence[Stored]) -> None:
         """Verified NARs are in the object store: sign them, and tell when an attempt has all."""
-        for item in items:
-            if item.attempt is None or item.output is None:
-                await self._source(item)
-                continue
-            delivery = self._under_way.get(item.attempt)
-            if delivery is None:
-                continue  # it ended while the last bytes came in; the object is harmless
-            narinfo = publish(item.verified, delivery.record.drv_path, self._keys, self._store_dir)
-            await self._holds.hold(narinfo.url)
-            if self._under_way.get(item.attempt) is not delivery:
-                self._holds.release(narinfo.url)
-                continue
-            delivery.held.append(narinfo.url)
-            delivery.stored[item.output.path] = PublishedOutput(
-                item.output.name, narinfo, support_json(item.output.nix_support)
-            )
-            self._tell_if_complete(item.attempt, delivery)
+        ends = await asyncio.gather(*map(self._take_in, items), return_exceptions=True)
+        for end in ends:
+            if end is not None:
+                raise end
+
+    async def _take_in(self, item: Stored) -> None:
+        if item.attempt is None or item.output is None:
+            await self._source(item)
+            return
+        delivery = self._under_way.get(item.attempt)
+        if delivery is None:
+            return  # it ended while the last bytes came in; the object is harmless
+        narinfo = publish(item.verified, delivery.record.drv_path, self._keys, self._store_dir)
+        await self._holds.hold(narinfo.url)
+        if self._under_way.get(item.attempt) is not delivery:
+            self._holds.release(narinfo.url)
+            return
+        delivery.held.append(narinfo.url)
+        delivery.stored[item.output.path] = PublishedOutput(
+            item.output.name, narinfo, support_json(item.output.nix_support)
+        )
+        self._tell_if_complete(item.attempt, delivery)
 
     async def _source(self, item: Stored) -> None:
         """A source's content address was checked: it is as good as published."""
