@@ -255,6 +255,7 @@ def test_what_is_given_up_is_seen_retried_and_skipped(farm: Farm, web: Web) -> N
     trouble = "\n".join(farm.client.status().trouble)
     assert "hook web: 2 events were given up" in trouble
     assert "secret-path" not in trouble + farm.grange("hooks", "--json").stdout
+    assert f"posts to {web.url.rpartition(':')[0]}" in farm.grange("hooks").stdout
     listed = farm.grange("hooks", "failures", "web")
     assert str(older.event["id"]) in listed.stdout
     skipped = farm.grange("hooks", "skip", "web", str(newer.event["id"]))
@@ -272,7 +273,7 @@ def test_what_is_given_up_is_seen_retried_and_skipped(farm: Farm, web: Web) -> N
 @contextmanager
 def listening(farm: Farm, **headers: str) -> Iterator[Callable[[], tuple[int, str, Any]]]:
     """Open the stream of events; each call returns the next: its id, kind and data."""
-    token = token_in(farm.state_dir / "admin-token")
+    token = token_in(farm.admin_token)
     with (
         httpx.Client(trust_env=False, timeout=60) as client,
         client.stream(
@@ -312,6 +313,28 @@ def test_listeners_resume_where_they_were(farm: Farm) -> None:
         assert following()[0] == second_id
     with listening(farm, **{"last-event-id": "0"}) as following:
         assert following()[0] < first_id
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("events", {"last-event-id": "junk"}, 400),
+        ("events", {"last-event-id": "9" * 30}, 400),
+        ("events?kind=nonsense", {}, 422),
+        ("events?after=-1", {}, 422),
+        ("hooks/failures?hook=nobody", {}, 404),
+        ("hooks/failures?limit=0", {}, 422),
+    ],
+)
+def test_wrong_questions_are_refused(
+    farm: Farm, path: str, headers: dict[str, str], status: int
+) -> None:
+    shown = {"authorization": bearer(token_in(farm.admin_token)), **headers}
+    with httpx.Client(trust_env=False) as client:
+        answer = client.get(f"{farm.url}/api/v1/{path}", headers=shown)
+    assert answer.status_code == status, answer.text
+    answer = farm.get("/api/v1/hooks/failures")
+    assert answer.status_code == 401, "what failed may hold secrets of a hook"
 
 
 def test_what_was_on_its_way_when_the_farm_was_killed_is_told_again(
@@ -415,6 +438,7 @@ def test_bad_hooks_harm_themselves_alone(tmp_path: Path) -> None:
     with farm_with(tmp_path, config) as farm:
         build = farm.succeed(farm.submit(farm.step("calm", "echo > $out")))
         told_of(tmp_path, build, "build-succeeded")
+        assert farm.get("/api/v1/events").status_code == 409  # nobody asked for a stream
 
         def errors() -> dict[str, str]:
             failures = farm.client.hook_failures()

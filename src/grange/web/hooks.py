@@ -87,9 +87,9 @@ def _event_calls(api: APIRouter, farm: Farm) -> None:
         kinds = frozenset(kind or EventKind)
         told = _Stream(farm.hooks, farm.settings.store_dir, kinds, project)
         lines = told.lines(last if start is None else start)
-        open_streams.add(lines)
 
         async def counted() -> AsyncIterator[bytes]:
+            open_streams.add(lines)
             try:
                 async for line in lines:
                     yield line

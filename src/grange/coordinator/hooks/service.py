@@ -137,9 +137,8 @@ class Hooks:
         told = []
         for name, worker in self._workers.items():
             if worker.given_up:
-                told.append(
-                    f"hook {name}: {worker.given_up} events were given up: grange hooks failures"
-                )
+                what = "1 event was" if worker.given_up == 1 else f"{worker.given_up} events were"
+                told.append(f"hook {name}: {what} given up: grange hooks failures")
             if (behind := self._last - worker.read) > BACKLOG:
                 told.append(
                     f"hook {name} is {behind:,} events behind; beyond {EVENTS_MAX:,} it misses some"
