@@ -9,7 +9,6 @@ from uuid import uuid4
 import pytest
 
 from grange.coordinator.doorkeeper import KNOWN_S, Doorkeeper, Shown, password_of
-from grange.coordinator.nearby import is_nearby
 from grange.coordinator.throttle import FAILURES_MAX, FORGIVEN_S
 from grange.coordinator.tokens import HookTokens, digest_of, new_password, new_token
 from grange.db.accounts import SqlAccounts
@@ -376,95 +375,6 @@ async def test_a_hooks_token_is_not_to_be_changed_nor_made_elsewhere(place: Plac
 def test_no_hook_administers_or_builds(place: Place, role: Role) -> None:
     with pytest.raises(AssertionError):
         place.hooks.issue("deploy", {role}, None, place.clock.now + 60)
-
-
-# --- Programs of the farm's own machine -------------------------------------------------------
-
-
-@pytest.fixture
-def trusting() -> Place:
-    """Where programs of the farm's machine need no credential."""
-    place = Place()
-    place.door = Doorkeeper(place.accounts, place.clock, place.hooks, ANONYMOUS, trusts_nearby=True)
-    return place
-
-
-def local(agent: str = "", authorization: str = "") -> Shown:
-    return Shown(authorization, is_nearby=True, agent=agent, name="one")
-
-
-async def test_a_program_of_this_machine_needs_no_credential_where_that_is_said(
-    place: Place, trusting: Place
-) -> None:
-    who = await trusting.door.identify(local(), "127.0.0.1")
-    who.demand(Role.READ)
-    who.demand(Role.SUBMIT)
-    who.demand(Role.OPERATE)
-    for role in (Role.IMPORT, Role.ADMINISTER):
-        with pytest.raises(ForbiddenError):
-            who.demand(role)
-    assert await trusting.door.identify(Shown(), HERE) == ANONYMOUS
-    certified = replace(local(), certificate=frozenset({"one"}))
-    assert await trusting.door.identify(certified, "127.0.0.1") == ANONYMOUS
-    assert await place.door.identify(local(ID), "127.0.0.1") == READER
-    with pytest.raises(UnauthenticatedError, match="not known here"):
-        await trusting.door.identify(local("", bearer("grange_0123456789ab_x")), "127.0.0.1")
-
-
-async def test_an_agent_of_this_machine_is_taken_in_until_it_has_a_password(
-    trusting: Place,
-) -> None:
-    for _ in range(2):
-        who = await trusting.door.identify(local(ID), "127.0.0.1")
-        assert (who.agent, who.roles) == (ID, frozenset({Role.BUILD}))
-    assert [each.name for each in await trusting.accounts.agents()] == ["one"]
-    [entry] = await trusting.accounts.audit(limit=9)
-    assert "took in agent" in entry.did
-    # Its next release makes itself a password, and registers as any other.
-    password = new_password()[1]
-    with pytest.raises(UnauthenticatedError, match="have it register with a token"):
-        await trusting.who(basic(ID, password))
-    token = await trusting.registration()
-    shown = Shown(basic(ID, password), registration=token, name="one", is_nearby=True)
-    assert (await trusting.door.identify(shown, "127.0.0.1")).agent == ID
-    with pytest.raises(UnauthenticatedError, match="has a password, and did not show it"):
-        await trusting.door.identify(local(ID), "127.0.0.1")
-
-
-async def test_nobody_of_this_machine_is_an_agent_that_was_removed_or_made_an_account(
-    trusting: Place,
-) -> None:
-    account = AgentAccount(ID, "one", 1.0, "test")
-    await trusting.accounts.save_agent(account)
-    with pytest.raises(UnauthenticatedError, match="has a password"):
-        await trusting.door.identify(local(ID), "127.0.0.1")
-    await trusting.accounts.save_agent(replace(account, removed=2.0))
-    with pytest.raises(UnauthenticatedError, match="was removed"):
-        await trusting.door.identify(local(ID), "127.0.0.1")
-    with pytest.raises(UnauthenticatedError, match="is a UUID"):
-        await trusting.door.identify(local("ci-3"), "127.0.0.1")
-
-
-@pytest.mark.parametrize(
-    ("address", "headers", "is_near"),
-    [
-        ("127.0.0.1", {}, True),
-        ("::1", {"host": "[::1]:7380"}, True),
-        ("127.0.0.1", {"host": "localhost:7380", "origin": "http://localhost:7380"}, True),
-        ("192.0.2.7", {"host": "127.0.0.1:7380"}, False),
-        ("", {}, False),
-        ("127.0.0.1", {"x-forwarded-for": "127.0.0.1"}, False),
-        ("127.0.0.1", {"via": "1.1 proxy"}, False),
-        ("127.0.0.1", {"host": "farm.example"}, False),  # as a proxy has it, or DNS rebound
-        ("127.0.0.1", {"host": "127.0.0.1:7380", "origin": "https://evil.example"}, False),
-        ("127.0.0.1", {"host": "127.0.0.1:7380", "origin": "null"}, False),
-        ("127.0.0.1", {"host": "[::1"}, False),
-    ],
-)
-def test_what_comes_by_a_proxy_or_from_a_page_is_not_of_this_machine(
-    address: str, headers: dict[str, str], is_near: bool
-) -> None:
-    assert is_nearby(address, headers) is is_near
 
 
 # --- Last use ---------------------------------------------------------------------------------

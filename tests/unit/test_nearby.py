@@ -12,7 +12,7 @@ from grange.cli.farm_file import FarmFile, read_farm_file
 from grange.coordinator.doorkeeper import NEARBY, Doorkeeper, Shown
 from grange.coordinator.nearby import is_nearby
 from grange.errors import OperatorError, UnauthenticatedError
-from grange.identity import Role
+from grange.identity import AgentAccount, Role
 from grange.scheduler.facts import AgentId, Limits
 from tests.unit.test_doorkeeper import HERE, ID, READER, Place, basic
 
@@ -101,6 +101,10 @@ async def test_nobody_nearby_becomes_an_agent_that_has_a_password() -> None:
     with pytest.raises(UnauthenticatedError, match="has a password"):
         await door.identify(Shown(is_nearby=True, agent=ID), LOCAL)
     assert (await door.identify(Shown(basic(ID, password)), LOCAL)).agent == ID
+    waiting = AgentAccount(AgentId(str(uuid4())), "two", 1.0, "token admin")  # has none yet
+    await place.accounts.save_agent(waiting)
+    with pytest.raises(UnauthenticatedError, match="has a password"):
+        await door.identify(Shown(is_nearby=True, agent=waiting.id), LOCAL)
 
 
 async def test_an_agent_that_learns_passwords_needs_its_own_from_then_on() -> None:
@@ -108,6 +112,8 @@ async def test_an_agent_that_learns_passwords_needs_its_own_from_then_on() -> No
     door = door_of(place)
     id_ = AgentId(str(uuid4()))
     await door.identify(Shown(is_nearby=True, agent=id_), LOCAL)
+    with pytest.raises(UnauthenticatedError, match="have it register with a token"):
+        await door.identify(Shown(basic(id_, "p" * 43), is_nearby=True), LOCAL)
     newer = Shown(basic(id_, "p" * 43), await place.registration())
     assert (await door.identify(newer, LOCAL)).agent == id_
     with pytest.raises(UnauthenticatedError, match="has a password"):
