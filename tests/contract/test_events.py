@@ -112,7 +112,7 @@ async def test_an_event_says_all_that_is_known_when_it_is_written(journal: Journ
         "system": "x86_64-linux",
         "outputs": {"out": path("a")},
     }
-    assert first.project == "other"
+    assert first.project == "project"
     assert first.lane == build(1, "b").id
     assert first.body["step"]["id"] == b
     assert first.body["step"]["is_check"] is True
@@ -127,7 +127,7 @@ async def test_an_event_says_all_that_is_known_when_it_is_written(journal: Journ
         "attempt": 1,
         "limit": 60,
     }
-    assert second.lane == f"step {b}"
+    assert (second.lane, second.project) == (f"step {b}", "")
     assert second.body["missing"] == [path("x")]
     assert second.body["rebuilt"] == [step_a]
 

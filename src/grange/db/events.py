@@ -47,7 +47,8 @@ class _Known:
             body["missing"] = list(event.missing)
             rebuilt = [self.steps.get(step, {"id": step}) for step in event.rebuilt]
             body["rebuilt"] = rebuilt
-        project = event.project or ("" if build is None else build["project"])
+        # A step may count for another project than the build it is told with.
+        project = event.project if build is None else build["project"]
         lane = event.build or event.agent or f"step {event.step}"
         return event.kind.value, event.now, str(lane), project, json.dumps(body)
 

@@ -150,7 +150,7 @@ class SaveFarmEvent:
     kind: EventKind
     now: float
     build: BuildId | None = None
-    project: str = ""
+    project: str = ""  # where the journal does not know the build
     step: StepId | None = None
     attempt: AttemptId | None = None
     agent: AgentId | None = None
