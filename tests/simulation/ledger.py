@@ -232,8 +232,10 @@ class Ledger:
             is_tried = self._tries[step] >= self.policy.build_tries
             return (node.is_doomed or node.is_flaky) and is_tried
         limit_s = cause.limit or 0
-        most = [self._limits[build].build_s for build in self._wanting(step)]
-        return 0 < limit_s < node.build_s and all(0 < other <= limit_s for other in most)
+        is_over = [0 < self._limits[each].build_s <= limit_s for each in self._wanting(step)]
+        # What was lost is built again for whoever missed it: others may have done without so far.
+        is_for_all = any(is_over) if step in self._lost_steps else all(is_over)
+        return 0 < limit_s < node.build_s and is_for_all
 
     def _saved(self, step: StepId, infos: Sequence[PublishedOutput]) -> None:
         outputs = {info.narinfo.info.path for info in infos}
@@ -270,9 +272,16 @@ class Ledger:
             needed = self.graph.closure(root)
             right = any(node.step == blamed for node in needed)
             right = right and (outcome is Outcome.DEPENDENCY_FAILED) == (blamed != root)
+            right = right and self._is_within(build, cause)
         else:
             right = self.may_trouble
         self._demand(right, f"build {build} of {root} ended as {outcome}, blamed on {blamed}")
+
+    def _is_within(self, build: BuildId, cause: Cause | None) -> bool:
+        """Whether the build allows no more than was too little, where a limit is what failed it."""
+        if cause is None or cause.limit is None:
+            return True
+        return 0 < self._limits[build].build_s <= cause.limit
 
     def _is_right_to_wait_no_more(self, root: StepId, blamed: StepId) -> bool:
         """No agent that could build what is blamed was heard for so long."""

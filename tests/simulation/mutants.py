@@ -115,6 +115,13 @@ MUTANTS = (
         "is_final(cause, step.limits)",
         "True",
     ),
+    Mutant(
+        "what overran a limit overruns any",
+        submission,
+        "doomed_steps",
+        "is_final(cause, spec.limits.strictest(wanted))",
+        "True",
+    ),
     Mutant("tries not counted", attempts, "_blame_build", "tries=step.past.tries + 1", "tries=0"),
     Mutant(
         "the first try is the last",

@@ -2,10 +2,11 @@
 
 import pytest
 
-from grange.scheduler.facts import BuildId, Outcome, Phase
+from grange.scheduler.facts import BuildId, Limits, Outcome, Phase, StepId
 from tests.simulation.farm import Farm
 from tests.simulation.graph import node
-from tests.simulation.stage import Y, ended, outcome, phase, play, tried, want
+from tests.simulation.people import Plan
+from tests.simulation.stage import X, Y, ended, outcome, phase, play, tried, want
 
 Z = BuildId("z")
 
@@ -113,3 +114,27 @@ def test_a_rebuild_that_runs_beside_a_dependant_is_not_taken_for_built_after_a_c
         assert farm.world.ledger.ended[Outcome.INPUTS_MISSING] == 1
 
     play([node(1, build_s=60.0), node(2, 1, build_s=120.0), node(3, 1)], scene)
+
+
+def test_a_lost_input_is_built_again_under_the_limits_of_whoever_misses_it() -> None:
+    """One that did without it is failed by no stricter limit than its own, now or later."""
+
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a", jobs=2)
+        want(farm, 2)
+        await phase(farm, a, 2, Phase.BUILDING)
+        await ended(farm, Outcome.SUCCEEDED, 1)
+        farm.store.lose()
+        farm.people.follow(Plan(Y, StepId(3), limits=Limits(build_s=20)))
+        assert await outcome(farm, Y) is Outcome.DEPENDENCY_FAILED
+        assert farm.world.ledger.ended == {
+            Outcome.SUCCEEDED: 1,
+            Outcome.INPUTS_MISSING: 1,
+            Outcome.TIMED_OUT: 1,
+        }
+        assert await outcome(farm, X) is Outcome.SUCCEEDED
+        want(farm, 3, Z)
+        assert await outcome(farm, Z) is Outcome.SUCCEEDED
+        assert tried(farm, 1) == 3
+
+    play([node(1, build_s=30.0), node(2, 1, build_s=120.0), node(3, 1)], scene)
