@@ -46,7 +46,8 @@ FROM agent_accounts WHERE removed IS NULL ORDER BY name, id;
 INSERT INTO agent_accounts (id, name, created, registered_by, tags, removed)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
 ON CONFLICT (id) DO UPDATE
-SET name = excluded.name, tags = excluded.tags, removed = excluded.removed;
+SET name = excluded.name, registered_by = excluded.registered_by, tags = excluded.tags,
+  removed = excluded.removed;
 
 -- name: add_audit
 INSERT INTO audit (time, who, address, did) VALUES (?1, ?2, ?3, ?4);

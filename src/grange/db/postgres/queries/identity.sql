@@ -31,7 +31,8 @@ INSERT INTO agent_accounts (id, name, created, registered_by, tags, removed)
 SELECT * FROM unnest(?1::text[], ?2::text[], ?3::float8[], ?4::text[], ?5::text[],
   ?6::float8[])
 ON CONFLICT (id) DO UPDATE
-SET name = excluded.name, tags = excluded.tags, removed = excluded.removed;
+SET name = excluded.name, registered_by = excluded.registered_by, tags = excluded.tags,
+  removed = excluded.removed;
 
 -- name: add_audit
 INSERT INTO audit (id, time, who, address, did)
