@@ -318,11 +318,11 @@ class Deliveries:
 
         async def add() -> None:
             await self._journal.add_paths([narinfo], "source")
-            await self._publisher.publish(narinfo)
 
         await self._holds.hold(narinfo.url)
         try:
             await self.publish_path(narinfo.info.references, narinfo.info.path, add)
+            await self._publisher.publish(narinfo)
         finally:
             self._holds.release(narinfo.url)
 
