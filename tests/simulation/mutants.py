@@ -32,6 +32,7 @@ class Mutant:
     function: str
     old: str
     new: str = "pass"
+    seed: int = 0  # tried first: it showed there once, and most come so late that it takes seconds
 
 
 MUTANTS = (
@@ -44,7 +45,7 @@ MUTANTS = (
     ),
     Mutant("suspicion never ends", roster, "join", "_unsuspect(memory, agent)"),
     Mutant("published before inputs", attempts, "stored", "if step.missing == 0:", "if True:"),
-    Mutant("failures not counted", attempts, "count_failure", "step.failures += 1"),
+    Mutant("failures not counted", attempts, "count_failure", "step.failures += 1", seed=153),
     Mutant("outputs outlive their agent", steps, "end_attempt", "_lose_home(memory, attempt.step)"),
     Mutant("wishes never withdrawn", steps, "unwant", "step.wanted -= 1"),
     Mutant("shared steps die with one build", steps, "unwant", "step.wanted > 0", "False"),
@@ -60,6 +61,7 @@ MUTANTS = (
         "heard",
         "attempt.order <= event.orders_seen or is_overdue",
         "True",
+        seed=48,
     ),
     Mutant(
         "lost orders thought under way",
@@ -67,6 +69,7 @@ MUTANTS = (
         "heard",
         "attempt.order <= event.orders_seen or is_overdue",
         "False",
+        seed=21,
     ),
     Mutant(
         "order numbers start over",
@@ -74,6 +77,7 @@ MUTANTS = (
         "heard",
         "agent.orders = max(agent.orders, event.orders_seen)",
         "agent.orders = 0",
+        seed=51,
     ),
     Mutant(
         "heirs inherit nothing",
@@ -83,13 +87,18 @@ MUTANTS = (
     ),
     Mutant("back-off never ends", core, "_wake", "steps.make_ready(memory, subject)"),
     Mutant(
-        "failures forgotten", steps, "fail", "memory.out.append(do.SaveStepF", "id(do.SaveStepF"
+        "failures forgotten",
+        steps,
+        "fail",
+        "memory.out.append(do.SaveStepF",
+        "id(do.SaveStepF",
+        seed=69,
     ),
     Mutant("dependants outlive a failure", steps, "sink", "todo += failed.dependants"),
     Mutant("places not counted", Agent, "room", "- self.occupied", ""),
-    Mutant("stalls cost leases", roster, "excuse", "_renew(memory, agent)"),
+    Mutant("stalls cost leases", roster, "excuse", "_renew(memory, agent)", seed=110),
     Mutant("deaf agents not told", roster, "heard", "memory.out.append(do.Ref", "id(do.Ref"),
-    Mutant("late cuts believed", roster, "heard", "agent.is_connected = True", "return"),
+    Mutant("late cuts believed", roster, "heard", "agent.is_connected = True", "return", seed=31),
     Mutant(
         "early cancellations lost",
         submission,
@@ -114,6 +123,7 @@ MUTANTS = (
         "_blame_build",
         "is_final(cause, step.limits)",
         "True",
+        seed=109,
     ),
     Mutant(
         "what overran a limit overruns any",
@@ -121,8 +131,16 @@ MUTANTS = (
         "doomed_steps",
         "is_final(cause, spec.limits.strictest(wanted))",
         "True",
+        seed=177,
     ),
-    Mutant("tries not counted", attempts, "_blame_build", "tries=step.past.tries + 1", "tries=0"),
+    Mutant(
+        "tries not counted",
+        attempts,
+        "_blame_build",
+        "tries=step.past.tries + 1",
+        "tries=0",
+        seed=17,
+    ),
     Mutant(
         "the first try is the last",
         attempts,
@@ -130,7 +148,7 @@ MUTANTS = (
         "step.past.tries < memory.policy.build_tries",
         "False",
     ),
-    Mutant("no agent waited for", unsupported, "watch", "queue.agents or", ""),
+    Mutant("no agent waited for", unsupported, "watch", "queue.agents or", "", seed=191),
     Mutant("waiting in vain for ever", unsupported, "watch", "_give_up(memory, queue)"),
     Mutant(
         "waits in vain added up",
@@ -138,8 +156,9 @@ MUTANTS = (
         "watch",
         "queue.hopeless_since = None\n            continue",
         "continue",
+        seed=86,
     ),
-    Mutant("lost inputs not waited for", mending, "_rebuild", "step.missing += 1"),
+    Mutant("lost inputs not waited for", mending, "_rebuild", "step.missing += 1", seed=22),
     Mutant("what stands still is not stopped", watchdog, "check", "verdict is None", "True"),
     Mutant(
         "set aside for ever", Agent, "takes_work", "now >= self.aside_until", "not self.aside_until"
@@ -166,7 +185,9 @@ MUTANTS = (
         "self._doubt(batch, error)\n            raise",
         "self._doubt(batch, error)",
     ),
-    Mutant("recovered narinfos not put", recovery, "recover", "await publish(entry.outputs)"),
+    Mutant(
+        "recovered narinfos not put", recovery, "recover", "await publish(entry.outputs)", seed=27
+    ),
     Mutant(
         "attempts forgotten in a crash",
         recovery,
