@@ -23,7 +23,7 @@ from grange.scheduler.facts import (
     Usage,
 )
 from grange.store.basic import BasicDerivation, BasicOutput
-from grange.store.hash import DIGEST_BYTES, Hash
+from grange.store.hash import DIGEST_BYTES, Hash, base32_encode
 from grange.store.outputs import fixed_output_path
 from grange.store.path import NIX_STORE, StoreDir, StorePath
 from grange.wire.agent_messages import agent_message_from_bytes, agent_message_to_bytes, as_text
@@ -82,8 +82,11 @@ from grange.wire.unary import (
 GNU_STORE = StoreDir("/gnu/store")
 AGENT = AgentId("6f1d1c1e-9d1f-4f6e-8f5a-0123456789ab")
 
-paths = st.from_regex(r"[0-9a-df-np-sv-z]{32}-[a-z][a-z0-9.+_?=-]{0,20}", fullmatch=True).map(
-    StorePath.parse_base
+# Regular expressions are dear to draw from.
+paths = st.builds(
+    lambda digest, name: StorePath.parse_base(f"{base32_encode(digest)}-{name}"),
+    st.binary(min_size=20, max_size=20),
+    st.text("abyz019.+_?=-", min_size=1, max_size=20).map("p{}".format),
 )
 path_tuples = st.lists(paths, max_size=4).map(tuple)
 attempts = st.integers(1, ATTEMPT_MAX).map(AttemptId)
