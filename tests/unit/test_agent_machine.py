@@ -1,7 +1,6 @@
 """Measurements, thresholds, the state directory, and roots."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,9 @@ import pytest
 import grange.agent.room as room_module
 from grange.agent.daemons import Store
 from grange.agent.measure import Machine, free_percent, hardware, measure
-from grange.agent.room import Marks, Room, bytes_to_free, refusal
+from grange.agent.room import Marks, Room, bytes_to_free
 from grange.agent.state import SESSIONS_MAX, StateDir
 from grange.errors import OperatorError, OutsideError
-from grange.scheduler.facts import Measurements, Thresholds
 from grange.store.path import NIX_STORE, StorePath
 
 PRESSURE = "some avg10={} avg60=0.15 avg300=0.47 total=10578425\nfull avg10={} avg60=0 total=0\n"
@@ -52,23 +50,6 @@ def test_what_the_kernel_does_not_tell_is_absent(machine: Machine) -> None:
     assert hardware(machine).bogomips == 0
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({}, ""),
-        ({"store_free_percent": 4.9}, "store has 4.9 % free"),
-        ({"build_dir_free_percent": 1.0}, "build directory has 1.0 % free"),
-        ({"load1": 8.1}, "load is 8.1"),
-        ({"load1": 7.9}, ""),
-        ({"cpu_pressure": 96.0}, "CPU pressure is 96 %"),
-        ({"memory_pressure": 81.0}, "memory pressure is 81 %"),
-        ({"io_pressure": 100.0}, ""),  # no limit by default
-    ],
-)
-def test_refuses_past_a_threshold(change: dict[str, float], words: str) -> None:
-    assert refusal(replace(Measurements(), **change), Thresholds(), 2) == words  # type: ignore[arg-type]
-
-
 async def test_collects_garbage_before_the_disk_is_full(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +64,7 @@ async def test_collects_garbage_before_the_disk_is_full(
     now = 1000.0
     monkeypatch.setattr(room_module, "monotonic", lambda: now)
     below_all = Marks(collect_below=100.1, collect_up_to=100.0)
-    room = Room(machine, Thresholds(0, 0, 100), 1, below_all, collect)
+    room = Room(machine, below_all, collect)
     assert room.look(5, "").undelivered_bytes == 5
     assert room.is_collecting
     assert "garbage" in room.look(0, "").refuses
@@ -103,7 +84,7 @@ async def test_never_collects_unless_asked_to(machine: Machine) -> None:
     async def collect(_: int) -> int:
         raise AssertionError
 
-    room = Room(machine, Thresholds(), 1, Marks(0, 0), collect)
+    room = Room(machine, Marks(0, 0), collect)
     room.look(0, "")
     assert not room.is_collecting
 

@@ -114,7 +114,7 @@ def test_bytes_that_are_there_count_by_default_and_speed_where_it_is_asked_for()
 def loaded(farm: Knobs, agent: AgentSpec) -> int:
     """How many of nine steps an agent under pressure gets."""
     farm.join(agent)
-    heavy = Measurements(cpu_pressure=99.0)
+    heavy = Measurements(memory_pressure=99.0)
     farm.tell(on.AgentHeard(agent.id, agent.session, 0, (), heavy))
     for i in range(1, 10):
         farm.want(f"b{i}", {i: ()})

@@ -1,4 +1,5 @@
-"""Whether this machine has room for more work, and making room on its disk."""
+"""The machine's state for the coordinator, which holds it to the agent's thresholds; and making room
+on its disk."""
 
 import asyncio
 import logging
@@ -11,7 +12,7 @@ from grange.agent.fetch import Fetcher
 from grange.agent.measure import Machine, free_percent, measure, size_bytes
 from grange.daemon import DaemonPool, GcAction
 from grange.errors import GrangeError
-from grange.scheduler.facts import Measurements, Thresholds
+from grange.scheduler.facts import Measurements
 
 # A collection that freed too little is not repeated at once: what is alive stays alive for a while.
 COLLECT_AGAIN_S: Final = 300.0
@@ -27,58 +28,30 @@ class Marks:
     collect_up_to: float = 25.0
 
 
-def refusal(state: Measurements, thresholds: Thresholds, cpus: int) -> str:
-    """Why no more work should come, for people; "" if it may."""
-    limits = (
-        ("store has {:.1f} % free", -state.store_free_percent, -thresholds.store_free_percent),
-        (
-            "build directory has {:.1f} % free",
-            -state.build_dir_free_percent,
-            -thresholds.build_dir_free_percent,
-        ),
-        ("load is {:.1f}", state.load1, thresholds.load1_per_cpu * max(1, cpus)),
-        ("CPU pressure is {:.0f} %", state.cpu_pressure, thresholds.cpu_pressure_percent),
-        ("memory pressure is {:.0f} %", state.memory_pressure, thresholds.memory_pressure_percent),
-        ("I/O pressure is {:.0f} %", state.io_pressure, thresholds.io_pressure_percent),
-    )
-    return "; ".join(
-        text.format(abs(value))
-        for text, value, limit in limits
-        if value is not None and limit is not None and value > limit
-    )
-
-
 class Room:
     """Looks at the machine with every heartbeat, and collects garbage before the disk is full."""
 
     def __init__(
         self,
         machine: Machine,
-        thresholds: Thresholds,
-        cpus: int,
         marks: Marks,
         collect: Callable[[int], Awaitable[int]],
     ) -> None:
         self._machine = machine
-        self._thresholds = thresholds
-        self._cpus = cpus
         self._marks = marks
         self._collect = collect
         self._collecting: asyncio.Task[None] | None = None
         self._collected_at = float("-inf")
 
     def look(self, undelivered_bytes: int, busy: str) -> Measurements:
-        """The state of now; `busy` is what else speaks against more work."""
+        """The state of now; `busy` is what speaks against more work beside thresholds."""
         state = replace(measure(self._machine), undelivered_bytes=undelivered_bytes)
         is_low = state.store_free_percent < self._marks.collect_below
         if is_low and monotonic() - self._collected_at >= COLLECT_AGAIN_S:
             self._collected_at = monotonic()
             self._collecting = asyncio.create_task(self._make_room())
-        reasons = [busy, refusal(state, self._thresholds, self._cpus)]
-        if self.is_collecting:
-            reasons.append("garbage is being collected")
-        refuses = "; ".join(filter(None, reasons))
-        return replace(state, refuses=refuses)
+        reasons = [busy, "garbage is being collected" if self.is_collecting else ""]
+        return replace(state, refuses="; ".join(filter(None, reasons)))
 
     @property
     def is_collecting(self) -> bool:

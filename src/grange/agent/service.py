@@ -123,8 +123,6 @@ class Agent:
         )
         self._room = Room(
             Machine(store.folder, config.build_dir),
-            spec.thresholds,
-            spec.cpus,
             config.marks,
             self._collect,
         )

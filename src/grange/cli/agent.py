@@ -155,7 +155,27 @@ for command in ALL:
     "--load-per-cpu",
     default=_THRESHOLDS.load1_per_cpu,
     type=float,
-    help="Take no work while the load of each CPU is higher.",
+    help="Take no work while the load of each CPU is higher, where the kernel tells no pressure.",
+)
+@click.option(
+    "--cpu-pressure",
+    default=_THRESHOLDS.cpu_pressure_percent,
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help='Take no work while CPU pressure (PSI "some" of 10 s) is higher.',
+)
+@click.option(
+    "--memory-pressure",
+    default=_THRESHOLDS.memory_pressure_percent,
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help='Take no work while memory pressure (PSI "full" of 10 s) is higher.',
+)
+@click.option(
+    "--io-pressure",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help='Take no work while I/O pressure (PSI "full" of 10 s) is higher.',
 )
 @click.pass_obj
 def run(
@@ -184,6 +204,9 @@ def run(
     sandbox: bool,
     store_free_percent: float,
     load_per_cpu: float,
+    cpu_pressure: float,
+    memory_pressure: float,
+    io_pressure: float | None,
 ) -> None:
     """Build for a farm until SIGTERM or Ctrl-C, which let what runs end; a second one does not."""
     adapters.run_agent(
@@ -210,7 +233,11 @@ def run(
             speed_factor=speed_factor,
             sandbox=sandbox,
             thresholds=Thresholds(
-                store_free_percent=store_free_percent, load1_per_cpu=load_per_cpu
+                store_free_percent=store_free_percent,
+                load1_per_cpu=load_per_cpu,
+                cpu_pressure_percent=cpu_pressure,
+                memory_pressure_percent=memory_pressure,
+                io_pressure_percent=io_pressure,
             ),
         )
     )

@@ -245,7 +245,7 @@ class Thresholds:
     store_free_percent: float = 5.0
     build_dir_free_percent: float = 5.0
     load1_per_cpu: float = 4.0
-    cpu_pressure_percent: float = 95.0  # PSI "some", 10 s average
+    cpu_pressure_percent: float = 100.0  # PSI "some", 10 s average; builds keep a CPU busy
     memory_pressure_percent: float = 80.0  # PSI "full", 10 s average
     io_pressure_percent: float | None = None  # PSI "full", 10 s average
 
