@@ -1,5 +1,7 @@
-"""The machine's state for the coordinator, which holds it to the agent's thresholds; and making room
-on its disk."""
+"""The state of this machine, for the coordinator to hold to the agent's thresholds; and room on disk.
+
+A coordinator judges the thresholds, so that they mean the same for every agent.
+"""
 
 import asyncio
 import logging
