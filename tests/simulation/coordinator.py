@@ -84,7 +84,7 @@ class Coordinator:
             expect=_expect,
             retained=None,
         )
-        self._network.loop, self._network.repairs = self.loop, repairs
+        self._network.serve(self.loop, repairs)
         self._tasks = [
             world.loop.create_task(self._work(lead, partial(self.loop.run, lead))),
             world.loop.create_task(self._work(lead, repairs.run)),

@@ -6,11 +6,12 @@ wire that keeps order, loses nothing but by breaking, and may break or hold back
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from grange.coordinator.loop import WriterLoop
+from grange.coordinator.publications import Publications
 from grange.coordinator.repair import Repairs
 from grange.errors import OutsideError
 from grange.ports import PublishedOutput
@@ -25,8 +26,13 @@ from tests.simulation.world import World
 
 LATENCY_S: Final = 0.2  # at most
 GAP_S: Final = 1e-4  # between messages, to keep their order
+PUBLISHED_AT_ONCE: Final = 8  # steps
 SLOW_S: Final = 60.0  # at most, that an object takes where it is slow
 NOTICE_S: Final = 15.0  # at most, until an end notices that the other is gone
+
+
+async def _nothing() -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -122,7 +128,15 @@ class Network:
         self._granted: dict[AttemptId, set[int]] = {}  # and which outputs have come
         self._said: set[AttemptId] = set()  # that they are built, to this life
         self._built: set[AttemptId] = set()  # no longer in a place, as some life was told
-        self._publishers: list[asyncio.Task[None]] = []
+        self._publications: Publications | None = None  # of the coordinator's present life
+        self._publishing: asyncio.Task[None] | None = None
+        self.putting: Callable[[], Awaitable[None]] = _nothing  # before a narinfo is put
+
+    def serve(self, loop: WriterLoop, repairs: Repairs) -> None:
+        """A life of the coordinator begins; it lasts until `crash`."""
+        self.loop, self.repairs = loop, repairs
+        self._publications = Publications(self.publish, loop.tell, at_once=PUBLISHED_AT_ONCE)
+        self._publishing = self.world.loop.create_task(self._publications.run())
 
     # --- tunnels --------------------------------------------------------------------------
 
@@ -189,9 +203,9 @@ class Network:
     def crash(self) -> None:
         """The coordinator's process is gone, with all it knew."""
         self.loop = None
-        for task in self._publishers:
-            task.cancel()
-        self._publishers = []
+        if self._publishing is not None:
+            self._publishing.cancel()
+        self._publications = self._publishing = None
         for tunnel in [*self._knocking.values(), *self.lines.values()]:
             tunnel.break_off(noticed_s=NOTICE_S)
         self._forget()
@@ -284,8 +298,8 @@ class Network:
                 # What its agent said of it came before the farm knew of it again.
                 self._grant(ledger.attempts[attempt][1], attempt)
             case do.PublishOutputs():
-                task = self.world.loop.create_task(self._publish(effect))
-                self._publishers.append(task)
+                assert self._publications is not None
+                self._publications.add(effect)
             case do.AcceptAgent():
                 self._accept(effect)
             case do.RefuseAgent(agent, session):
@@ -336,6 +350,8 @@ class Network:
     def reset(self) -> None:
         self.world.note("reset")
         self.world.ledger.restarted()
+        if self._publications is not None:
+            self._publications.clear()
         for tunnel in [*self._knocking.values(), *self.lines.values()]:
             self.world.ledger.trouble(tunnel.spec.id, math.inf)
             tunnel.down("starting over")
@@ -347,19 +363,9 @@ class Network:
         for output in outputs:
             is_slow = self.world.chance(self.world.rates.slow_put_p)
             await asyncio.sleep(self.world.soon(SLOW_S if is_slow else 1.0))
+            await self.putting()
             if self.world.chance(self.world.rates.put_p):
                 raise OutsideError("the simulated store takes no narinfo")
             self.world.ledger.put(output)
             self.store.put(output)
             await asyncio.sleep(self.world.soon(0.2))
-
-    async def _publish(self, effect: do.PublishOutputs) -> None:
-        loop = self.loop
-        assert loop is not None
-        while True:
-            try:
-                await self.publish(effect.infos)
-                break
-            except OutsideError:
-                await asyncio.sleep(2.0)
-        loop.tell(on.OutputsPublished(effect.step))

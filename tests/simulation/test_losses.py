@@ -1,7 +1,11 @@
 """Directed runs in which the farm loses what it has published."""
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 
+from grange.scheduler.effects import JournalEffect
 from grange.scheduler.facts import BuildId, Limits, Outcome, Phase, StepId
 from tests.simulation.farm import Farm
 from tests.simulation.graph import node
@@ -138,3 +142,31 @@ def test_a_lost_input_is_built_again_under_the_limits_of_whoever_misses_it() -> 
         assert tried(farm, 1) == 3
 
     play([node(1, build_s=30.0), node(2, 1, build_s=120.0), node(3, 1)], scene)
+
+
+def test_a_narinfo_whose_put_a_doubtful_commit_cut_short_is_not_put_when_it_was_made_anew() -> None:
+    async def scene(farm: Farm) -> None:
+        is_putting, may_put = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            farm.network.putting = nothing
+            is_putting.set()
+            await may_put.wait()
+
+        async def fail(_: Sequence[JournalEffect]) -> None:
+            farm.disk.before = sound
+            raise ConnectionError("the simulated disk went away")
+
+        nothing, farm.network.putting = farm.network.putting, hold
+        farm.add_agent("a")
+        want(farm, 1)
+        await is_putting.wait()
+        sound, farm.disk.before = farm.disk.before, fail
+        want(farm, 2, Y)
+        assert (await outcome(farm)).is_success
+        farm.store.lose()
+        assert await outcome(farm, Y) is Outcome.SUCCEEDED
+        assert tried(farm, 1) == 2
+        may_put.set()
+
+    play([node(1), node(2, 1)], scene)

@@ -295,7 +295,7 @@ class Farm:
             group.create_task(self.loop.run(self.outbox))
             group.create_task(self.hooks.run(cursors))
             group.create_task(self.outbox.send_orders())
-            group.create_task(self.outbox.publish_outputs())
+            group.create_task(self.outbox.publications.run())
             group.create_task(self.deliveries.run(self.outbox.grant))
             group.create_task(self.deliveries.adopt())
             group.create_task(self.repairs.run())

@@ -17,11 +17,12 @@ from grange.coordinator.failure_logs import FailureLogs
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.metrics import Metrics
+from grange.coordinator.publications import Publications
 from grange.coordinator.watch import Watches
 from grange.errors import OutsideError
 from grange.ports import Journal, PublishedOutput, StepRecord
 from grange.scheduler import effects as do
-from grange.scheduler.events import AgentCut, AgentJoined, AttemptFailed, OutputsPublished
+from grange.scheduler.events import AgentCut, AgentJoined, AttemptFailed
 from grange.scheduler.facts import AgentId, AgentSpec, AttemptId, Outcome, StepId, checked, is_check
 from grange.wire.messages import (
     CoordinatorMessage,
@@ -34,8 +35,6 @@ from grange.wire.messages import (
 log = logging.getLogger(__name__)
 
 ORDERS_BYTES_MAX: Final = 16 << 20  # with the largest derivation on top still below gRPC's limit
-PUBLISH_RETRY_S: Final = 2.0
-PUBLISHERS: Final = 128  # steps whose narinfos are put at once: a directory syncs them together
 
 
 class AgentTunnel(Protocol):
@@ -97,7 +96,7 @@ class Outbox:
         self._lines: dict[AgentId, _Line] = {}
         self._busy: dict[int, _Line] = {}  # lines with something to send, by identity
         self._has_orders = asyncio.Event()
-        self._unpublished: asyncio.Queue[do.PublishOutputs] = asyncio.Queue()
+        self.publications = Publications(self.publish, loop.tell)
 
     # --- tunnels --------------------------------------------------------------------------
 
@@ -151,7 +150,7 @@ class Outbox:
                 case do.SaveFarmEvent():
                     is_told = True
                 case do.PublishOutputs():
-                    self._unpublished.put_nowait(effect)
+                    self.publications.add(effect)
                 case do.AcceptAgent():
                     self._accept(effect)
                 case do.RefuseAgent():
@@ -164,8 +163,7 @@ class Outbox:
     def reset(self) -> None:
         """Hang up on everyone: agents come back and tell what they do."""
         self._on_events()  # those of a commit whose fate was unknown
-        while not self._unpublished.empty():
-            self._unpublished.get_nowait()
+        self.publications.clear()
         self._deliveries.clear()
         for tunnel in [*self._knocking.values(), *[line.tunnel for line in self._lines.values()]]:
             tunnel.close("the coordinator starts over from its journal; come back at once")
@@ -291,23 +289,3 @@ class Outbox:
             )
         if builds:
             yield tuple(builds)
-
-    # --- narinfos -------------------------------------------------------------------------
-
-    async def publish_outputs(self) -> None:
-        """Until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(PUBLISHERS):
-                group.create_task(self._keep_publishing())
-
-    async def _keep_publishing(self) -> None:
-        while True:
-            effect = await self._unpublished.get()
-            while True:
-                try:
-                    await self.publish(effect.infos)
-                    break
-                except OutsideError as error:
-                    log.error("narinfos cannot be put, trying again: %s", error)
-                    await asyncio.sleep(PUBLISH_RETRY_S)
-            self._loop.tell(OutputsPublished(effect.step))
