@@ -1,4 +1,4 @@
-"""The state of this machine, for the coordinator to hold to the agent's thresholds; and room on disk.
+"""The state of this machine, for the coordinator to hold to the thresholds; and room on its disk.
 
 A coordinator judges the thresholds, so that they mean the same for every agent.
 """
