@@ -116,6 +116,36 @@ def test_the_next_coordinator_is_asked_where_one_is_gone(farm: FakeFarm, is_stre
             client.status()
 
 
+@pytest.fixture
+def frozen() -> Iterator[str]:
+    """The URL of what takes connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_coordinator_that_stands_still_is_passed_by(
+    farm: FakeFarm, frozen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grange.client.api.PROOF_S", 0.01)
+    with GrangeClient(f"{frozen},{farm.url}") as client:
+        client.lacking([DRV])  # not one that is only read, and may take minutes
+        assert client.url == farm.url
+
+
+def test_one_that_comes_to_stand_still_is_left_by_who_only_reads(
+    farm: FakeFarm, frozen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grange.client.api.READ_S", 0.01)
+    with GrangeClient(f"{frozen},{farm.url}") as client:
+        client._is_alive = True  # it was, when it was asked last
+        assert client.build(UUID).id == UUID
+    with (
+        GrangeClient(frozen) as client,
+        pytest.raises(OutsideError, match="takes connections and does not answer"),
+    ):
+        client.build(UUID)
+
+
 def test_where_all_are_gone_each_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         gone = f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -20,6 +20,11 @@ def unreachable(url: str, error: httpx.TransportError) -> OutsideError:
             f"no farm answers at {url} ({error}); "
             "`grange serve` may not be running there, or --url or GRANGE_URL name another place"
         )
+    if isinstance(error, httpx.ReadTimeout):
+        return OutsideError(
+            f"the farm at {url} takes connections and does not answer: it is overloaded, or its "
+            "process stands still; try again, and see its log and its machine"
+        )
     reason = str(error) or type(error).__name__
     return OutsideError(f"the connection to {url} was lost ({reason}); try again")
 
@@ -30,6 +35,8 @@ def problem(answer: httpx.Response) -> GrangeError:
         text = Problem.model_validate_json(answer.content).error
     except ValidationError:
         text = answer.content[:ERROR_BYTES_MAX].decode(errors="replace").strip()
+        if "html" in answer.headers.get("content-type", ""):
+            text = "a page for people, as no farm does; see that the URL is a farm's"
         text = f"{answer.request.url} answered {answer.status_code}: {text or 'nothing more'}"
     if answer.is_server_error:
         return OutsideError(text)

@@ -53,6 +53,8 @@ CONNECT_S: Final = 10.0
 # Taking in a hundred thousand derivations is one call, and may wait behind others.
 FETCH_S: Final = 900.0  # a build closure of thousands, over somebody's network
 ANSWER_S: Final = 600.0
+READ_S: Final = 60.0  # for what is only read: a coordinator that stands still is left after that
+PROOF_S: Final = 10.0  # for a coordinator to show that it does not, where there is another
 COLLECT_S: Final = 6 * 3600.0  # a cache of many millions of objects is listed before
 STREAM_SILENCE_S: Final = 60.0  # a watch has a beat every 10 s
 REDIRECTS_MAX: Final = 5  # to the coordinator that leads
@@ -94,6 +96,7 @@ class GrangeClient:
         self._http = self._open()
 
     def _open(self) -> httpx.Client:
+        self._is_alive = len(self._urls) == 1  # else it is to show that before it is waited for
         self._authorization = None  # another host may be shown another one, or none
         is_far = self.url.startswith("https://")
         return httpx.Client(
@@ -333,12 +336,18 @@ class GrangeClient:
     ) -> httpx.Response:
         """The answer of the first coordinator that has one, from the one asked last on."""
         request = _with_type(request)
+        if method == "GET":
+            request.setdefault("timeout", httpx.Timeout(READ_S, connect=CONNECT_S))
         for others in reversed(range(len(self._urls))):
             asked = self._http.build_request(method, path, **request)
             try:
+                self._prove_alive()
                 answer = self._send(asked, is_stream=is_stream)
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 if not others:
+                    raise
+            except httpx.ReadTimeout:
+                if not others or method != "GET":  # others may have been done
                     raise
             else:
                 if answer.status_code != HTTPStatus.SERVICE_UNAVAILABLE or not others:
@@ -346,6 +355,17 @@ class GrangeClient:
                 answer.close()
             self._move_on()
         raise AssertionError("a client has a coordinator to ask")
+
+    def _prove_alive(self) -> None:
+        """Raises httpx.ConnectTimeout for a coordinator that takes connections and says nothing,
+        as one does that was stopped, or whose machine swaps."""
+        if self._is_alive:
+            return
+        try:
+            self._http.get(f"{self.url}/healthz", timeout=PROOF_S)
+        except httpx.ReadTimeout as error:
+            raise httpx.ConnectTimeout("it does not answer") from error
+        self._is_alive = True
 
     def _move_on(self) -> None:
         """Ask the next coordinator from now on."""
