@@ -204,8 +204,8 @@ class Attempts:
         for attempt in list(self._attempts.values()):
             if attempt.made is None or attempt.roots:
                 continue
+            paths = [output.path for output in attempt.made.outputs]
             async with self._fetch_pool.lease() as daemon:
-                paths = [output.path for output in attempt.made.outputs]
                 attempt.roots = await self._roots.hold(paths, daemon)
             if attempt.made is None:  # delivered meanwhile
                 self._release(attempt)
