@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grange.errors import OutsideError
-from tests.integration.farm import Farm, make_farm, wait_at
+from tests.integration.farm import Farm, make_farm, make_tokens, wait_at
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(100)]
 
@@ -23,9 +23,9 @@ CHUNK = bytes(1 << 16)
 @pytest.fixture
 def farm(tmp_path: Path) -> Iterator[Farm]:
     farm = make_farm(tmp_path / "farm")
-    farm.state_dir.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(farm.state_dir)]
     subprocess.run(mount, check=True)
+    make_tokens(farm.state_dir)  # those made before are beneath the mount
     try:
         farm.start_coordinator()
         farm.add_agent("one")
