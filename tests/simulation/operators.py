@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -110,6 +110,25 @@ class Operators:
 
     def close(self) -> None:
         self._ruling.cancel()
+
+
+@contextmanager
+def rule(
+    farm: Farm, random: Random, plans: Iterable[Plan], until_s: float
+) -> Iterator[Sequence[Plan]]:
+    """Operators are at work until `until_s` of the run, on projects with rules of their own.
+
+    Yields the plans, some of them deferred. Before the farm opens.
+    """
+    farm.world.rules = draw_rules(random)
+    farm.world.ledger.may_trouble = True  # pauses make people wait
+    deferred = defer_some(random, plans)
+    said: dict[str, bool] = {}
+    with watched(farm.world.ledger.blame, said):
+        operators = Operators(farm, random, [plan.build for plan in deferred], said)
+        farm.world.after(until_s, operators.relent)
+        yield deferred
+        operators.close()
 
 
 def _pause(event: on.Event) -> tuple[str, bool] | None:

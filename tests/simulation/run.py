@@ -1,7 +1,8 @@
 """One run: a seed in, a verdict and a trace out."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -11,10 +12,13 @@ from grange.coordinator import loop
 from tests.simulation.farm import Farm, draw_plans, draw_policy
 from tests.simulation.faults import Rates
 from tests.simulation.graph import FOREIGN, SYSTEMS, draw_graph
+from tests.simulation.operators import rule
+from tests.simulation.people import Plan
 from tests.simulation.virtual import StuckError, run_virtually
 
 LATE_P: Final = 0.5  # where agents of some system are wanting, that one comes at last
 CALM_EVERY = 4  # of so many seeds one is calm, for economy
+RULED_EVERY = 5  # of so many that are not calm, operators turn every knob in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +73,15 @@ async def _simulate(
     if on_note is not None:
         farm.world.on_note = on_note
     faulty_s = random.uniform(30.0, scale.faulty_max_s)
-    for plan in draw_plans(random, rates, farm.world.graph, scale.builds_max, faulty_s * 0.7):
-        farm.people.follow(plan)
-    await farm.open()
-    for number in range(random.randint(1, scale.agents_max)):
-        systems = SYSTEMS if number == 0 else random.choice((SYSTEMS, SYSTEMS[:1], SYSTEMS[1:]))
-        farm.add_agent(f"agent-{number}", systems, random.randint(1, 4))
-    if rates.foreign_p and random.random() < LATE_P:
-        farm.world.after(random.uniform(0.0, faulty_s), farm.add_agent, "late", (FOREIGN,))
-    farm.tempt_fate()
-    farm.world.after(faulty_s, farm.heal)
-    try:
-        problem = await farm.finish(faulty_s + 7200.0)
-    except StuckError as error:
-        problem = f"liveness: {error}"
-    farm.close()
+    plans: Sequence[Plan] = draw_plans(
+        random, rates, farm.world.graph, scale.builds_max, faulty_s * 0.7
+    )
+    with ExitStack() as stack:
+        if not farm.is_calm and seed % RULED_EVERY == 0:
+            plans = stack.enter_context(rule(farm, Random(f"rules {seed}"), plans, faulty_s))
+        for plan in plans:
+            farm.people.follow(plan)
+        problem = await _run(farm, random, scale, faulty_s)
     ledger = farm.world.ledger
     return Verdict(
         seed,
@@ -94,3 +92,21 @@ async def _simulate(
         len(ledger.attempts),
         ledger.wasted(),
     )
+
+
+async def _run(farm: Farm, random: Random, scale: Scale, faulty_s: float) -> str:
+    """What was wrong; "" for nothing."""
+    await farm.open()
+    for number in range(random.randint(1, scale.agents_max)):
+        systems = SYSTEMS if number == 0 else random.choice((SYSTEMS, SYSTEMS[:1], SYSTEMS[1:]))
+        farm.add_agent(f"agent-{number}", systems, random.randint(1, 4))
+    if farm.world.rates.foreign_p and random.random() < LATE_P:
+        farm.world.after(random.uniform(0.0, faulty_s), farm.add_agent, "late", (FOREIGN,))
+    farm.tempt_fate()
+    farm.world.after(faulty_s, farm.heal)
+    try:
+        problem = await farm.finish(faulty_s + 7200.0)
+    except StuckError as error:
+        problem = f"liveness: {error}"
+    farm.close()
+    return problem

@@ -13,10 +13,11 @@ from tests.simulation.farm import Farm, draw_plans, draw_policy
 from tests.simulation.faults import Rates
 from tests.simulation.graph import SYSTEMS, draw_graph
 from tests.simulation.mutants import Mutant, planted
-from tests.simulation.operators import Operators, defer_some, draw_rules, watched
+from tests.simulation.operators import rule
 from tests.simulation.virtual import StuckError, run_virtually
 
 SEEDS = range(150)
+FAULTY_S = 240.0  # until all heals, and nothing is paused any more
 SEEDS_MAX = 400  # within which a planted bug must show
 
 MUTANTS = (
@@ -73,26 +74,20 @@ def problem(seed: int) -> str:
 async def _run(random: Random, rates: Rates) -> str:
     graph = draw_graph(random, rates, 12)
     farm = Farm(random, rates, graph, draw_policy(random, rates))
-    farm.world.rules = draw_rules(random)
-    farm.world.ledger.may_trouble = True  # pauses make people wait
     farm.is_calm = False
-    plans = defer_some(random, draw_plans(random, rates, farm.world.graph, 6, 150.0))
-    said: dict[str, bool] = {}
-    with watched(farm.world.ledger.blame, said):
-        for plan in plans:
+    plans = draw_plans(random, rates, farm.world.graph, 6, 150.0)
+    with rule(farm, Random(random.random()), plans, FAULTY_S) as ruled:
+        for plan in ruled:
             farm.people.follow(plan)
         await farm.open()
         for number in range(random.randint(1, 3)):
             farm.add_agent(f"agent-{number}", SYSTEMS, random.randint(1, 4))
-        operators = Operators(farm, Random(random.random()), [plan.build for plan in plans], said)
         farm.tempt_fate()
-        farm.world.after(240.0, farm.heal)
-        farm.world.after(240.0, operators.relent)
+        farm.world.after(FAULTY_S, farm.heal)
         try:
             found = await farm.finish(8000.0)
         except StuckError as error:
             found = f"liveness: {error}"
-        operators.close()
         farm.close()
     return found
 
