@@ -175,5 +175,10 @@ def test_agents(farm: FakeFarm) -> None:
     for text in ("barn", "refusing", "2 of 4", "only", "8.0 GiB"):
         assert text in shown
     assert json.loads(run(farm, "agents", "--json").stdout)[0]["name"] == "barn"
+    farm.agents[0].is_set_aside = True
+    farm.agents[0].detail = "it gets no work for 59 s, since its daemon hangs"
+    shown = " ".join(run(farm, "agents").stdout.split())
+    assert "refusing" not in shown
+    assert all(word in shown for word in ("set aside", "59", "its", "daemon"))
     farm.agents.clear()
     assert "grange agent run" in run(farm, "agents").stdout

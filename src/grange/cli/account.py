@@ -9,6 +9,7 @@ from grange.cli.text import console, moment, print_json
 from grange.client.account_models import AccountView
 from grange.client.accounts import AccountClient
 from grange.client.models import PauseRequest
+from grange.errors import PeerError
 
 _AGENT = click.argument("agent")
 
@@ -92,12 +93,15 @@ def show(*, agent: str, as_json: bool, url: str) -> None:
 @click.command()
 @_AGENT
 @click.argument("tags", nargs=-1)
+@click.option("--none", "is_none", is_flag=True, help="Take all of them away.")
 @options.JSON
 @options.URL
-def tags(*, agent: str, tags: tuple[str, ...], as_json: bool, url: str) -> None:
-    """Give AGENT these tags, in the place of those it was given before."""
+def tags(*, agent: str, tags: tuple[str, ...], is_none: bool, as_json: bool, url: str) -> None:
+    """Give AGENT these tags, in the place of those it was given before; without any, show it."""
+    if tags and is_none:
+        raise PeerError("say tags or --none, not both")
     with AccountClient(url) as client:
-        answer = client.set_tags(agent, tags)
+        answer = client.set_tags(agent, tags) if tags or is_none else client.account(agent)
     _tell(answer, as_json=as_json)
 
 
@@ -130,11 +134,15 @@ def resume(*, agent: str, as_json: bool, url: str) -> None:
 
 @click.command()
 @_AGENT
+@options.JSON
 @options.URL
-def remove(*, agent: str, url: str) -> None:
+def remove(*, agent: str, as_json: bool, url: str) -> None:
     """Hang up on AGENT and never let it in again; its passwords are revoked."""
     with AccountClient(url) as client:
         gone = client.remove_agent(agent)
+    if as_json:
+        print_json(gone)
+        return
     click.echo(f"removed agent {gone.id} ({gone.name})")
 
 
@@ -157,7 +165,8 @@ def _tell(account: AccountView, *, as_json: bool) -> None:
 
 
 def _state(account: AccountView) -> str:
-    if not account.is_paused:
-        return account.state
-    why = f": {account.pause_reason}" if account.pause_reason else ""
-    return f"{account.state}, paused{why}"
+    why = account.pause_reason if account.is_paused else account.detail
+    word = account.state
+    if account.is_paused and word != "paused":  # a pause lasts while it is away, or drains
+        word += ", paused"
+    return f"{word}: {why}" if why else word

@@ -76,7 +76,8 @@ def agents(*, as_json: bool, url: str) -> None:
 
 
 def _agent_row(agent: AgentView) -> tuple[str | Text, ...]:
-    state = Text(agent.state, _STATE_STYLES[agent.state])
+    word = "set aside" if agent.is_set_aside else agent.state
+    state = Text(word, _STATE_STYLES[agent.state])
     if agent.detail:
         state.append(f": {agent.detail}", "dim")
     offers = [*agent.systems, *agent.features]

@@ -62,7 +62,8 @@ class AccountView(BaseModel):
     tags: list[str]  # its operators', beside those that it says of itself
     is_paused: bool
     pause_reason: str = ""
-    state: str  # as in AgentView; "gone" where it is not here
+    state: str  # as in AgentView, or "set aside"; "gone" where it is not here
+    detail: str = ""  # as in AgentView
 
 
 class NewAgentRequest(BaseModel):

@@ -170,6 +170,7 @@ class AgentView(BaseModel):
     id: str
     name: str
     state: AgentState
+    is_set_aside: bool = False  # "refusing" by the farm's own choice: it failed too often
     detail: str  # why it refuses, how long it has been silent, ...
     systems: list[str]
     features: list[str]

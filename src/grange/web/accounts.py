@@ -96,7 +96,8 @@ def _agent_calls(api: APIRouter, farm: Farm, views: Views) -> None:
 
     def view(account: AgentAccount) -> AccountView:
         rule = views.core.agent_rules.get(account.id, NO_AGENT_RULE)
-        here = views.core.agents.get(account.id)
+        agent = views.core.agents.get(account.id)
+        here = None if agent is None else views.agent(agent)
         return AccountView(
             id=account.id,
             name=account.name,
@@ -105,7 +106,8 @@ def _agent_calls(api: APIRouter, farm: Farm, views: Views) -> None:
             tags=list(rule.tags),
             is_paused=rule.is_paused,
             pause_reason=rule.reason,
-            state="gone" if here is None else views.agent(here).state,
+            state="gone" if here is None else "set aside" if here.is_set_aside else here.state,
+            detail="" if here is None else here.detail,
         )
 
     @api.get("/agent-accounts", dependencies=[needs(Role.READ)])

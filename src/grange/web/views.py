@@ -308,6 +308,7 @@ class Views:
             id=spec.id,
             name=spec.name,
             state=state,
+            is_set_aside=state == "refusing" and not agent.refusal,
             detail=detail,
             systems=list(spec.systems),
             features=list(spec.features),
@@ -343,8 +344,8 @@ def _agent_state(agent: Agent, now: float) -> tuple[AgentState, str]:
         return "refusing", agent.refusal
     if agent.aside_reason:
         left_s = agent.aside_until - now
-        wait = f"for {left_s:.0f} s" if left_s > 0 else "but one to see whether it can"
-        return "refusing", f"it gets no work {wait}: {agent.aside_reason}"
+        wait = f"no work for {left_s:.0f} s" if left_s > 0 else "one attempt to see whether it can"
+        return "refusing", f"it gets {wait}, since {agent.aside_reason}"
     return "connected", ""
 
 
