@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -371,6 +371,11 @@ class Farm:
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, trust_env=False)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        """As the farm's first administrator."""
+        headers = {"authorization": f"Bearer {self.admin_token.read_text().strip()}"}
+        return httpx.post(self.url + path, headers=headers, trust_env=False, **body)
 
     def narinfo(self, path: str) -> httpx.Response:
         return self.get(f"/{NIX_STORE.parse(path).hash_part}.narinfo")

@@ -36,7 +36,7 @@ def frame(path: str, aterm: bytes) -> bytes:
 
 def post(farm: Farm, *frames: bytes) -> httpx.Response:
     body = zstandard.compress(b"".join(frames))
-    return httpx.post(farm.url + "/api/v1/derivations", content=body, trust_env=False)
+    return farm.post("/api/v1/derivations", content=body)
 
 
 def refused(farm: Farm, answer: httpx.Response, *paths: str) -> str:
@@ -109,10 +109,10 @@ def test_what_is_no_batch_is_refused(farm: Farm) -> None:
     name = path.rpartition("/")[2].encode()
     huge = len(name).to_bytes(2, "big") + name + (1 << 31).to_bytes(4, "big")
     assert "is most" in refused(farm, post(farm, huge), path)
-    plain = httpx.post(farm.url + "/api/v1/derivations", content=whole, trust_env=False)
+    plain = farm.post("/api/v1/derivations", content=whole)
     assert "zstd" in refused(farm, plain, path)
     bomb = zstandard.compress(bytes(100 << 20))
-    answer = httpx.post(farm.url + "/api/v1/derivations", content=bomb, trust_env=False)
+    answer = farm.post("/api/v1/derivations", content=bomb)
     assert "MiB" in refused(farm, answer)
 
 
@@ -142,13 +142,11 @@ def test_inputs_must_be_known_and_cycles_cannot_be(farm: Farm) -> None:
 
 
 def test_an_unknown_derivation_is_no_build(farm: Farm) -> None:
-    answer = httpx.post(farm.url + "/api/v1/builds", json={"drv_paths": [NOBODY]}, trust_env=False)
+    answer = farm.post("/api/v1/builds", json={"drv_paths": [NOBODY]})
     assert answer.status_code == 400
     assert "nobody.drv" in answer.json()["error"]
     for path in ("/nix/store/short", "/tmp/x.drv", "/nix/store/" + "e" * 32 + "-x.drv", ""):
-        answer = httpx.post(
-            farm.url + "/api/v1/builds", json={"drv_paths": [path]}, trust_env=False
-        )
+        answer = farm.post("/api/v1/builds", json={"drv_paths": [path]})
         assert answer.status_code == 400, path
 
 
@@ -178,14 +176,13 @@ def test_a_source_must_follow_from_its_content(farm: Farm) -> None:
     nar = nar_of_text(b"a source")
     own = Hash("sha256", sha256(nar).digest())
     wrong = "/nix/store/" + "0" * 32 + "-source"
-    url = farm.url + "/api/v1/sources"
-    answer = httpx.post(url, json=[source_claim(wrong, nar, own)], trust_env=False)
+    answer = farm.post("/api/v1/sources", json=[source_claim(wrong, nar, own)])
     assert answer.status_code == 400
     assert "source" in answer.json()["error"]
     info = farm.here.root / "a-source"
     info.write_bytes(b"a source")
     right = farm.here.run("nix-store", "--add", str(info)).strip()
-    [grant] = httpx.post(url, json=[source_claim(right, nar, own)], trust_env=False).json()
+    [grant] = farm.post("/api/v1/sources", json=[source_claim(right, nar, own)]).json()
     other = nar_of_text(b"a sauce!")
     for body in (other, nar[:-8], b""):
         refusal = httpx.put(grant["url"], content=zstandard.compress(body), trust_env=False)
