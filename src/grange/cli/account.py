@@ -1,11 +1,10 @@
 """What operators do with agents: `grange agent new`, `list`, `tags` and so on."""
 
 import click
-from rich import box
 from rich.table import Table
 
 from grange.cli import options
-from grange.cli.text import console, moment, print_json
+from grange.cli.text import console, moment, print_json, print_table
 from grange.client.account_models import AccountView
 from grange.client.accounts import AccountClient
 from grange.client.models import PauseRequest
@@ -70,13 +69,12 @@ def list_accounts(*, as_json: bool, url: str) -> None:
     if as_json:
         print_json(answer)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("id", "name", "state", "tags", "since"):
-        table.add_column(column, overflow="fold")
-    for each in answer:
-        since = f"{moment(each.created)} by {each.registered_by}"
-        table.add_row(each.id, each.name, _state(each), ", ".join(each.tags), since)
-    console().print(table)
+    print_table(("id", "name", "state", "tags", "since"), map(_row, answer))
+
+
+def _row(one: AccountView) -> tuple[str, ...]:
+    since = f"{moment(one.created)} by {one.registered_by}"
+    return one.id, one.name, _state(one), ", ".join(one.tags), since
 
 
 @click.command()

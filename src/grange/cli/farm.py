@@ -4,12 +4,11 @@ import time
 from typing import Final
 
 import click
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from grange.cli import options
-from grange.cli.text import console, count, duration, moment, print_json, size
+from grange.cli.text import console, count, duration, moment, print_json, print_table, size
 from grange.client.api import GrangeClient
 from grange.client.models import AgentView
 
@@ -67,12 +66,8 @@ def agents(*, as_json: bool, url: str) -> None:
     if not answer:
         click.echo("No agent has joined: grange agent run.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("agent", "state", "places", "systems", "load", "memory", "store free", "heard"):
-        table.add_column(column, overflow="fold")
-    for agent in answer:
-        table.add_row(*_agent_row(agent))
-    console().print(table)
+    columns = ("agent", "state", "places", "systems", "load", "memory", "store free", "heard")
+    print_table(columns, (_agent_row(agent) for agent in answer))
 
 
 def _agent_row(agent: AgentView) -> tuple[str | Text, ...]:

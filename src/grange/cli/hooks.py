@@ -3,12 +3,10 @@
 import time
 
 import click
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from grange.cli import options
-from grange.cli.text import clean, console, count, duration, moment, print_json, step_name
+from grange.cli.text import clean, count, duration, moment, print_json, print_table, step_name
 from grange.client.api import GrangeClient
 from grange.client.hook_models import HookFailure, HookView
 from grange.errors import PeerError
@@ -33,12 +31,8 @@ def hooks(ctx: click.Context, *, as_json: bool, url: str) -> None:
     if not answer:
         click.echo("The farm's file names no hook: [hooks.NAME], see docs/operating/hooks.md.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("hook", "does", "events", "projects", "waiting", "given up", "latest error"):
-        table.add_column(column, overflow="fold")
-    for hook in answer:
-        table.add_row(*_hook_row(hook))
-    console().print(table)
+    columns = ("hook", "does", "events", "projects", "waiting", "given up", "latest error")
+    print_table(columns, (_hook_row(hook) for hook in answer))
 
 
 @hooks.command()
@@ -56,12 +50,8 @@ def failures(*, hook: str | None, limit: int, as_json: bool, url: str) -> None:
     if not answer:
         click.echo("Nothing was given up.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("hook", "event", "what", "of", "when", "tries", "error"):
-        table.add_column(column, overflow="fold")
-    for failure in answer:
-        table.add_row(*_failure_row(failure))
-    console().print(table)
+    columns = ("hook", "event", "what", "of", "when", "tries", "error")
+    print_table(columns, (_failure_row(failure) for failure in answer))
     click.echo("grange hooks retry HOOK EVENT... tells of them again; skip lets go of them.")
 
 

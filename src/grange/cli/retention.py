@@ -8,7 +8,7 @@ from rich.table import Table
 
 from grange.cli import options
 from grange.cli.ids import find_build
-from grange.cli.text import clean, console, moment, print_json, size
+from grange.cli.text import clean, console, moment, print_json, print_table, size
 from grange.client.api import GrangeClient
 from grange.client.models import CollectView, PinRequest, PinView
 
@@ -90,12 +90,8 @@ def pins(*, as_json: bool, url: str) -> None:
     if not answer:
         click.echo("Nothing is pinned.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "what", "since", "by"):
-        table.add_column(column, overflow="fold")
-    for each in answer:
-        table.add_row(*_row(each))
-    console().print(table)
+    columns = ("name", "what", "since", "by")
+    print_table(columns, (_row(each) for each in answer))
 
 
 def _row(each: PinView) -> tuple[str, str, str, str]:

@@ -2,14 +2,17 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import click
 from pydantic import BaseModel
 from pydantic_core import to_json
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from grange.client.models import StepState
 from grange.store.path import HASH_PART_CHARS
@@ -43,6 +46,16 @@ def console(*, stderr: bool = False) -> Console:
 def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, object]) -> None:
     """One JSON document on standard output."""
     click.echo(to_json(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """On standard output; what is too long for its column goes on in the next line."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
 
 
 def clean(text: str) -> str:

@@ -4,13 +4,11 @@ import time
 from typing import Final
 
 import click
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from grange.cli import options
 from grange.cli.knobs import moment
-from grange.cli.text import console, duration, print_json
+from grange.cli.text import duration, print_json, print_table
 from grange.cli.text import moment as shown_moment
 from grange.client.account_models import CredentialView, NewTokenRequest
 from grange.client.accounts import AccountClient
@@ -96,12 +94,8 @@ def list_tokens(*, is_all: bool, as_json: bool, url: str) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("id", "kind", "name", "may", "made", "last used", "ends"):
-        table.add_column(column, overflow="fold")
-    for each in found:
-        table.add_row(*_row(each))
-    console().print(table)
+    columns = ("id", "kind", "name", "may", "made", "last used", "ends")
+    print_table(columns, (_row(each) for each in found))
 
 
 @token.command()
@@ -141,12 +135,10 @@ def audit(*, limit: int, before: int | None, as_json: bool, url: str) -> None:
     if as_json:
         print_json(answer)
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("id", "when", "who", "from", "did"):
-        table.add_column(column, overflow="fold")
-    for each in answer:
-        table.add_row(str(each.id), shown_moment(each.time), each.who, each.address, each.did)
-    console().print(table)
+    rows = [
+        (str(each.id), shown_moment(each.time), each.who, each.address, each.did) for each in answer
+    ]
+    print_table(("id", "when", "who", "from", "did"), rows)
 
 
 def _end(one: CredentialView) -> str:
