@@ -190,13 +190,18 @@ async def _open_journal(url: str) -> "SqliteJournal | PostgresJournal":
     from grange.errors import OutsideError
 
     give_up_at = asyncio.get_running_loop().time() + DATABASE_WAIT_S
+    told = ""
     while True:
         try:
             return await open_journal(url)
         except OutsideError as error:
             if asyncio.get_running_loop().time() > give_up_at:
                 raise
-            logging.getLogger("grange").warning("%s; trying again", error)
+            if str(error) != told:
+                told = str(error)
+                logging.getLogger("grange").warning(
+                    "%s; trying again for %g s", told, DATABASE_WAIT_S
+                )
             await asyncio.sleep(DATABASE_RETRY_S)
 
 
@@ -214,9 +219,11 @@ def _keys(config: "ServeConfig") -> list["SecretKey"]:
     keys = []
     for path in config.key_files or (own,):
         try:
-            keys.append(SecretKey.parse(path.read_text().strip()))
+            keys.append(SecretKey.parse(path.read_text(errors="replace").strip()))
         except OSError as error:
             raise OperatorError(f"the key file {path} cannot be read: {error.strerror}") from error
+        except OperatorError as error:
+            raise OperatorError(f"the key file {path}: {error}") from None
     return keys
 
 

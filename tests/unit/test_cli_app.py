@@ -174,3 +174,17 @@ def test_the_command_line_is_a_click_group() -> None:
     cli = make_cli(Adapters(lambda _: None, lambda _: None, no_store, journal_tools))
     assert isinstance(cli, click.Group)
     assert Started().run("nonsense").exit_code == 2
+
+
+def test_what_cannot_be_asked_is_the_callers_fault_and_no_traceback() -> None:
+    done = Started().run("pause", "--reason", "x" * 100_000)
+    assert done.exit_code == 2
+    assert "reason cannot be 'xxx" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_public_url_is_a_url() -> None:
+    started = Started()
+    done = started.run("serve", "--public-url", "farm.example:80")
+    assert (done.exit_code, started.serve) == (3, [])
+    assert "--public-url 'farm.example:80' is no URL" in done.stderr

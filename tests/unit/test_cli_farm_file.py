@@ -79,7 +79,12 @@ def test_a_project_starts_from_the_farms_limits(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("limit = 1", "limit is not known"),
-        ("[limits]\nbuild = 1", "limits.build is not known"),
+        ("[limits]\nbuild = 1", "limits.build is not known; silent_s, build_s, log_bytes, output_"),
+        ("[projects.a.keep]\nx = 1", "projects.a.keep.x is not known; last, days, inputs are"),
+        ("[tls]\nca = 'x'", "tls.ca is not known; certificate, key, client_ca are"),
+        ("[hooks.a]\nwhen = 'x'", "hooks.a.when is not known; "),
+        ("[[derivation_sources]]\nkeys = []", "keys is not known; url, public_keys are"),
+        ("[[derivation_sources]]\nurl = 'ftp://x'", "derivation_sources.0.url is 'ftp://x'"),
         ("[limits]\nbuild_s = -1", "limits.build_s is -1: input should be greater than or equal"),
         ("[limits]\nbuild_s = 1.5", "limits.build_s is 1.5: input should be a valid integer"),
         ("[limits]\nbuild_s = true", "limits.build_s is True: input should be a valid integer"),

@@ -98,8 +98,29 @@ class _Commands(click.Group):
         except errors.GrangeError as error:
             complain(str(error))
             ctx.exit(exit_code(error))
+        except ValueError as error:
+            if "pydantic" in sys.modules and (wrong := _wrong(error)):
+                complain(wrong)
+                ctx.exit(EXIT_REQUEST)
+            raise
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
+
+
+def _wrong(error: ValueError) -> str:
+    """What a request that was never sent has wrong; "" for any other error.
+
+    Answers of a farm are errors of ours by now: what is left is what this command line was told.
+    """
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return ""
+    said = error.errors(include_url=False)
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc']))} cannot be {each['input']!r}: {each['msg'].lower()}"
+        for each in said
+    )
 
 
 def make_cli(adapters: Adapters) -> click.Group:

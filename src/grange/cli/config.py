@@ -90,7 +90,11 @@ class ServeConfig:
         return self.farm.anonymous == "read"
 
     def check(self) -> None:
-        """Raises OperatorError for settings that do not go together."""
+        """Raises OperatorError for settings that make no sense, or not together."""
+        if self.public_url is not None and not self.public_url.startswith(("http://", "https://")):
+            raise OperatorError(
+                f"--public-url {self.public_url!r} is no URL; write https://farm.example"
+            )
         if self.farm.trusts_loopback and not (
             self.is_local and self.http.is_loopback and self.agents.is_loopback
         ):

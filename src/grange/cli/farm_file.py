@@ -4,10 +4,11 @@ Its shape is the models below; each table is one, and what it may hold is its fi
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -121,7 +122,7 @@ class _Scheduling(Table):
 
 
 class _DerivationSource(Table):
-    url: str
+    url: Annotated[str, Field(pattern=r"^https?://[^/]")]
     public_keys: Annotated[list[str], Field(min_length=1)]
 
 
@@ -233,12 +234,24 @@ def _told(path: Path, error: ValidationError) -> OperatorError:
     lines = [f"{path}:"]
     for each in error.errors(include_url=False):
         where = ".".join(map(str, each["loc"]))
-        what = "is not known" if each["type"] == "extra_forbidden" else each["msg"].lower()
-        if each["type"] != "extra_forbidden":
-            what = f"is {each['input']!r}: {what}"
+        what = f"is {each['input']!r}: {each['msg'].lower()}"
+        if each["type"] == "extra_forbidden":
+            what = f"is not known; {', '.join(_keys_beside(each['loc']))} are"
         if each["type"] == "value_error":
             what = f"is wrong: {each['ctx']['error']}"
         if where == "retries.lease_s":
             what = "is not set here; say it with --lease"
         lines.append(f"{where} {what}")
     return OperatorError("\n  ".join(lines))
+
+
+def _keys_beside(place: Sequence[int | str]) -> list[str]:
+    """The keys that the table may have whose key `place` is."""
+    kind: Any = _File
+    for part in place[:-1]:
+        is_table = isinstance(kind, type) and issubclass(kind, BaseModel)
+        kind = kind.model_fields[part].annotation if is_table else get_args(kind)[-1]
+        if isinstance(kind, UnionType):  # a table that may be left out
+            kind = get_args(kind)[0]
+    assert issubclass(kind, BaseModel)
+    return list(kind.model_fields)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -33,9 +34,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         bound = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
+        advice = "stop what listens there, or choose another port"
+        if error.errno != errno.EADDRINUSE:
+            advice = "choose an address of this machine, and a port that its user may take"
         raise OperatorError(
-            f"cannot listen on {host}:{port}: {error.strerror}; stop what listens there, or choose "
-            "another port"
+            f"cannot listen on {host}:{port}: {error.strerror}; {advice}"
         ) from error
     bound.setblocking(False)
     return bound

@@ -93,8 +93,8 @@ class SecretKey:
             if key.public.data == data[SEED_BYTES:]:
                 return key
         raise OperatorError(
-            "the signing key is not a secret key of Nix, 'name:' and the base 64 of 64 bytes; "
-            "make one with: nix-store --generate-binary-cache-key"
+            "this is not a secret key of Nix, 'name:' and the base 64 of 64 bytes; make one with: "
+            "grange key generate"
         )
 
     def show(self) -> str:
