@@ -126,7 +126,7 @@ def frozen() -> Iterator[str]:
 def test_a_coordinator_that_stands_still_is_passed_by(
     farm: FakeFarm, frozen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grange.client.api.PROOF_S", 0.01)
+    monkeypatch.setattr("grange.client.connection.PROOF_S", 0.01)
     with GrangeClient(f"{frozen},{farm.url}") as client:
         client.lacking([DRV])  # not one that is only read, and may take minutes
         assert client.url == farm.url
@@ -135,7 +135,7 @@ def test_a_coordinator_that_stands_still_is_passed_by(
 def test_one_that_comes_to_stand_still_is_left_by_who_only_reads(
     farm: FakeFarm, frozen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grange.client.api.READ_S", 0.01)
+    monkeypatch.setattr("grange.client.connection.READ_S", 0.01)
     with GrangeClient(f"{frozen},{farm.url}") as client:
         client._is_alive = True  # it was, when it was asked last
         assert client.build(UUID).id == UUID

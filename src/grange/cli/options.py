@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from grange.client.api import DEFAULT_URL
+from grange.client.connection import DEFAULT_URL
 from grange.client.credentials import use_token_file
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any] | click.Command)

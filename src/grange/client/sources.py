@@ -11,7 +11,8 @@ import httpx
 import zstandard
 
 from grange.client.answers import problem, unreachable
-from grange.client.api import CONNECT_S, GrangeClient
+from grange.client.api import GrangeClient
+from grange.client.connection import CONNECT_S
 from grange.client.models import SourceClaim, SourceGrant
 from grange.errors import OutsideError, PeerError
 from grange.store.closure import topological
