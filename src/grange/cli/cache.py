@@ -104,23 +104,9 @@ def _run(address: Address, workers: int, tls: dict[str, Any]) -> None:
 
 
 def _config(workers: int, tls: dict[str, Any]) -> "uvicorn.Config":
-    import uvicorn
+    from grange.coordinator.http_protocol import http_config
 
-    from grange.coordinator.http_protocol import PatientProtocol
-
-    return uvicorn.Config(
-        APP,
-        factory=True,
-        http=PatientProtocol,
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GOODBYE_S,
-        workers=workers,
-        **tls,
-    )
+    return http_config(APP, GOODBYE_S, factory=True, workers=workers, **tls)
 
 
 def _address(text: str) -> Address:

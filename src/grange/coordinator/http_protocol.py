@@ -1,7 +1,9 @@
-"""Uvicorn's HTTP protocol, for which a request's head may not come for ever."""
+"""How uvicorn serves: a request's head may not come for ever."""
 
 import asyncio
 from typing import Any, Final
+
+import uvicorn
 
 from grange.cache.sendfile import SendfileProtocol
 
@@ -45,3 +47,21 @@ class PatientProtocol(SendfileProtocol):
         self._waiting = None
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def http_config(app: Any, goodbye_s: float, **more: Any) -> uvicorn.Config:
+    """How `app` is served: without uvicorn's own log, in which every download would be a line.
+
+    `goodbye_s` is for calls under way when the process ends.
+    """
+    return uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(goodbye_s),
+        **more,
+    )

@@ -13,7 +13,7 @@ import uvicorn
 
 from grange.coordinator.doorkeeper import shown_by
 from grange.coordinator.farm import Farm
-from grange.coordinator.http_protocol import PatientProtocol
+from grange.coordinator.http_protocol import http_config
 from grange.coordinator.tls import ServerTls
 from grange.errors import GrangeError, OperatorError
 from grange.identity import Identity
@@ -121,16 +121,7 @@ async def serve(
 
 
 def _web_server(app: Any, tls: ServerTls | None) -> _Http:
-    config = uvicorn.Config(
-        app,
-        http=PatientProtocol,
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(GOODBYE_S),
-    )
+    config = http_config(app, GOODBYE_S)
     config.load()
     config.ssl = None if tls is None else tls.context
     return _Http(config)
