@@ -55,9 +55,7 @@ class Lead:
             self._world.ledger.blame("safety: one that leads no more acts without a commit")
 
     async def publish(self, outputs: Sequence[PublishedOutput]) -> None:
-        await self._is_running.wait()
-        if self.is_current:
-            await self._network.publish(outputs)
+        await self._network.publish(outputs, self.check)
 
     def reset(self) -> None:
         if self.is_current:

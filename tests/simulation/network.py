@@ -359,11 +359,15 @@ class Network:
 
     # --- narinfos -------------------------------------------------------------------------
 
-    async def publish(self, outputs: Sequence[PublishedOutput]) -> None:
+    async def publish(
+        self, outputs: Sequence[PublishedOutput], check: Callable[[], Awaitable[None]] = _nothing
+    ) -> None:
+        """`check` is waited for before each is put, and may raise."""
         for output in outputs:
             is_slow = self.world.chance(self.world.rates.slow_put_p)
             await asyncio.sleep(self.world.soon(SLOW_S if is_slow else 1.0))
             await self.putting()
+            await check()
             if self.world.chance(self.world.rates.put_p):
                 raise OutsideError("the simulated store takes no narinfo")
             self.world.ledger.put(output)

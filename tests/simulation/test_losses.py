@@ -8,7 +8,7 @@ import pytest
 from grange.scheduler.effects import JournalEffect
 from grange.scheduler.facts import BuildId, Limits, Outcome, Phase, StepId
 from tests.simulation.farm import Farm
-from tests.simulation.graph import node
+from tests.simulation.graph import SYSTEMS, node
 from tests.simulation.people import Plan
 from tests.simulation.stage import X, Y, ended, outcome, phase, play, tried, want
 
@@ -170,3 +170,23 @@ def test_a_narinfo_whose_put_a_doubtful_commit_cut_short_is_not_put_when_it_was_
         may_put.set()
 
     play([node(1), node(2, 1)], scene)
+
+
+def test_an_agent_that_drains_hands_in_what_waits_for_an_input_that_it_alone_can_build() -> None:
+    async def scene(farm: Farm) -> None:
+        a = farm.add_agent("a")
+        want(farm, 1)
+        await outcome(farm)
+        want(farm, 2, Y)
+        await phase(farm, a, 2, Phase.BUILDING)
+        farm.store.lose()
+        farm.add_agent("b", SYSTEMS[:1])
+        assert a.tunnel is not None
+        a.tunnel.break_off(noticed_s=1.0)
+        a.sleep(20.0)
+        a.drain()
+        await ended(farm, Outcome.INPUTS_MISSING, 1)  # of the try on b; that on a goes on
+        assert await outcome(farm, Y) is Outcome.SUCCEEDED
+        assert (tried(farm, 1), tried(farm, 2)) == (2, 2)
+
+    play([node(1, system=SYSTEMS[1]), node(2, 1, build_s=60.0)], scene)

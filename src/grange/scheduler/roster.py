@@ -125,6 +125,15 @@ def heard(memory: Memory, event: on.AgentHeard) -> None:
         if attempt.order <= event.orders_seen or is_overdue:
             _unlisted(memory, attempt)
     watchdog.check(memory, agent)
+    if agent.is_draining:
+        _let_go(memory, agent)
+
+
+def _let_go(memory: Memory, agent: Agent) -> None:
+    """What it has delivered may wait for a step that it alone can build once it is back."""
+    held = agent.attempts.values()
+    if all(attempt.phase is Phase.STORED for attempt in held):
+        memory.out += [do.SettleAttempt(agent.spec.id, attempt.id, True) for attempt in held]
 
 
 def _unlisted(memory: Memory, attempt: Attempt) -> None:
