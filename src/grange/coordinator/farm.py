@@ -299,7 +299,7 @@ class Farm:
             group.create_task(self.deliveries.run(self.outbox.grant))
             group.create_task(self.deliveries.adopt())
             group.create_task(self.repairs.run())
-            group.create_task(keep_collecting(self.retention, self._cache_folder()))
+            group.create_task(keep_collecting(self.retention, self._cache_folders(), self._clock))
             group.create_task(self.failure_logs.run())
             group.create_task(keep_swept(self._shelves, self._clock))
             group.create_task(self.keeper.run())
@@ -357,10 +357,10 @@ class Farm:
         """Whether the attempt may still log."""
         return self.loop.core is not None and attempt in self.loop.core.attempts
 
-    def _cache_folder(self) -> Path | None:
-        """Where the cache lies, if on a disk of this machine."""
-        path = self.objects.local_path(NIX_CACHE_INFO)
-        return None if path is None else Path(path).parent
+    def _cache_folders(self) -> list[Path]:
+        """Where stores lie on disks of this machine."""
+        found = [shelf.objects.local_path(NIX_CACHE_INFO) for shelf in self._shelves]
+        return [Path(path).parent for path in found if path is not None]
 
     def _forget(self, paths: Collection[StorePath]) -> None:
         """Their path infos are not to be served any more."""

@@ -71,8 +71,12 @@ class Logs:
             grown.set()
 
     def drop(self, attempt: AttemptId) -> None:
-        """Delete the log, if there is one."""
-        self._path(attempt).unlink(missing_ok=True)
+        """Delete the log, if there is one; raises OutsideError where the disk keeps it."""
+        path = self._path(attempt)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutsideError(f"{path} cannot be deleted: {error.strerror}; delete it") from error
 
     def size(self, attempt: AttemptId) -> int:
         try:

@@ -171,10 +171,13 @@ class DirectoryObjects:
             os.close(descriptor)
 
     async def size(self, key: str) -> int | None:
+        path = self.path(key)
         try:
-            return os.stat(self.path(key)).st_size
+            return os.stat(path).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise self.failure(error) from error
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes from `start` to before `end`; raises OutsideError where they are not there."""
@@ -202,14 +205,22 @@ class DirectoryObjects:
         return self.path(key)
 
     async def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self.path(key))
+        path = self.path(key)
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise self.failure(error) from error
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectEntry]:
         above = prefix.rpartition("/")[0]
         folders = [self.path(above) if above else self._root]
         while folders:
-            found = await asyncio.to_thread(_entries, folders.pop())
+            try:
+                found = await asyncio.to_thread(_entries, folders.pop())
+            except OSError as error:
+                raise self.failure(error) from error
             for path, status in found:
                 if S_ISDIR(status.st_mode):
                     folders.append(path)
