@@ -39,6 +39,8 @@ class DrainCause(StrEnum):
     OPERATOR = "operator"
     INTERRUPTION = "interruption"
     UNHEALTHY = "unhealthy"
+    BUDGET = "budget"  # the month's is used up
+    RETIRED = "retired"  # its pool has become smaller, or is gone
 
 
 class ReservationState(StrEnum):
@@ -70,6 +72,12 @@ class Offering:
     zone: str
     price_spot: float | None = None  # an hour
     price_on_demand: float | None = None
+    vcpus: int = 0
+
+    def price(self, market: Market) -> float:
+        """Dollars an hour; zero where it is not known."""
+        spot, full = self.price_spot, self.price_on_demand
+        return (spot if market is Market.SPOT and spot is not None else full) or 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,7 @@ class Pool:
     is_nested_virtual: bool = False
     timeouts: Timeouts = field(default_factory=Timeouts)
     config_hash: str = ""  # instances launched with another one have drifted
+    is_zonal: bool = True  # one launch is for one zone, and so are its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +168,9 @@ class Slot:
     state: SlotState = SlotState.EMPTY
     generation: int = 0  # counts launches whose outcome was definite
     market: Market | None = None
-    offering: Offering | None = None
+    token: str = ""  # of the latest launch
+    offerings: tuple[Offering, ...] = ()  # that launch asked for: asked again it must be the same
+    offering: Offering | None = None  # that was got
     instance: InstanceId | None = None
     address: str = ""
     config_hash: str = ""
@@ -253,3 +264,43 @@ class Observation:
     presences: tuple[Presence, ...] | None = ()
     addresses: tuple[tuple[InstanceId, str], ...] = ()  # on the overlay
     needs: tuple[Need, ...] | None = ()
+    builders: tuple[tuple[InstanceId, int], ...] = ()  # builds that builders say they have
+    wall_s: float = 0.0  # when it was made; zero: not said
+
+
+class ReadyBy(StrEnum):
+    """What makes an instance of use."""
+
+    SERVER = "server"  # its address passes the balancer's checks
+    AGENT = "agent"  # an agent of the farm has joined from it
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for all pools. Fields of zero are no limit, or no wait."""
+
+    farm: str  # its instances bear this as a tag
+    ready_by: ReadyBy = ReadyBy.SERVER
+    has_overlay: bool = False  # addresses are the overlay's; else the instance's own
+    settle_s: float = 0.0  # how late a cloud lists new instances: without memory, wait so long
+    reload_s: float = 600.0  # a balancer that was reloaded may keep old sessions for so long
+    vcpus_max: int = 0  # over all pools
+    kept_s: float = 3600.0  # for so long a reservation that ended can be asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What a pool has cost in a month, as far as is known."""
+
+    pool: PoolName
+    month: str  # "2026-11", UTC
+    dollars: float
+    wall_s: float  # up to when
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Nothing is launched for a pool, or for all, and nothing reaped for being idle."""
+
+    pool: PoolName | None
+    reason: str

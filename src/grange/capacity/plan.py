@@ -1,0 +1,370 @@
+"""From what is there and what is wanted to what is to be launched, undrained and drained.
+
+Free places serve first, then slots that start, then those that drain for being idle, and only then
+is something launched. Nothing is launched or drained on a demand that is not known.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from grange.capacity import budget, claims, draining, launching, look
+from grange.capacity.facts import DrainCause, Market, PoolName, ReservationState, SlotState
+from grange.capacity.matching import Kind
+from grange.capacity.memory import Memory
+from grange.capacity.packing import Queues, assign
+from grange.capacity.state import IN_FLIGHT, STARTING, PoolState, Seat
+
+RENEWED_SHARE: Final = 4  # one in so many slots is replaced at a time, for age or drift
+
+
+@dataclass(slots=True)
+class Supply:
+    """A pool's slots by what they are good for, and what is asked of it. Counts are of places."""
+
+    pool: PoolState
+    usable: list[Seat] = field(default_factory=list)
+    coming: list[Seat] = field(default_factory=list)  # and those that only just cannot be reached
+    idle_drained: list[Seat] = field(default_factory=list)
+    vacant: list[Seat] = field(default_factory=list)
+    in_flight: int = 0  # slots
+    live: int = 0  # slots
+    free: int = 0
+    free_on_demand: int = 0
+    wanted: int = 0
+    wanted_on_demand: int = 0
+    hinted: int = 0
+    prewarmed: int = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.pool.pool.capacity
+
+    def room(self) -> int:
+        """Places that it could still take, with all that it may launch."""
+        slots = len(self.coming) + len(self.idle_drained) + len(self.vacant)
+        return max(0, self.free + slots * self.capacity - self.wanted)
+
+
+def plan(memory: Memory, queues: Queues) -> None:
+    """Bring everything up to `memory.now`."""
+    for seat in memory.seats.values():
+        look.watch(memory, seat)
+    _drop_vacant(memory)
+    assign(memory, queues)
+    if not memory.is_observed:
+        return
+    supplies = {name: _supply(memory, pool) for name, pool in memory.pools.items()}
+    _fail_hopeless(memory, queues, supplies)
+    is_known = memory.needs is not None
+    _spread(memory, queues, supplies)
+    for supply in supplies.values():
+        _force_out(memory, supply)
+        if is_known:
+            _grow(memory, supply)
+            _shrink(memory, supply)
+        else:
+            supply.pool.limit = "demand is not known: nothing is launched, and nothing is reaped"
+
+
+def _drop_vacant(memory: Memory) -> None:
+    """Slots of numbers that are no more, once nobody sits in them."""
+    for pool in list(memory.pools.values()):
+        if any(seat.is_retired for seat in pool.seats):
+            gone = [s for s in pool.seats if s.is_retired and s.slot.state is SlotState.EMPTY]
+            for seat in gone:
+                pool.seats.remove(seat)
+                del memory.seats[seat.slot.id]
+        if pool.is_gone and not pool.seats:
+            del memory.pools[pool.pool.name]
+
+
+def _supply(memory: Memory, pool: PoolState) -> Supply:
+    supply = Supply(pool)
+    capacity = pool.pool.capacity
+    for seat in pool.seats:
+        state = seat.slot.state
+        if state is SlotState.EMPTY:
+            if not seat.is_retired:
+                supply.vacant.append(seat)
+            continue
+        if state is SlotState.COOLING:
+            continue
+        supply.live += 1
+        supply.in_flight += state in IN_FLIGHT
+        if seat.slot.is_quarantined or seat.is_retired:
+            continue
+        if seat.is_usable:
+            supply.usable.append(seat)
+            free = max(0, capacity - seat.busy)
+            supply.free += free
+            if seat.slot.market is Market.ON_DEMAND:
+                supply.free_on_demand += free
+        elif state in STARTING or state is SlotState.READY:
+            supply.coming.append(seat)
+        elif state is SlotState.DRAINING and seat.slot.drain_cause is DrainCause.IDLE:
+            supply.idle_drained.append(seat)
+    room = max(0, pool.pool.max - supply.live - pool.orphans)
+    if closed(memory, pool):
+        room = 0
+    del supply.vacant[room:]
+    return supply
+
+
+def closed(memory: Memory, pool: PoolState) -> str:
+    """Why nothing at all is launched for this pool; "" where something may be."""
+    if pool.is_gone:
+        return "the pool is no longer configured"
+    if memory.pause is not None:
+        return f"all pools are paused: {memory.pause.reason}"
+    if pool.pause is not None:
+        return f"the pool is paused: {pool.pause}"
+    if pool.is_broken(memory.now):
+        return f"the cloud refuses its configuration: {pool.breaker}"
+    if memory.now < pool.hold_until:
+        wait_s = pool.hold_until - memory.now
+        return f"{pool.failures} instances in a row never became ready; next try in {wait_s:.0f} s"
+    if memory.now < memory.launch_from:
+        return "instances of before this start may not be listed yet"
+    if budget.is_exhausted(memory, pool):
+        return f"monthly_budget of ${pool.pool.monthly_budget:.2f} is used up"
+    if not any(launching.offered(memory, pool, market) for market in markets(pool)):
+        return "no offering has capacity or quota just now"
+    return ""
+
+
+def markets(pool: PoolState) -> tuple[Market, ...]:
+    fallback = pool.pool.fallback
+    return (pool.pool.market,) if fallback is None else (pool.pool.market, fallback)
+
+
+def _fail_hopeless(memory: Memory, queues: Queues, supplies: dict[PoolName, Supply]) -> None:
+    """Where an operator must act, whoever waits is told, not left waiting."""
+    if not any(pool.is_broken(memory.now) for pool in memory.pools.values()):
+        return
+    for (kind, _), waiting in queues.heads():
+        names = memory.matches.of(kind).all
+        broken = [memory.pools[each] for each in names if memory.pools[each].is_broken(memory.now)]
+        if len(broken) < len(names) or any(supplies[each].live for each in names):
+            continue
+        said = "; ".join(f"pool {each.pool.name}: {each.breaker}" for each in broken)
+        for _, _, held in waiting:
+            if held.reservation.state is ReservationState.PENDING:
+                claims.end(memory, held, ReservationState.FAILED, said)
+
+
+def _spread(memory: Memory, queues: Queues, supplies: dict[PoolName, Supply]) -> None:
+    """Who is to serve which demand: kinds with the fewest pools choose first."""
+    waiting: dict[Kind, int] = queues.demand()
+    for need in memory.needs or ():
+        if not need.is_hint:
+            kind = Kind.of_need(need)
+            waiting[kind] = waiting.get(kind, 0) + need.waiting
+    ranked = sorted(
+        ((kind, memory.matches.of(kind), n) for kind, n in waiting.items()),
+        key=lambda each: (len(each[1].own), not each[0].is_on_demand, each[0].system),
+    )
+    for kind, match, n in ranked:
+        _ask(kind, match.own, match.others, n, supplies)
+    for hinted, places in _hints(memory):
+        for name in memory.matches.of(hinted).own[:1]:
+            supplies[name].hinted += places
+    for hint in memory.hints.values():
+        if hint.pool in supplies:
+            supplies[hint.pool].prewarmed += hint.slots
+
+
+def _hints(memory: Memory) -> list[tuple[Kind, int]]:
+    for key in [key for key, hint in memory.hints.items() if hint.until <= memory.now]:
+        del memory.hints[key]
+    needs = [hint.need for hint in memory.hints.values() if hint.pool is None]
+    needs += [need for need in memory.needs or () if need.is_hint]
+    return [(Kind.of_need(need), need.waiting) for need in needs]
+
+
+def _ask(
+    kind: Kind,
+    own: tuple[PoolName, ...],
+    others: tuple[PoolName, ...],
+    places: int,
+    supplies: dict[PoolName, Supply],
+) -> None:
+    for name in own + others:
+        supply = supplies[name]
+        room = supply.room() if name in own else max(0, supply.free - supply.wanted)
+        took = min(places, room)
+        supply.wanted += took
+        supply.wanted_on_demand += took if kind.is_on_demand else 0
+        places -= took
+        if not places:
+            return
+    if own:  # more than there may be: so that it is seen, and that nothing is drained
+        supplies[own[0]].wanted += places
+        supplies[own[0]].wanted_on_demand += places if kind.is_on_demand else 0
+
+
+def _grow(memory: Memory, supply: Supply) -> None:
+    pool, capacity = supply.pool, supply.capacity
+    pool.demand, pool.limit = supply.wanted, ""
+    at_hand = supply.free + len(supply.coming) * capacity
+    wanted = max(supply.wanted, supply.hinted, supply.prewarmed * capacity)
+    wanted += pool.pool.warm * capacity
+    on_demand = sum(seat.slot.market is Market.ON_DEMAND for seat in supply.coming) * capacity
+    short_on_demand = supply.wanted_on_demand - supply.free_on_demand - on_demand
+    n_on_demand = max(0, math.ceil(short_on_demand / capacity))
+    n = max(math.ceil((wanted - at_hand) / capacity), n_on_demand)
+    is_batched = n > 0 and supply.wanted > 0
+    least = min(pool.pool.min, pool.pool.max)
+    n_least = least - len(supply.usable) - len(supply.coming)
+    if n <= 0 and n_least <= 0:
+        pool.short_since = None
+        return
+    supply.idle_drained.sort(key=lambda seat: (-seat.busy, seat.since))
+    while supply.idle_drained and max(n, n_least) > 0:
+        seat = supply.idle_drained.pop(0)
+        draining.undrain(memory, seat, "wanted again")
+        is_full = seat.slot.market is Market.ON_DEMAND
+        supply.coming.append(seat)
+        n, n_least = n - 1, n_least - 1
+        n_on_demand -= is_full
+        n = max(n, n_on_demand)
+    if is_batched and not _is_gathered(memory, pool):
+        n = 0
+    _launch(memory, supply, max(n, n_least), n_on_demand)
+
+
+def _is_gathered(memory: Memory, pool: PoolState) -> bool:
+    """Demand had its time to come together."""
+    if pool.short_since is None:
+        pool.short_since = memory.now
+    due = pool.short_since + pool.pool.batch_s
+    memory.wake(due)
+    return memory.now >= due
+
+
+def _launch(memory: Memory, supply: Supply, n: int, n_on_demand: int) -> None:
+    pool = supply.pool
+    if n <= 0:
+        return
+    if pool.failures >= draining.HOLD_FROM:
+        n = min(n, 1 - supply.in_flight)  # one, to see whether it works again
+    pool.limit = closed(memory, pool)
+    vacant = iter(supply.vacant)
+    for index in range(n):
+        seat = next(vacant, None)
+        if seat is None:
+            pool.limit = pool.limit or _full(supply)
+            return
+        if supply.in_flight >= pool.pool.launches_max:
+            pool.limit = f"{supply.in_flight} launches are under way, as many as may be"
+            return
+        market = launching.market_of(memory, pool, is_on_demand=index < n_on_demand)
+        if market is None:
+            pool.limit = "no offering has capacity or quota just now"
+            return
+        offerings = launching.offered(memory, pool, market)
+        if said := budget.objection(memory, pool, market, offerings):
+            pool.limit = said
+            return
+        if not _is_allowed(memory, pool):
+            pool.limit = f"launch_rate is {pool.pool.launch_rate:g} a second"
+            return
+        launching.launch(memory, pool, seat, market)
+        supply.coming.append(seat)
+        supply.live += 1
+        supply.in_flight += 1
+
+
+def _full(supply: Supply) -> str:
+    pool = supply.pool
+    cooling = sum(seat.slot.state is SlotState.COOLING for seat in pool.seats)
+    said = f"{supply.live} of at most {pool.pool.max} slots are taken"
+    if cooling:
+        said += f", {cooling} failed of late and cool"
+    if pool.orphans:
+        said += f", {pool.orphans} instances without a slot count as well"
+    return said
+
+
+def _is_allowed(memory: Memory, pool: PoolState) -> bool:
+    """The rate of launches: an allowance that grows with time, up to what may be in flight."""
+    rate, most = pool.pool.launch_rate, float(pool.pool.launches_max)
+    if rate <= 0:
+        return True
+    since_s = memory.now - pool.allowance_at
+    pool.allowance = min(most, pool.allowance + since_s * rate)
+    pool.allowance_at = memory.now
+    if pool.allowance < 1 - 1e-9:
+        memory.wake(memory.now + (1 - pool.allowance) / rate)
+        return False
+    pool.allowance -= 1
+    return True
+
+
+def _force_out(memory: Memory, supply: Supply) -> None:
+    """Slots that go whatever the demand: of pools that shrank, or have no money left."""
+    is_broke = budget.is_exhausted(memory, supply.pool)
+    if not is_broke and not any(seat.is_retired for seat in supply.pool.seats):
+        return
+    for seat in supply.pool.seats:
+        if seat.slot.state is SlotState.READY and (seat.is_retired or is_broke):
+            cause = DrainCause.RETIRED if seat.is_retired else DrainCause.BUDGET
+            draining.drain(memory, seat, cause, f"{cause}")
+    supply.usable = [seat for seat in supply.usable if seat.slot.state is SlotState.READY]
+
+
+def _shrink(memory: Memory, supply: Supply) -> None:
+    pool = supply.pool
+    if memory.pause is not None or pool.pause is not None:
+        return
+    _renew(memory, supply)
+    capacity = supply.capacity
+    left = len(supply.usable) + len(supply.coming)
+    wanted = max(supply.wanted, supply.hinted, supply.prewarmed * capacity)
+    wanted += pool.pool.warm * capacity
+    spare = supply.free + len(supply.coming) * capacity - wanted
+    idle = [seat for seat in supply.usable if _is_idle(memory, pool, seat)]
+    idle.sort(key=lambda seat: (seat.launched_at or 0.0, seat.slot.id))
+    for seat in idle:
+        spare -= capacity
+        left -= 1
+        if spare < 0 or left < pool.pool.min:
+            return
+        draining.drain(memory, seat, DrainCause.IDLE, f"idle for {pool.pool.idle_s:g} s")
+
+
+def _is_idle(memory: Memory, pool: PoolState, seat: Seat) -> bool:
+    if not seat.is_empty or seat.idle_since is None or seat.launched_at is None:
+        return False
+    due = max(seat.idle_since + pool.pool.idle_s, seat.launched_at + pool.pool.life_min_s)
+    memory.wake(due)
+    return memory.now >= due
+
+
+def _renew(memory: Memory, supply: Supply) -> None:
+    """Replace what is too old, too used or of another configuration, a few at a time."""
+    pool = supply.pool
+    causes = (DrainCause.AGE, DrainCause.DRIFT, DrainCause.USES)
+    going = sum(
+        seat.slot.state is SlotState.DRAINING and seat.slot.drain_cause in causes
+        for seat in pool.seats
+    )
+    most = max(1, len(supply.usable) // RENEWED_SHARE)
+    for seat in list(supply.usable):
+        cause = _outlived(memory, pool, seat)
+        if cause is None or (cause is not DrainCause.USES and going >= most):
+            continue
+        draining.drain(memory, seat, cause, f"to be replaced: {cause}")
+        supply.usable.remove(seat)
+        supply.free -= max(0, supply.capacity - seat.busy)
+        going += 1
+
+
+def _outlived(memory: Memory, pool: PoolState, seat: Seat) -> DrainCause | None:
+    if pool.pool.uses_max and seat.slot.uses >= pool.pool.uses_max:
+        return DrainCause.USES
+    if seat.slot.config_hash != pool.pool.config_hash:
+        return DrainCause.DRIFT
+    if seat.launched_at is not None and memory.now - seat.launched_at >= pool.pool.age_max_s:
+        return DrainCause.AGE
+    return None
