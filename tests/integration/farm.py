@@ -383,10 +383,13 @@ class Farm:
 
 @contextlib.contextmanager
 def running_farm(
-    root: Path, *serve_options: str | Path, agents: Sequence[str] = ("one",)
+    root: Path,
+    *serve_options: str | Path,
+    agents: Sequence[str] = ("one",),
+    kind: type[Farm] = Farm,
 ) -> Iterator[Farm]:
     """A farm that answers and whose agents have joined; nothing of it is left afterwards."""
-    farm = make_farm(root, *serve_options)
+    farm = make_farm(root, *serve_options, kind=kind)
     try:
         farm.start_coordinator()
         for name in agents:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from grange.errors import PeerError
-from tests.integration.farm import Farm, make_farm, until
+from tests.integration.farm import Farm, running_farm, until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
 
@@ -18,12 +18,8 @@ pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
 def farm(tmp_path: Path) -> Iterator[Farm]:
     config = tmp_path / "farm.toml"
     config.write_text('[access]\nanonymous = "none"\n')
-    made = make_farm(tmp_path / "farm", "--config", config)
-    try:
-        made.start_coordinator()
-        yield made
-    finally:
-        made.stop()
+    with running_farm(tmp_path / "farm", "--config", config, agents=()) as farm:
+        yield farm
 
 
 def grange(farm: Farm, *arguments: str) -> str:

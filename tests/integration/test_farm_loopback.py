@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration import farm as farms
-from tests.integration.farm import Farm, make_farm, until
+from tests.integration.farm import Farm, running_farm, until
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
 
@@ -38,12 +38,8 @@ def farm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Farm]:
     config = tmp_path / "farm.toml"
     trust = str(request.param).lower()
     config.write_text(f'[access]\nanonymous = "none"\ntrust_loopback = {trust}\n')
-    made = make_farm(tmp_path / "farm", "--config", config)
-    try:
-        made.start_coordinator()
-        yield made
-    finally:
-        made.stop()
+    with running_farm(tmp_path / "farm", "--config", config, agents=()) as farm:
+        yield farm
 
 
 @pytest.mark.parametrize("farm", [True], indirect=True)

@@ -1,6 +1,5 @@
 """A farm whose cache lies in a bucket and a mirror, read by stock Nix without the farm."""
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 
 from grange.store.path import NIX_STORE, StorePath
 from tests import fake_s3
-from tests.integration.farm import Farm, make_farm, until
+from tests.integration.farm import Farm, running_farm, until
 from tests.moto_s3 import BUCKET, CREDENTIALS, moto_s3
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]  # moto alone takes seconds to start
@@ -61,20 +60,13 @@ def farm(moto: str, tmp_path: Path) -> Iterator[S3Farm]:
     """With a bucket to read from, and a directory beside it that wants another compression."""
     root = tmp_path / "farm"
     options = "scheme=http&write-nar-listing=true&log-compression=zstd"
-    made = make_farm(
-        root,
+    stores = (
         *("--store", f"s3://{BUCKET}?{options}&endpoint={moto.removeprefix('http://')}"),
         *("--store", f"file://{root}/mirror?compression=xz&compression-level=1"),
-        kind=S3Farm,
     )
-    assert isinstance(made, S3Farm)
-    try:
-        made.start_coordinator()
-        made.add_agent("one")
-        yield made
-    finally:
-        made.stop()
-        shutil.rmtree(root, ignore_errors=True)
+    with running_farm(root, *stores, kind=S3Farm) as farm:
+        assert isinstance(farm, S3Farm)
+        yield farm
 
 
 def nix(farm: Farm, *arguments: str | Path) -> str:
@@ -136,16 +128,9 @@ def s3() -> Iterator[fake_s3.FakeS3]:
 
 @pytest.fixture
 def on_fake(s3: fake_s3.FakeS3, tmp_path: Path) -> Iterator[Farm]:
-    root = tmp_path / "farm"
     url = f"s3://{fake_s3.BUCKET}?endpoint={s3.url}"
-    farm = make_farm(root, "--store", url, kind=FakeFarm)
-    try:
-        farm.start_coordinator()
-        farm.add_agent("one")
+    with running_farm(tmp_path / "farm", "--store", url, kind=FakeFarm) as farm:
         yield farm
-    finally:
-        farm.stop()
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def test_a_lost_object_is_built_again(on_fake: Farm, s3: fake_s3.FakeS3) -> None:
