@@ -96,7 +96,7 @@ MUTANTS = (
     ),
     Mutant("dependants outlive a failure", steps, "sink", "todo += failed.dependants"),
     Mutant("places not counted", Agent, "room", "- self.occupied", ""),
-    Mutant("stalls cost leases", roster, "excuse", "_renew(memory, agent)", seed=110),
+    Mutant("stalls cost leases", roster, "excuse", "_renew(memory, agent)", seed=287),
     Mutant("deaf agents not told", roster, "heard", "memory.out.append(do.Ref", "id(do.Ref"),
     Mutant("late cuts believed", roster, "heard", "agent.is_connected = True", "return", seed=31),
     Mutant(
@@ -110,6 +110,7 @@ MUTANTS = (
         steps,
         "finish_build",
         "memory.ended_builds.finish(build, outcome)",
+        seed=262,
     ),
     Mutant(
         "late results not recorded",
@@ -161,7 +162,12 @@ MUTANTS = (
     Mutant("lost inputs not waited for", mending, "_rebuild", "step.missing += 1", seed=22),
     Mutant("what stands still is not stopped", watchdog, "check", "verdict is None", "True"),
     Mutant(
-        "set aside for ever", Agent, "takes_work", "now >= self.aside_until", "not self.aside_until"
+        "set aside for ever",
+        Agent,
+        "takes_work",
+        "now >= self.aside_until",
+        "not self.aside_until",
+        seed=666,
     ),
     Mutant("checks not asked for", checks, "check_steps", "if build.is_check", "if False"),
     Mutant(

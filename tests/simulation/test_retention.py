@@ -176,6 +176,7 @@ class World:
                 clock=self.clock,
                 key_names=["farm-1"],
                 store_dir=NIX_STORE,
+                is_leading=lambda: True,
             ),
             logs=None,  # type: ignore[arg-type]
             rules=RULES,
