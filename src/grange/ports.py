@@ -581,6 +581,10 @@ class Retained(Protocol):
     async def used_urls(self, urls: Collection[str]) -> set[str]:
         """Those of `urls` that some path info has."""
 
+    async def spent_logs(self, drvs: Collection[StorePath]) -> set[StorePath]:
+        """Those of `drvs`, of derivations that are known, whose outputs are not here and of which
+        no attempt is remembered but such as succeeded: nobody asks for their logs any more."""
+
     async def collected_sources(self) -> list[StorePath]: ...
 
     async def drop_collected_sources(self, paths: Collection[StorePath]) -> None: ...

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from grange.ports import Journal, Pin, Retained, Wanted
-from grange.scheduler.effects import SaveAttempt, SaveBuildFinished
-from grange.scheduler.facts import AttemptId, Outcome
+from grange.scheduler.effects import SaveAttempt, SaveAttemptEnded, SaveBuildFinished
+from grange.scheduler.facts import AttemptId, Outcome, Usage
 from tests.contract.journal_kinds import (
     JournalKind,
     add,
@@ -118,6 +118,26 @@ async def test_wanted_and_ended(journal: Journal, retained: Retained) -> None:
         build(2, "top").id, "project", path("top.drv"),
     )  # fmt: skip
     assert (ended.name, ended.finished, ended.outcome) == ("top", 9.0, Outcome.SUCCEEDED)
+
+
+async def test_logs_are_spent_with_outputs_and_attempts(
+    journal: Journal, retained: Retained
+) -> None:
+    steps = await chain(journal)
+    drvs = [path(each) for each in ("low.drv", "mid.drv", "top.drv")]
+    assert await retained.spent_logs([*drvs, path("foreign.drv")]) == set()
+    await retained.collect([path("top"), path("mid"), path("lib")], [], [])
+    assert await retained.spent_logs([*drvs, path("foreign.drv")]) == {drvs[1], drvs[2]}
+    await journal.commit([SaveAttempt(AttemptId(9), steps[1], agent().id, 3.0)])
+    assert await retained.spent_logs(drvs) == {drvs[2]}, "it is being built again"
+    failed = SaveAttemptEnded(AttemptId(9), steps[1], Outcome.BUILD_FAILED, "", Usage(), 9.0)
+    await journal.commit([failed])
+    assert await retained.spent_logs(drvs) == {drvs[2]}, "a failure is asked for"
+    await journal.commit([SaveAttempt(AttemptId(10), steps[1], agent().id, 9.2)])
+    ended = SaveAttemptEnded(AttemptId(10), steps[1], Outcome.CANCELLED, "", Usage(), 9.3)
+    await journal.commit([ended, SaveAttempt(AttemptId(11), steps[0], agent().id, 9.4)])
+    await retained.drop_attempts(9.35)
+    assert await retained.spent_logs(drvs) == {drvs[1], drvs[2]}
 
 
 async def test_paths_are_stamped_once(journal: Journal, retained: Retained) -> None:

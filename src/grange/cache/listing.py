@@ -19,12 +19,24 @@ async def listing_of(narinfo: NarInfo, objects: Objects) -> bytes | None:
     )
     if not is_small:
         return await objects.get(listing_key(narinfo.url))
-    file = await objects.get(narinfo.url)
+    return await _made(narinfo.url, narinfo.compression, objects)
+
+
+async def listing_at(key: str, compression: str, objects: Objects) -> bytes | None:
+    """As `listing_of`, of a NAR that no path has any more."""
+    size = await objects.size(key)
+    if size is None or size > SMALL_FILE_BYTES:
+        return await objects.get(listing_key(key))
+    return await objects.get(listing_key(key)) or await _made(key, compression, objects)
+
+
+async def _made(key: str, compression: str, objects: Objects) -> bytes | None:
+    file = await objects.get(key)
     if file is None:
         return None
     listing = Listing()
     reader = NarReader(listing)
-    stream = unpacker(narinfo.compression)
+    stream = unpacker(compression)
     for piece in [file] if stream is None else stream.feed(file):
         reader.feed(piece)
     reader.finish()

@@ -182,6 +182,7 @@ class Farm:
                 clock=clock,
                 key_names=[key.public.name for key in settings.keys],
                 store_dir=settings.store_dir,
+                is_leading=lambda: self.is_leading,
             ),
             logs=logs,
             rules=settings.retention,
@@ -289,6 +290,8 @@ class Farm:
 
     async def _work(self) -> None:
         """Nothing is decided before the journal has been read back."""
+        has_bucket = any(shelf.is_bucket for shelf in self._shelves)
+        self.holds.begin(after_another=self.leadership.is_shared and has_bucket)
         await self.keeper.adopt(self._own_tokens)
         cursors = await self.hooks.begin()
         async with asyncio.TaskGroup() as group:

@@ -223,6 +223,7 @@ class Retention:
             needed |= batch.needed
         await self._retained.drop_builds([build.id for build in mark.old])
         attempts = await self._drop_attempts()
+        await self._sweep.delete_logs()
         files = await self.delete_due()
         freed = _file_bytes(
             [each for each in mark.paths if each.path not in needed],

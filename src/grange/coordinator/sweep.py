@@ -3,24 +3,31 @@
 Nothing of this is remembered on disk. What a crash leaves behind, files that no path has, is found
 by looking at what there is. Objects that others put into the same store are left alone: narinfos
 without this farm's signature, and the files they name.
+
+Nothing is deleted by one who leads no more. A deletion is begun while this process leads and given
+up `DELETE_S` later; whoever leads next lets so long pass before it counts on a file in a bucket.
 """
 
-from collections.abc import Collection, Sequence
+import asyncio
+import json
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from grange.cache.publish import Publisher
+from grange.cache.listing import listing_at
+from grange.cache.publish import Publisher, debug_infos
 from grange.cache.signing import listing_key
-from grange.coordinator.holds import Holds, base_of
+from grange.coordinator.holds import DELETE_S, Holds, base_of
 from grange.coordinator.keep import RetentionRules
-from grange.errors import PeerError
+from grange.errors import OutsideError, PeerError
 from grange.ports import Clock, Collected, Journal, Objects, Retained, Shelf
 from grange.store.compression import NAR_SUFFIXES
 from grange.store.narinfo import parse
-from grange.store.path import HASH_PART_CHARS, StoreDir
+from grange.store.path import HASH_PART_CHARS, StoreDir, StorePath
 
 NARS: Final = "nar/"
 SUFFIX: Final = ".narinfo"
 LISTING: Final = ".ls"
+LOGS: Final = "log/"
 AT_ONCE: Final = 1_000  # asked of the journal
 
 
@@ -38,6 +45,7 @@ class Sweep:
         clock: Clock,
         key_names: Collection[str],
         store_dir: StoreDir,
+        is_leading: Callable[[], bool],
     ) -> None:
         """`key_names`: of the keys that this farm signs with."""
         self._journal = journal
@@ -48,6 +56,8 @@ class Sweep:
         self._clock = clock
         self._key_names = frozenset(key_names)
         self._store_dir = store_dir
+        self._is_leading = is_leading
+        self._logs: list[tuple[Shelf, str]] = []  # keys in buckets, as the latest look found them
         self._unused: dict[str, float] = {}  # NARs by the base of their keys, since when; monotonic
 
     async def dropped(self, gone: Collected) -> None:
@@ -73,15 +83,67 @@ class Sweep:
         return count
 
     async def _delete_files(self, base: str) -> None:
-        for shelf in self._shelves:
+        """The first store has what tells of the rest, so it comes last."""
+        listing = await self._listing(base)
+        for shelf in reversed(self._shelves):
+            if listing is not None and shelf.options.has_debug_info:
+                await self._delete_debug_infos(shelf.objects, base, listing)
             for suffix in NAR_SUFFIXES.values():
                 if await shelf.objects.size(base + suffix) is not None:
-                    await shelf.objects.delete(base + suffix)
-                await shelf.objects.delete(listing_key(base + suffix))
+                    await self._delete(shelf.objects, base + suffix)
+                await self._delete(shelf.objects, listing_key(base + suffix))
+
+    async def _listing(self, base: str) -> bytes | None:
+        """What is in the NAR; None where it is not known, or nobody cares."""
+        if not any(shelf.options.has_debug_info for shelf in self._shelves):
+            return None
+        objects = self._shelves[0].objects
+        for compression, suffix in NAR_SUFFIXES.items():
+            try:
+                listing = await listing_at(base + suffix, compression, objects)
+            except PeerError:
+                continue  # damaged: nobody finds his way into it
+            if listing is not None:
+                return listing
+        return None
+
+    async def _delete_debug_infos(self, objects: Objects, base: str, listing: bytes) -> None:
+        """Those that lead into this NAR, and not by now into another with the same build id."""
+        for key, _ in debug_infos(base, listing):
+            said = await objects.get(key)
+            if said is not None and _archive(said) == base:
+                await self._delete(objects, key)
+
+    async def _delete(self, objects: Objects, key: str) -> None:
+        """Raises OutsideError where this process leads no more, or the store takes too long."""
+        if not self._is_leading():
+            raise OutsideError("this coordinator leads no more; the next one collects")
+        try:
+            async with asyncio.timeout(DELETE_S):
+                await objects.delete(key)
+        except TimeoutError:
+            raise OutsideError(
+                f"{key} could not be deleted within {DELETE_S:g} s; see to the store"
+            ) from None
+
+    async def delete_logs(self) -> int:
+        """Delete what the latest look found of logs in buckets that nobody asks for any more: of
+        outputs that are gone, and of failures whose attempts are forgotten."""
+        count = 0
+        while self._logs:
+            part, self._logs = self._logs[:AT_ONCE], self._logs[AT_ONCE:]
+            drvs = {key: path for _, key in part if (path := _log_of(key)) is not None}
+            spent = await self._retained.spent_logs([*drvs.values()])
+            for shelf, key in part:
+                if drvs.get(key) in spent:
+                    await self._delete(shelf.objects, key)
+                    count += 1
+        return count
 
     async def look(self, rules: RetentionRules) -> None:
         """Find what no path has: narinfos are deleted, and NARs after them, in a while. Narinfos
         that a crash kept from being put are put."""
+        self._logs = []
         files: set[str] = set()
         described: list[set[str]] = []
         for shelf in self._shelves:
@@ -107,6 +169,8 @@ class Sweep:
                 narinfos.append(key)
             elif key.startswith(NARS) and entry.changed <= old:
                 files.add(base_of(key))
+            elif key.startswith(LOGS) and shelf.is_bucket and entry.changed <= old:
+                self._logs.append((shelf, key))
         foreign = await self._delete_narinfos(shelf, narinfos)
         files -= foreign
         for part in _parts(sorted(files)):
@@ -140,8 +204,8 @@ class Sweep:
 
     async def _delete_narinfo(self, objects: Objects, key: str) -> None:
         hash_part = key.removesuffix(SUFFIX)
-        await objects.delete(key)
-        await objects.delete(hash_part + LISTING)
+        await self._delete(objects, key)
+        await self._delete(objects, hash_part + LISTING)
         # It may have been built again: then its path was committed before its narinfo was put.
         await self._publish(hash_part)
 
@@ -154,6 +218,22 @@ class Sweep:
         """Those of `bases` that some path has."""
         urls = [base + suffix for base in bases for suffix in NAR_SUFFIXES.values()]
         return {base_of(url) for url in await self._retained.used_urls(urls)}
+
+
+def _archive(debug_info: bytes) -> str:
+    """The base of the NAR that an entry of debug information leads into; "" where it does not."""
+    try:
+        archive = json.loads(debug_info)["archive"]
+    except (ValueError, KeyError, TypeError):
+        return ""  # not of this farm
+    return base_of(archive.removeprefix("../")) if isinstance(archive, str) else ""
+
+
+def _log_of(key: str) -> StorePath | None:
+    try:
+        return StorePath.parse_base(key.removeprefix(LOGS))
+    except PeerError:
+        return None  # not of this farm
 
 
 def _parts(keys: Sequence[str]) -> list[Sequence[str]]:

@@ -70,6 +70,10 @@ class SqlRetention:
     async def used_urls(self, urls: Collection[str]) -> set[str]:
         return {url for (url,) in await self._engine.rows("used_urls", [*urls])}
 
+    async def spent_logs(self, drvs: Collection[StorePath]) -> set[StorePath]:
+        rows = await self._engine.rows("spent_logs", [*map(str, drvs)])
+        return {StorePath(path) for (path,) in rows}
+
     async def collected_sources(self) -> list[StorePath]:
         return [StorePath(path) for (path,) in await self._engine.rows("collected_sources")]
 

@@ -42,6 +42,14 @@ SELECT hash_part, url FROM paths WHERE hash_part IN (SELECT value FROM json_each
 -- name: used_urls
 SELECT DISTINCT url FROM paths WHERE url IN (SELECT value FROM json_each(?1));
 
+-- name: spent_logs
+SELECT d.path FROM derivations d JOIN steps s ON s.id = d.step
+WHERE d.path IN (SELECT value FROM json_each(?1)) AND s.state = 0
+  AND NOT EXISTS (
+    SELECT 1 FROM attempts a
+    WHERE a.step = s.id AND (a.outcome IS NULL OR a.outcome <> 'succeeded')
+  );
+
 -- name: add_collected_source
 INSERT INTO collected_sources (path) VALUES (?1) ON CONFLICT (path) DO NOTHING;
 
