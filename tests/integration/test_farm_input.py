@@ -156,7 +156,7 @@ def test_a_system_that_nobody_has_waits_and_says_so(farm: Farm) -> None:
     [why] = farm.client.why_build(build.id)
     assert why.answer == (
         "No agent can build it: it asks for system m68k-linux. "
-        "It fails in 86400 s unless one that can joins."
+        "It fails in 24 h unless one that can joins."
     )
     assert any("m68k-linux" in line for line in why.details)
     assert farm.client.cancel(build.id).outcome == "cancelled"

@@ -188,3 +188,16 @@ def test_a_public_url_is_a_url() -> None:
     done = started.run("serve", "--public-url", "farm.example:80")
     assert (done.exit_code, started.serve) == (3, [])
     assert "--public-url 'farm.example:80' is no URL" in done.stderr
+
+
+def test_every_command_but_the_servers_speaks_json() -> None:
+    def without(command: click.Command, path: str) -> list[str]:
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            inner = [(name, command.get_command(context, name)) for name in
+                     command.list_commands(context)]  # fmt: skip
+            return [each for name, one in inner if one for each in without(one, f"{path} {name}")]
+        return [] if any("--json" in each.opts for each in command.params) else [path]
+
+    silent = without(make_cli(Adapters(None, None, no_store, journal_tools)), "")  # type: ignore[arg-type]
+    assert silent == [" serve", " agent run", " cache"]

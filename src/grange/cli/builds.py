@@ -72,7 +72,7 @@ def list_builds(*, unfinished: bool, limit: int, as_json: bool, url: str) -> Non
         click.echo("No builds yet: grange build -f FILE -A ATTR, or grange build DRV.")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("build", "of", "project", "began", "took", "outcome"):
+    for column in ("build", "of", "project", "submitted", "took", "outcome"):
         table.add_column(column, no_wrap=True, overflow="ellipsis")
     for build in builds:
         table.add_row(
@@ -189,8 +189,10 @@ def _remark(step: StepView) -> str:
 
 
 def _outcome(build: BuildView) -> Text:
+    if build.outcome is None and build.not_before > time.time():
+        return Text(f"deferred until {moment(build.not_before)}", "dim")
     if build.outcome is None:
-        return Text("running", "cyan")
+        return Text("unfinished", "cyan")
     return Text(build.outcome, "green" if build.outcome in _SUCCESSES else "bold red")
 
 

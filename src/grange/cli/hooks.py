@@ -59,24 +59,32 @@ def failures(*, hook: str | None, limit: int, as_json: bool, url: str) -> None:
 @click.argument("hook")
 @EVENTS
 @ALL
+@options.JSON
 @options.URL
-def retry(*, hook: str, events: tuple[int, ...], is_all: bool, url: str) -> None:
+def retry(*, hook: str, events: tuple[int, ...], is_all: bool, as_json: bool, url: str) -> None:
     """Tell HOOK again of events that were given up."""
     with GrangeClient(url) as client:
         answer = client.retry_hook(hook, _chosen(events, is_all=is_all))
-    click.echo(f"{count(answer.changed, 'event')} will be told again.")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{count(answer.changed, 'event')} will be told again.")
 
 
 @hooks.command()
 @click.argument("hook")
 @EVENTS
 @ALL
+@options.JSON
 @options.URL
-def skip(*, hook: str, events: tuple[int, ...], is_all: bool, url: str) -> None:
+def skip(*, hook: str, events: tuple[int, ...], is_all: bool, as_json: bool, url: str) -> None:
     """Let go of events that HOOK was not told; those that wait after a failure as well."""
     with GrangeClient(url) as client:
         answer = client.skip_hook(hook, _chosen(events, is_all=is_all))
-    click.echo(f"{count(answer.changed, 'event')} will never be told.")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"{count(answer.changed, 'event')} will never be told.")
 
 
 def _chosen(events: tuple[int, ...], *, is_all: bool) -> list[int] | None:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from grange.cli import options
 from grange.cli.ids import find_build
-from grange.cli.text import clean, console, moment, print_json, print_table, size
+from grange.cli.text import clean, console, count, moment, print_json, print_table, size
 from grange.client.api import GrangeClient
 from grange.client.models import CollectView, PinRequest, PinView
 
@@ -101,8 +101,13 @@ def _row(each: PinView) -> tuple[str, str, str, str]:
 
 @click.command()
 @click.argument("name")
+@options.JSON
 @options.URL
-def unpin(name: str, *, url: str) -> None:
+def unpin(name: str, *, as_json: bool, url: str) -> None:
     """Let go of a pin; what it kept goes with the next collection."""
     with GrangeClient(url) as client:
-        client.unpin(name)
+        left = client.unpin(name)
+    if as_json:
+        print_json(left)
+    else:
+        click.echo(f"{name} is let go of; {count(len(left), 'pin')} left")

@@ -100,13 +100,18 @@ def list_tokens(*, is_all: bool, as_json: bool, url: str) -> None:
 
 @token.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@options.JSON
 @options.URL
-def revoke(*, ids: tuple[str, ...], url: str) -> None:
+def revoke(*, ids: tuple[str, ...], as_json: bool, url: str) -> None:
     """Make tokens or passwords no good, at once and for ever."""
+    gone = []
     with AccountClient(url) as client:
         for each in ids:
-            gone = client.revoke(each)
-            click.echo(f"revoked the {gone.kind} {gone.name} ({gone.id})")
+            gone.append(client.revoke(each))
+            if not as_json:
+                click.echo(f"revoked the {gone[-1].kind} {gone[-1].name} ({gone[-1].id})")
+    if as_json:
+        print_json(gone)
 
 
 @click.command()

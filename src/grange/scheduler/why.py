@@ -56,12 +56,12 @@ def _answer(core: Scheduler, step: Step, now: float) -> Answer | None:
             return Answer(
                 step.state,
                 f"It failed {step.failures} times for reasons of agents, not its own; "
-                f"the next try is in {max(0.0, step.not_before - now):.0f} s.",
+                f"the next try is in {_span(step.not_before - now)}.",
             )
         case State.ACTIVE:
             lines = [
                 f"It {_PHASE_WORDS[attempt.phase]} {attempt.agent.spec.name} "
-                f"(attempt {attempt.id}, sent {max(0.0, now - attempt.sent):.0f} s ago)."
+                f"(attempt {attempt.id}, sent {_span(now - attempt.sent)} ago)."
                 for attempt in step.attempts
             ]
             return Answer(step.state, lines[0] if lines else "Verified.", tuple(lines[1:]))
@@ -81,8 +81,8 @@ def _held_back(core: Scheduler, step: Step, now: float) -> Answer:
         if pause is not None:
             reasons[f"Project {build.project} is paused{_because(pause)}."] = None
         else:
-            wait_s = max(0.0, build.not_before - now)
-            reasons[f"Build {build.id} is deferred: it begins in {wait_s:.0f} s."] = None
+            wait = _span(build.not_before - now)
+            reasons[f"Build {build.id} is deferred: it begins in {wait}."] = None
     sentence, *more = list(reasons)[:TOLD_MAX] or ["No build that may begin wants it."]
     return Answer(step.state, sentence, tuple(more))
 
@@ -174,8 +174,8 @@ def _unfit(core: Scheduler, step: Step, now: float) -> str:
     since = core.queues[step.queue].hopeless_since
     if since is None:
         return sentence
-    left_s = max(0.0, since + core.policy.max_unsupported_s - now)
-    return f"{sentence} It fails in {left_s:.0f} s unless one that can joins."
+    left = _span(since + core.policy.max_unsupported_s - now)
+    return f"{sentence} It fails in {left} unless one that can joins."
 
 
 def _agent_line(agent: Agent, now: float, step: Step | None = None) -> str:
@@ -189,7 +189,7 @@ def _agent_line(agent: Agent, now: float, step: Step | None = None) -> str:
     if agent.refusal:
         return f"{name}: {agent.refusal}"
     if now < agent.aside_until:
-        return f"{name}: it is set aside for {agent.aside_until - now:.0f} s: {agent.aside_reason}"
+        return f"{name}: it is set aside for {_span(agent.aside_until - now)}: {agent.aside_reason}"
     if step is not None and agent.spec.id in step.avoid:
         return f"{name}: it failed this step before, so others go first"
     if agent.delivering >= DELIVERING_MAX:
@@ -198,3 +198,11 @@ def _agent_line(agent: Agent, now: float, step: Step | None = None) -> str:
         return f"{name}: it takes one attempt at a time until one succeeds: {agent.aside_reason}"
     places = agent.spec.max_jobs
     return f"{name}: {min(agent.occupied, places)} of {places} places taken"
+
+
+def _span(seconds: float) -> str:
+    """As people say it, rounded: what is left of it changes anyway."""
+    whole = max(0, round(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    return f"{round(whole / 60)} min" if whole < 7200 else f"{round(whole / 3600)} h"
