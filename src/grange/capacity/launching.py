@@ -7,10 +7,9 @@ for with the same token and the same parameters, so that there is one instance a
 from hashlib import sha256
 from typing import Final, assert_never
 
-from grange.capacity import budget
+from grange.capacity import budget, draining
 from grange.capacity import effects as do
 from grange.capacity import events as on
-from grange.capacity.draining import fail_start
 from grange.capacity.facts import (
     Instance,
     InstanceState,
@@ -113,7 +112,7 @@ def _launched(memory: Memory, pool: PoolState, seat: Seat, instance: Instance) -
     if instance.state in (InstanceState.STOPPING, InstanceState.TERMINATED):
         why = "the token was of an instance that is dead already"
         memory.amend(seat, generation=seat.slot.generation + 1)
-        fail_start(memory, seat, why)
+        draining.fail_start(memory, seat, why)
         return
     settle_in(memory, pool, seat, instance, f"launched as {instance.id}")
 

@@ -304,6 +304,9 @@ def _rest(memory: Memory, seat: Seat) -> None:
 def _quiet(memory: Memory, seat: Seat, look: Look) -> None:
     """Two looks at an empty slot that new work is kept from; then it may end."""
     match memory.rules.ready_by:
+        case ReadyBy.SERVER if seat.leases and _may_linger(seat):
+            _serve_server(memory, seat, look)
+            is_shut = False
         case ReadyBy.SERVER:
             is_shut = _is_shut_server(memory, seat, look)
         case ReadyBy.AGENT:
@@ -315,6 +318,11 @@ def _quiet(memory: Memory, seat: Seat, look: Look) -> None:
     seat.quiet_reads = seat.quiet_reads + 1 if seat.is_empty else 0
     if seat.quiet_reads >= QUIET_READS:
         draining.terminate(memory, seat, f"drained ({seat.slot.drain_cause})")
+
+
+def _may_linger(seat: Seat) -> bool:
+    """Who holds a lease connects once for every step of a build, until the lease ends."""
+    return seat.slot.drain_cause is not DrainCause.INTERRUPTION
 
 
 def _is_shut_server(memory: Memory, seat: Seat, look: Look) -> bool:

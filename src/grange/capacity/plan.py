@@ -15,6 +15,7 @@ from grange.capacity.memory import Memory
 from grange.capacity.packing import Queues, assign
 from grange.capacity.state import IN_FLIGHT, STARTING, PoolState, Seat
 
+RENEWALS: Final = (DrainCause.AGE, DrainCause.DRIFT, DrainCause.USES)
 RENEWED_SHARE: Final = 4  # one in so many slots is replaced at a time, for age or drift
 
 
@@ -51,12 +52,14 @@ def plan(memory: Memory, queues: Queues) -> None:
     for seat in memory.seats.values():
         look.watch(memory, seat)
     _drop_vacant(memory)
+    is_known = memory.needs is not None
+    for pool in memory.pools.values() if is_known and memory.is_observed else ():
+        _renew(memory, pool)
     assign(memory, queues)
     if not memory.is_observed:
         return
     supplies = {name: _supply(memory, pool) for name, pool in memory.pools.items()}
     _fail_hopeless(memory, queues, supplies)
-    is_known = memory.needs is not None
     _spread(memory, queues, supplies)
     for supply in supplies.values():
         _force_out(memory, supply)
@@ -317,7 +320,6 @@ def _shrink(memory: Memory, supply: Supply) -> None:
     pool = supply.pool
     if memory.pause is not None or pool.pause is not None:
         return
-    _renew(memory, supply)
     capacity = supply.capacity
     left = len(supply.usable) + len(supply.coming)
     wanted = max(supply.wanted, supply.hinted, supply.prewarmed * capacity)
@@ -341,23 +343,22 @@ def _is_idle(memory: Memory, pool: PoolState, seat: Seat) -> bool:
     return memory.now >= due
 
 
-def _renew(memory: Memory, supply: Supply) -> None:
+def _renew(memory: Memory, pool: PoolState) -> None:
     """Replace what is too old, too used or of another configuration, a few at a time."""
-    pool = supply.pool
-    causes = (DrainCause.AGE, DrainCause.DRIFT, DrainCause.USES)
-    going = sum(
-        seat.slot.state is SlotState.DRAINING and seat.slot.drain_cause in causes
-        for seat in pool.seats
-    )
-    most = max(1, len(supply.usable) // RENEWED_SHARE)
-    for seat in list(supply.usable):
+    if memory.pause is not None or pool.pause is not None:
+        return
+    going, usable = 0, []
+    for seat in pool.seats:
+        if seat.is_usable:
+            usable.append(seat)
+        elif seat.slot.state is SlotState.DRAINING and seat.slot.drain_cause in RENEWALS:
+            going += 1
+    most = max(1, len(usable) // RENEWED_SHARE)
+    for seat in usable:
         cause = _outlived(memory, pool, seat)
-        if cause is None or (cause is not DrainCause.USES and going >= most):
-            continue
-        draining.drain(memory, seat, cause, f"to be replaced: {cause}")
-        supply.usable.remove(seat)
-        supply.free -= max(0, supply.capacity - seat.busy)
-        going += 1
+        if cause is not None and (cause is DrainCause.USES or going < most):
+            draining.drain(memory, seat, cause, f"to be replaced: {cause}")
+            going += 1
 
 
 def _outlived(memory: Memory, pool: PoolState, seat: Seat) -> DrainCause | None:

@@ -14,6 +14,7 @@ from grange.capacity.facts import (
 
 LISTED_DEAD_S = 200.0
 FLOOR_S = 60.0
+WALL_S = 1_800_000_000.0  # at the beginning of time
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class Cloud:
             order.token,
             order.market,
             order.offerings[0],
-            now,
+            WALL_S + now,
             address,
             order.pool.config_hash,
         )

@@ -1,0 +1,196 @@
+"""The invariants, each checked at the moment it could break."""
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from grange.capacity import effects as do
+from grange.capacity import events as on
+from grange.capacity.facts import (
+    DrainCause,
+    Market,
+    PoolName,
+    ReadyBy,
+    Reservation,
+    ReservationState,
+    SlotId,
+    SlotState,
+)
+from tests.simulation.capacity.balancer import Row
+from tests.simulation.capacity.cloud import Machine
+
+if TYPE_CHECKING:
+    from tests.simulation.capacity.world import World
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+def claim(is_so: bool, what: str) -> None:
+    if not is_so:
+        raise Broken(what)
+
+
+class Audit:
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.is_interrupted = world.rates.interrupted > 0
+        self.states: dict[str, Reservation] = {}
+        self.generations: dict[SlotId, int] = {}
+
+    def forget(self) -> None:
+        self.states.clear()
+        self.generations.clear()
+
+    def saving(self, effects: list[do.Effect], events: list[on.Event]) -> None:
+        """A batch is about to be committed."""
+        core, world = self.world.core, self.world
+        assert core is not None
+        is_unknown = any(
+            isinstance(each, on.Observed) and each.observation.needs is None for each in events
+        )
+        for each in effects:
+            match each:
+                case do.SaveReservation(new):
+                    self._reservation(new)
+                case do.SaveSlot(slot):
+                    was = self.generations.get(slot.id, slot.generation)
+                    claim(slot.generation >= was, f"{slot.id} went back a generation")
+                    self.generations[slot.id] = slot.generation
+                    if is_unknown:
+                        known = world.disk.slots.get(slot.id)
+                        is_new = known is None or known.state is not slot.state
+                        claim(
+                            not (is_new and slot.state is SlotState.LAUNCHING),
+                            "launched for a demand that is not known",
+                        )
+                        is_idle = slot.drain_cause is DrainCause.IDLE
+                        claim(
+                            not (is_new and is_idle and slot.state is SlotState.DRAINING),
+                            "drained on a demand that is not known",
+                        )
+                case _:
+                    pass
+
+    def _reservation(self, new: Reservation) -> None:
+        core = self.world.core
+        assert core is not None
+        old = self.states.get(new.id)
+        if old is not None and old.state not in (
+            ReservationState.PENDING,
+            ReservationState.READY,
+        ):
+            claim(new.state is old.state, f"{new.id} came back from {old.state}")
+        if new.state is ReservationState.READY and (old is None or old.state is not new.state):
+            assert new.slot is not None
+            seat = core.seats[new.slot]
+            if old is not None:
+                last = (DrainCause.USES, DrainCause.AGE, DrainCause.DRIFT, DrainCause.BUDGET)
+                was = self.world.disk.slots[new.slot].state
+                is_last_use = was is SlotState.READY and seat.slot.drain_cause in last
+                is_ready = seat.slot.state is SlotState.READY or is_last_use
+                claim(is_ready, f"a lease on {seat.slot.state} ({seat.slot.drain_cause})")
+                claim(not seat.slot.is_quarantined, "a lease in quarantine")
+            if new.claim.is_on_demand:
+                claim(seat.slot.market is Market.ON_DEMAND, "the last try is not on demand")
+        self.states[new.id] = new
+
+    def acting(self, act: do.Effect) -> None:
+        match act:
+            case do.Launch(order):
+                self._launching(order.pool.name, order.market, order.slot)
+            case do.Terminate(_, instance):
+                machine = self.world.cloud.machines.get(instance)
+                if machine is not None and machine.is_live:
+                    self._terminating(machine)
+            case _:
+                pass
+
+    def _launching(self, pool: PoolName, market: Market, slot: SlotId) -> None:
+        core = self.world.core
+        assert core is not None
+        durable = self.world.disk.slots[slot]
+        claim(
+            durable.state in (SlotState.LAUNCHING, SlotState.UNKNOWN) and bool(durable.token),
+            "launched before its intent was durable",
+        )
+        is_normal = market is core.pools[pool].pool.market
+        idle = [
+            seat.slot.id
+            for seat in core.pools[pool].seats
+            if seat.slot.state is SlotState.DRAINING and seat.slot.drain_cause is DrainCause.IDLE
+        ]
+        is_first = durable.state is SlotState.LAUNCHING
+        claim(not (idle and is_normal and is_first), f"launched while {idle} could be undrained")
+
+    def _terminating(self, machine: Machine) -> None:
+        world = self.world
+        assert world.core is not None
+        if machine.dies_at is not None and world.now >= machine.dies_at - 20:
+            return
+        address, slot = machine.instance.address, machine.instance.slot
+        held = [
+            each
+            for each in world.balancer.sessions
+            if each.address == address and each.slot == slot
+        ]
+        claim(not held, f"{machine.instance.id} is terminated with sessions")
+        seat = world.core.seats.get(slot) if slot is not None else None
+        if seat is not None and seat.slot.instance == machine.instance.id:
+            claim(not seat.leases, f"{machine.instance.id} is terminated with leases")
+        lost = [
+            each.id
+            for each in world.disk.reservations.values()
+            if each.slot == slot and each.state is ReservationState.LOST
+        ]
+        if world.rules.ready_by is ReadyBy.SERVER and not self.is_interrupted:
+            claim(not lost, f"{lost} were lost though nothing was interrupted")
+        builds = [b for b in world.builds if b.agent == slot and b.agent and not b.is_done]
+        claim(not builds, f"{machine.instance.id} is terminated with builds")
+
+    def connecting(self, slot: SlotId, row: Row) -> None:
+        there = [m for m in self.world.cloud.live() if m.instance.address == row.address]
+        claim(row.is_trusted, f"traffic to {slot} that was not freshly checked")
+        claim(
+            all(each.instance.slot == slot for each in there),
+            f"traffic to {slot} reaches another's instance",
+        )
+
+    def stepped(self) -> None:
+        world = self.world
+        live = world.cloud.live()
+        claim(not world.cloud.misused, "a token was used with other parameters")
+        seats = Counter((each.instance.slot, each.instance.generation) for each in live)
+        claim(all(n == 1 for n in seats.values()), "two instances of one slot and generation")
+        for pool in world.pools:
+            ours = [each for each in live if each.order.pool.name == pool.name]
+            claim(len(ours) <= pool.max, f"{len(ours)} instances in {pool.name}")
+            if pool.hourly_budget is not None:
+                rate = sum(each.instance.offering.price(each.instance.market) for each in ours)
+                claim(rate <= pool.hourly_budget + 1e-6, f"${rate} an hour")
+        used: Counter[SlotId] = Counter()
+        for each in world.disk.reservations.values():
+            if each.state is ReservationState.READY and each.slot is not None:
+                used[each.slot] += each.claim.size
+        for slot, places in used.items():
+            pool = next(p for p in world.pools if slot.startswith(p.name))
+            claim(places <= pool.capacity, f"{places} leases on {slot}")
+            claim(
+                world.disk.slots[slot].state in (SlotState.READY, SlotState.DRAINING),
+                f"a lease on {slot}, which is {world.disk.slots[slot].state}",
+            )
+
+    def healed(self) -> None:
+        """After all is quiet: all work ended, all instances are owned, nothing is left to do."""
+        world = self.world
+        core = world.core
+        assert core is not None
+        claim(all(build.is_done for build in world.builds), "work was never done")
+        stuck = [h.reservation.id for h in core.held.values() if h.ended_at is None]
+        claim(not stuck, f"{stuck} never ended")
+        owned = {seat.slot.instance for seat in core.seats.values()}
+        strays = [m.instance.id for m in world.cloud.live() if m.instance.id not in owned]
+        claim(not strays, f"{strays} are leaked")
+        for pool in world.pools:
+            ours = [m for m in world.cloud.live() if m.order.pool.name == pool.name]
+            claim(len(ours) == pool.min, f"{len(ours)} instances of {pool.name}, min {pool.min}")
