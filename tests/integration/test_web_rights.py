@@ -1,6 +1,7 @@
 """Every route, asked by everyone who has no right to it."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -10,14 +11,16 @@ from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.types import Message
 
 from grange.coordinator.tokens import new_token
 from grange.errors import NotFoundError
 from grange.identity import PEOPLE, Role
 from grange.scheduler.facts import AgentId
+from grange.web.app import make_app
 from grange.web.intake import BODY_BYTES_MAX, STRANGERS_BYTES_MAX
-from grange.web.rights import rights
+from grange.web.rights import UNRECORDED, rights
 from tests.web_place import WebPlace, make_farm, rights_page, shown, web_place
 
 ROOT = Path(__file__).parent.parent.parent
@@ -178,6 +181,7 @@ async def test_what_is_done_is_told_with_who_did_it_and_without_secrets(
     pause = {"agent": "one", "reason": "its disk is loud"}
     await place.http.post("/api/v1/pause", json=pause, headers=admin)
     await place.http.post("/api/v1/agent-accounts/one/remove", headers=admin)
+    await place.http.post("/api/v1/collect", headers=admin)
     answer = await place.http.get("/api/v1/audit", headers=admin)
     entries = answer.json()[::-1]
     ids = made.json()["credential"]["id"], agent.json()["id"]
@@ -188,6 +192,7 @@ async def test_what_is_done_is_told_with_who_did_it_and_without_secrets(
         f"revoked the token ci ({ids[0]})",
         "paused agent one: its disk is loud",
         f"removed agent {ids[1]} (one)",
+        "collected 0 paths",
     ]
     assert {(entry["who"], entry["address"]) for entry in entries} == {
         ("token administer", "192.0.2.9")
@@ -195,6 +200,21 @@ async def test_what_is_done_is_told_with_who_did_it_and_without_secrets(
     listed = (await place.http.get("/api/v1/tokens", headers=admin)).text
     for secret in (token[-43:], password.json()["password"]):
         assert secret not in answer.text + listed + caplog.text
+
+
+def test_whatever_changes_something_says_what_in_words(tmp_path: Path) -> None:
+    farm = make_farm(tmp_path)
+    changing = [
+        route
+        for route in make_app(farm).routes
+        if isinstance(route, APIRoute)
+        and (route.methods or set()) - {"GET", "HEAD"}
+        and route.path not in UNRECORDED
+    ]
+    assert len(changing) > 10
+    silent = [each.path for each in changing if "did(" not in inspect.getsource(each.endpoint)]
+    assert silent == []
+    asyncio.run(farm.journal.close())
 
 
 async def test_nothing_can_be_written_into_the_logs_lines(

@@ -313,7 +313,7 @@ def test_a_step_that_nobody_can_take_fails_after_a_while_and_says_what_it_asks_f
     assert not outcomes(submit_arm(farm))
     answer = why(farm.core, StepId(1), farm.now + 600)
     assert answer is not None
-    assert "fails in 3000 s" in answer.sentence
+    assert "fails in 50 min" in answer.sentence
     farm.now += 3599
     assert not outcomes(farm.tell(on.Tick()))
     farm.now += 1

@@ -118,7 +118,8 @@ def _wrong(error: ValueError) -> str:
         return ""
     said = error.errors(include_url=False)
     return "; ".join(
-        f"{'.'.join(map(str, each['loc']))} cannot be {each['input']!r}: {each['msg'][:1].lower()}{each['msg'][1:]}"
+        f"{'.'.join(map(str, each['loc']))} cannot be {each['input']!r}: "
+        f"{each['msg'][:1].lower()}{each['msg'][1:]}"
         for each in said
     )
 

@@ -3,7 +3,7 @@
 import uuid
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from grange.client.models import (
@@ -22,7 +22,7 @@ from grange.errors import NotFoundError, OutsideError, PeerError
 from grange.identity import Identity, Role
 from grange.ports import BuildRecord, NewBuild
 from grange.scheduler.facts import BuildId, Limits, check_of, checked
-from grange.web.rights import needs
+from grange.web.rights import did, needs
 from grange.web.views import Views
 from grange.web.watching import watch
 
@@ -100,14 +100,17 @@ def build_calls(api: APIRouter, farm: Farm, views: Views) -> None:
 
     @api.post("/builds/{build}/cancel")
     async def cancel(
-        build: str, who: Annotated[Identity, needs(Role.SUBMIT, Role.OPERATE)]
+        asked: Request, build: str, who: Annotated[Identity, needs(Role.SUBMIT, Role.OPERATE)]
     ) -> BuildView:
         """Stop it; steps that other builds want go on."""
         who.demand_build_of((await find(build)).project)
-        return await view(await farm.submissions.cancel(BuildId(build), who.name))
+        record = await farm.submissions.cancel(BuildId(build), who.name)
+        did(asked, f"cancelled build {record.id} ({record.drv_path.name})")
+        return await view(record)
 
     @api.post("/builds/{build}/retry")
     async def retry(
+        asked: Request,
         build: str,
         who: Annotated[Identity, needs(Role.SUBMIT, Role.OPERATE)],
         request: RetryRequest | None = None,
@@ -115,7 +118,9 @@ def build_calls(api: APIRouter, farm: Farm, views: Views) -> None:
         """Try a failed or cancelled build again, forgetting remembered failures below it."""
         who.demand_build_of((await find(build)).project)
         not_before = 0.0 if request is None else request.not_before
-        return await view(await farm.submissions.retry(BuildId(build), not_before))
+        record = await farm.submissions.retry(BuildId(build), not_before)
+        did(asked, f"had build {record.id} ({record.drv_path.name}) tried again")
+        return await view(record)
 
     @api.get("/builds/{build}/why", dependencies=[needs(Role.READ)])
     async def why_build(build: str) -> list[Why]:

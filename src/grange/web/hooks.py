@@ -19,7 +19,7 @@ from grange.identity import Role
 from grange.ports import FarmEvent
 from grange.scheduler.facts import EventKind
 from grange.store.path import StoreDir
-from grange.web.rights import needs
+from grange.web.rights import did, needs
 
 STREAMS_MAX: Final = 200  # of a task and a page of events each
 PAGE: Final = 250
@@ -51,14 +51,18 @@ def hook_calls(api: APIRouter, farm: Farm) -> None:
         ]
 
     @api.post("/hooks/{hook}/retry", dependencies=[needs(Role.OPERATE)])
-    async def retry(hook: str, request: HookEvents) -> HookChange:
+    async def retry(asked: Request, hook: str, request: HookEvents) -> HookChange:
         """Tell it again of events that were given up."""
-        return HookChange(changed=await farm.hooks.retry(hook, _chosen(request)))
+        changed = await farm.hooks.retry(hook, _chosen(request))
+        did(asked, f"had hook {hook} told again of {changed} events")
+        return HookChange(changed=changed)
 
     @api.post("/hooks/{hook}/skip", dependencies=[needs(Role.OPERATE)])
-    async def skip(hook: str, request: HookEvents) -> HookChange:
+    async def skip(asked: Request, hook: str, request: HookEvents) -> HookChange:
         """Never tell it of events that were given up or wait after a failure."""
-        return HookChange(changed=await farm.hooks.skip(hook, _chosen(request)))
+        changed = await farm.hooks.skip(hook, _chosen(request))
+        did(asked, f"had hook {hook} skip {changed} events")
+        return HookChange(changed=changed)
 
     _event_calls(api, farm)
 

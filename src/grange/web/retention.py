@@ -45,9 +45,13 @@ def retention_calls(api: APIRouter, farm: Farm, _: Views) -> None:
         return report(await retention.plan(is_pressed=pressed), is_done=False)
 
     @api.post("/collect", dependencies=[needs(Role.OPERATE)])
-    async def collect(*, pressed: Annotated[bool, Query()] = False) -> CollectView:
+    async def collect(
+        request: Request, *, pressed: Annotated[bool, Query()] = False
+    ) -> CollectView:
         """Collect; answered when it is done. Files go after a grace, for downloads under way."""
-        return report(await retention.collect(is_pressed=pressed), is_done=True)
+        done = report(await retention.collect(is_pressed=pressed), is_done=True)
+        did(request, f"collected {done.count} paths")
+        return done
 
     def view(pin: Pin) -> PinView:
         return PinView(

@@ -104,6 +104,7 @@ UNRECORDED: Final = frozenset(
         "/api/v1/watch",
         "/api/v1/builds",
         "/api/v1/derivations",
+        "/api/v1/derivations/fetch",
         "/api/v1/derivations/lacking",
         "/api/v1/sources",
     }
