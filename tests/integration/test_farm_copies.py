@@ -10,16 +10,23 @@ from pathlib import Path
 import httpx
 import pytest
 
+from grange.store.keys import SecretKey
 from grange.store.path import NIX_STORE
 from tests.integration.farm import Farm, running_farm
 from tests.peers import NIXES, NixStore
+
+TRUSTED = SecretKey.generate("upstream.test-1", b"u" * 32)  # by the farm, as an upstream's
+UNKNOWN = SecretKey.generate("unknown.test-1", b"x" * 32)
+IMPOSTOR = SecretKey.generate(TRUSTED.public.name, b"i" * 32)  # another's, of the trusted name
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    with running_farm(tmp_path_factory.mktemp("copies") / "farm", agents=()) as farm:
+    root = tmp_path_factory.mktemp("copies") / "farm"
+    upstream = "--substituter", "http://127.0.0.1:9", TRUSTED.public.show()  # nobody is there
+    with running_farm(root, *upstream, agents=()) as farm:
         yield farm
 
 
@@ -80,12 +87,13 @@ def test_a_source_is_taken_and_served_with_the_farms_signature(
     assert again.returncode == 0, again.stderr
 
 
-def test_what_content_does_not_prove_takes_the_right_to_import(farm: Farm, store: NixStore) -> None:
-    source = add(store, f"proof-{store.nix}", b"of something\n")
+def make(store: NixStore, name: str) -> tuple[str, str]:
+    """A source, and a path that refers to it and that its content does not prove."""
+    source = add(store, f"{name}-{store.nix}", b"of something\n")
     made = store.run(
         "nix-instantiate",
         "-E",
-        f'derivation {{ name = "made"; system = builtins.currentSystem; builder = "/none"; '
+        f'derivation {{ name = "made-{name}"; system = builtins.currentSystem; builder = "/none"; '
         f'src = "${{builtins.storePath {source}}}"; }}',
     ).strip()
     out = store.run("nix-store", "-q", "--outputs", made).strip()
@@ -101,12 +109,44 @@ def test_what_content_does_not_prove_takes_the_right_to_import(farm: Farm, store
         text=True,
         check=True,
     )
+    return source, out
+
+
+def sign(store: NixStore, path: str, key: SecretKey) -> None:
+    file = store.root / "nix" / "secret-key"
+    file.write_text(key.show() + "\n")
+    seen = str(file) if store.nix == "2.8" else "/nix/secret-key"
+    store.run("nix", "store", "sign", "--key-file", seen, path)
+
+
+def test_what_content_does_not_prove_takes_the_right_to_import(farm: Farm, store: NixStore) -> None:
+    source, out = make(store, "proof")
     refused = copy(farm, store, token(farm, f"s{store.nix}", "submit", "read"), out)
     assert refused.returncode != 0
     assert farm.narinfo(out).status_code == 404
     done = copy(farm, store, token(farm, f"i{store.nix}", "import", "read"), out)
     assert done.returncode == 0, done.stderr
     assert f"References: {NIX_STORE.parse(source)}\n" in farm.narinfo(out).text
+
+
+def test_a_trusted_key_stands_for_the_right_to_import(farm: Farm, store: NixStore) -> None:
+    """An unknown one does not, nor one that only says it was the trusted one."""
+    source, out = make(store, "signed")
+    secret = token(farm, f"k{store.nix}", "submit", "read")
+    for key in (UNKNOWN, IMPOSTOR):
+        sign(store, out, key)
+        refused = copy(farm, store, secret, out)
+        assert refused.returncode != 0
+        assert farm.narinfo(out).status_code == 404
+    sign(store, out, TRUSTED)
+    done = copy(farm, store, secret, out)
+    assert done.returncode == 0, done.stderr
+    text = farm.narinfo(out).text
+    assert f"References: {NIX_STORE.parse(source)}\n" in text
+    [own, *_] = farm.client.status().public_keys
+    assert f"Sig: {own.partition(':')[0]}:" in text
+    code, errors = farm.nix_copy(out, to=farm.root / f"third-signed-{store.nix}", keys=own)
+    assert code == 0, errors
 
 
 def _seen(store: NixStore, file: Path) -> str:

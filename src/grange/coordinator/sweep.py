@@ -204,8 +204,8 @@ class Sweep:
 
     async def _delete_narinfo(self, objects: Objects, key: str) -> None:
         hash_part = key.removesuffix(SUFFIX)
-        await self._delete(objects, key)
         await self._delete(objects, hash_part + LISTING)
+        await self._delete(objects, key)  # last: it is what the next collection would find
         # It may have been built again: then its path was committed before its narinfo was put.
         await self._publish(hash_part)
 
