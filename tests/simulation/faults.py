@@ -1,7 +1,22 @@
 """What may go wrong in a run, and how often: drawn anew for every seed."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from random import Random
+
+
+@contextmanager
+def faults_are_meant() -> Iterator[None]:
+    """Nothing is logged of what goes wrong meanwhile."""
+    logger = logging.getLogger("grange")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,5 @@
 """One run: a seed in, a verdict and a trace out."""
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from unittest.mock import patch
 
 from grange.coordinator import loop
 from tests.simulation.farm import Farm, draw_plans, draw_policy
-from tests.simulation.faults import Rates
+from tests.simulation.faults import Rates, faults_are_meant
 from tests.simulation.graph import FOREIGN, SYSTEMS, draw_graph
 from tests.simulation.operators import rule
 from tests.simulation.people import Plan
@@ -58,9 +57,8 @@ def simulate(seed: int, on_note: Callable[[str], None] | None = None) -> Verdict
     random = Random(seed)
     (scale,) = random.choices(SCALES, [scale.weight for scale in SCALES])
     rates = Rates() if seed % CALM_EVERY == 0 else Rates.draw(random, scale.haste)
-    logging.getLogger("grange").setLevel(logging.CRITICAL + 1)  # faults are meant
     # Each life of a coordinator would freeze the garbage of the lives before it, for ever.
-    with patch.object(loop, "_tidy_memory", lambda: None):
+    with faults_are_meant(), patch.object(loop, "_tidy_memory", lambda: None):
         return run_virtually(_simulate(seed, random, scale, rates, on_note))
 
 

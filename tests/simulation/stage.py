@@ -1,31 +1,20 @@
 """What directed runs are made of: a farm on which one thing goes wrong at the worst moment."""
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Final
 
 from grange.scheduler.facts import AttemptId, BuildId, Outcome, Phase, Policy, StepId
 from tests.simulation.agent import SimAgent
 from tests.simulation.farm import Farm
-from tests.simulation.faults import Rates
+from tests.simulation.faults import Rates, faults_are_meant
 from tests.simulation.graph import Graph, Node
 from tests.simulation.people import Plan
 from tests.simulation.virtual import run_virtually
 
 SCENE_S: Final = 7200.0  # virtual; what has not come by then never comes
 X, Y = BuildId("x"), BuildId("y")
-
-
-@contextmanager
-def _faults_are_meant() -> Iterator[None]:
-    logger = logging.getLogger("grange")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    yield
-    logger.setLevel(level)
 
 
 def play(
@@ -49,7 +38,7 @@ def play(
         finally:
             farm.close()
 
-    with _faults_are_meant():
+    with faults_are_meant():
         run_virtually(main())
 
 

@@ -1,6 +1,5 @@
 """Operators turn the knobs of a farm under a swarm of faults: what they ruled holds, always."""
 
-import logging
 from random import Random
 from unittest.mock import patch
 
@@ -10,7 +9,7 @@ from grange.coordinator import loop, recovery
 from grange.scheduler import core, roster, rulings, shares, steps, urgency
 from grange.scheduler.state import Agent
 from tests.simulation.farm import Farm, draw_plans, draw_policy
-from tests.simulation.faults import Rates
+from tests.simulation.faults import Rates, faults_are_meant
 from tests.simulation.graph import SYSTEMS, draw_graph
 from tests.simulation.mutants import Mutant, planted
 from tests.simulation.operators import rule
@@ -64,10 +63,9 @@ MUTANTS = (
 
 def problem(seed: int) -> str:
     """What any oracle has to say of one run; "" for nothing."""
-    logging.getLogger("grange").setLevel(logging.CRITICAL + 1)  # faults are meant
     random = Random(seed)
     rates = Rates() if seed % 3 == 0 else Rates.draw(random, 2.0)
-    with patch.object(loop, "_tidy_memory", lambda: None):
+    with faults_are_meant(), patch.object(loop, "_tidy_memory", lambda: None):
         return run_virtually(_run(random, rates))
 
 
