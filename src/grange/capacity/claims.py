@@ -81,6 +81,8 @@ def end(memory: Memory, held: Held, state: ReservationState, reason: str) -> Non
     if seat is not None and (places := seat.leases.pop(held.reservation.id, 0)):
         seat.used -= places
         memory.places[held.reservation.claim.project] -= places
+        if seat.is_empty:
+            seat.idle_since = memory.now
     memory.settle(held, state=state, reason=reason)
     memory.tell(f"{state}: {reason}", reservation=held.reservation.id)
     _put_away(memory, held)

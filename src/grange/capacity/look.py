@@ -287,9 +287,24 @@ def _serve_server(memory: Memory, seat: Seat, look: Look) -> bool:
         if server.mode is ServerMode.READY:
             memory.act(do.SetServer(slot.id, ServerMode.DRAIN, slot.address))
         return False
+    if seat.launched_at is None:  # not seen in this life
+        return False
     if server.is_healthy and server.mode is ServerMode.DRAIN:
+        if not _is_still_at(memory, seat, look):
+            return False
         memory.act(do.SetServer(slot.id, ServerMode.READY, slot.address))
     return server.is_healthy
+
+
+def _is_still_at(memory: Memory, seat: Seat, look: Look) -> bool:
+    """Whoever passes the checks is our instance: an address may have been given to another."""
+    if look.listed is None or seat.slot.instance is None:
+        return False
+    instance = look.listed.get(seat.slot.instance)
+    if instance is None or instance.state is not InstanceState.RUNNING:
+        return False
+    seen = look.addresses.get(instance.id) if memory.rules.has_overlay else instance.address
+    return seen == seat.slot.address
 
 
 def _rest(memory: Memory, seat: Seat) -> None:
@@ -313,7 +328,8 @@ def _quiet(memory: Memory, seat: Seat, look: Look) -> None:
             is_shut = _is_shut_agent(memory, seat, look)
         case _:
             assert_never(memory.rules.ready_by)
-    if not is_shut:
+    is_blurred = memory.now < seat.blurred_until and seat.slot.instance not in look.builders
+    if not is_shut or is_blurred:
         return
     seat.quiet_reads = seat.quiet_reads + 1 if seat.is_empty else 0
     if seat.quiet_reads >= QUIET_READS:
@@ -339,7 +355,6 @@ def _is_shut_server(memory: Memory, seat: Seat, look: Look) -> bool:
             seat.is_bound = False
             seat.blurred_until = memory.now + memory.rules.reload_s
         seat.sessions = 0
-        return memory.now >= seat.blurred_until or seat.slot.instance in look.builders
     return True
 
 

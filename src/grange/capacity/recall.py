@@ -106,6 +106,7 @@ def _seat(memory: Memory, slot: Slot) -> None:
     seat.slot, seat.since, seat.is_blank = slot, memory.now, False
     seat.is_bound = slot.state in (SlotState.READY, SlotState.DRAINING)
     seat.asked_at = memory.now
+    seat.blurred_until = memory.now + memory.rules.reload_s  # was it reloaded? we cannot tell
     terms = pool.pool.timeouts
     if slot.instance is not None:
         memory.by_instance[slot.instance] = seat

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from tests.simulation.capacity.world import World
 
 
-class Broken(AssertionError):
+class BrokenError(AssertionError):
     """An invariant does not hold."""
 
 
 def claim(is_so: bool, what: str) -> None:
     if not is_so:
-        raise Broken(what)
+        raise BrokenError(what)
 
 
 class Audit:

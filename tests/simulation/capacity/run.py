@@ -6,7 +6,7 @@ import traceback
 from dataclasses import dataclass, replace
 
 from grange.capacity.facts import Market, Offering, Pool, PoolName, ReadyBy, Timeouts
-from tests.simulation.capacity.audit import Broken
+from tests.simulation.capacity.audit import BrokenError
 from tests.simulation.capacity.cloud import Rates
 from tests.simulation.capacity.users import Build
 from tests.simulation.capacity.world import STEP_S, SYSTEM, World
@@ -97,7 +97,7 @@ def simulate(seed: int, rates: Rates | None = None, ready_by: ReadyBy | None = N
             acts = world.acts
             world.run(120.0)
             if world.acts != acts:
-                raise Broken(f"{world.acts - acts} acts in a world that is quiet")
+                raise BrokenError(f"{world.acts - acts} acts in a world that is quiet")
     except AssertionError as e:
         where = traceback.extract_tb(e.__traceback__)[-1]
         return Verdict(seed, rates, f"at {world.now:.0f} s, {where.name}: {e}", "")

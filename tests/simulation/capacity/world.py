@@ -42,7 +42,7 @@ SYSTEM = "x86_64-linux"
 RENEW_S = 20.0
 
 
-class Crashed(Exception):
+class CrashedError(Exception):
     """The core and all it remembers are gone."""
 
 
@@ -123,7 +123,7 @@ class World:
         effects = self.core.handle(self.now, events)
         try:
             self._do(effects, events)
-        except Crashed:
+        except CrashedError:
             self.crash()
 
     def crash(self) -> None:
@@ -149,7 +149,7 @@ class World:
 
     def _chance(self) -> None:
         if self.rates.crashed and self.rng.random() < self.rates.crashed:
-            raise Crashed
+            raise CrashedError
 
     def _act(self, act: do.Effect) -> None:
         match act:
@@ -275,8 +275,7 @@ class World:
                 each.instance.id in self.draining,
             )
             for each in self.cloud.live()
-            if each.instance.slot is not None
-            and self.cloud.is_up(each.instance.address, self.now)
+            if each.instance.slot is not None and self.cloud.is_up(each.instance.address, self.now)
         )
 
     def _farm(self, build: Build) -> None:
