@@ -78,8 +78,10 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.clock import SystemClock
     from grange.coordinator.farm import Farm, FarmSettings
     from grange.coordinator.logs import Logs
+    from grange.coordinator.metrics import Metrics
     from grange.coordinator.own_tokens import ADMIN_FILE, own_tokens
     from grange.coordinator.serve import serve as serve_farm
+    from grange.coordinator.store_metrics import StoreMetrics
     from grange.coordinator.tls import ServerTls, TlsFiles
     from grange.db.leadership import SharedLeadership, SoleLeadership
     from grange.db.postgres.journal import PostgresJournal
@@ -92,7 +94,9 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     clock = SystemClock()
     state = config.state_dir
     locations = config.stores or (StoreLocation.of_directory(config.cache_dir or state / "cache"),)
-    shelves = open_shelves(locations)
+    metrics = Metrics()
+    measure = StoreMetrics(metrics.registry).measured
+    shelves = tuple([measure(shelf) for shelf in open_shelves(locations)])
     folders = [Path(each.name) for each in locations if each.kind == "file"]
     agents = str(config.agents)
     files = config.farm.tls
@@ -157,11 +161,23 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                 leadership=leadership,
                 objects=joined(shelves),
                 shelves=shelves,
+                metrics=metrics,
                 token_key=TokenKey.load(state / "upload-token-key"),
                 logs=Logs(state / "logs", log_bytes_max=config.farm.log_bytes_max),
                 upstreams=upstreams,
                 derivation_sources=derivation_sources,
             )
+
+            def reread() -> None:
+                assert config.reread is not None
+                said = config.reread()
+                farm.rule(said.limits, said.projects, said.policy, said.retention)
+                farm.logs.limit(said.log_bytes_max)
+                for name in said.needs_start(config.farm):
+                    logging.getLogger("grange").warning(
+                        "%s in the farm file changed, which holds from the next start", name
+                    )
+
             _say(f"API and cache: {url}")
             _say(f"agents:        {agents}")
             _say(f"signing key:   {' '.join(farm.public_keys)}")
@@ -179,7 +195,15 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     "--config, or let a proxy or a VPN encrypt them"
                 )
             await farm.publisher.prepare()
-            await serve_farm(farm, make_app(farm), http, agents, config.store_dir, tls=tls)
+            await serve_farm(
+                farm,
+                make_app(farm),
+                http,
+                agents,
+                config.store_dir,
+                tls=tls,
+                reread=None if config.reread is None else reread,
+            )
     finally:
         await journal.close()
 

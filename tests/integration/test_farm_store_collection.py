@@ -167,6 +167,9 @@ def test_a_bucket_that_fails_half_way_is_collected_by_the_next(
         assert len(told) < 40, "it comes to an end"
     assert len(told) > 2
     assert all("does not let us delete" in text for text in told)
+    metrics = farm.get("/metrics").text
+    assert f'grange_collections_total{{outcome="failed"}} {len(told)}.0' in metrics
+    assert 'call="delete"' in metrics
     for bucket, mirror in keys[:-1]:
         assert not bucket & s3.held()
         assert not mirror & farm.mirrored()

@@ -1,6 +1,7 @@
 """What `grange serve` and `grange agent run` are started with."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -73,6 +74,8 @@ class ServeConfig:
     database: str | None = None  # URL of PostgreSQL; None: SQLite in the state directory
     public_url: str | None = None  # what others reach the farm by; None: http://{http}
     farm: FarmFile = field(default_factory=lambda: FarmFile(Limits()))
+    # Reads what `farm` was read from once more; raises OperatorError. None: there is no file.
+    reread: Callable[[], FarmFile] | None = None
     lease_s: float = LEASE_S
 
     @property

@@ -168,6 +168,18 @@ class FarmFile:
         most = [each.log_bytes for each in limits]
         return max(most) if all(most) else 0
 
+    def needs_start(self, old: "FarmFile") -> list[str]:
+        """What is said otherwise than in `old` and takes a restart to hold."""
+        differs = {
+            "[access]": (self.anonymous, self.trusts_loopback)
+            != (old.anonymous, old.trusts_loopback),
+            "[tls]": self.tls != old.tls,
+            "derivation_sources": self.derivation_sources != old.derivation_sources,
+            "present_outputs": self.is_fresh != old.is_fresh,
+            "hooks and events": self.events != old.events,
+        }
+        return [name for name, is_so in differs.items() if is_so]
+
 
 def read_farm_file(path: Path, limits: Limits) -> FarmFile:
     """Read TOML; `limits` hold where the file sets none.

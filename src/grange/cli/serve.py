@@ -1,5 +1,6 @@
 """`grange serve`."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -174,6 +175,7 @@ def serve(
         key_files=(*key_files, *[file for each in locations for file in each.key_files]),
         public_url=public_url,
         farm=FarmFile(limits) if farm_file is None else read_farm_file(farm_file, limits),
+        reread=None if farm_file is None else partial(read_farm_file, farm_file, limits),
         lease_s=lease_s,
     )
     config.check()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grange.cache.app import NIX_CACHE_INFO, Cache, DerivationText, Sources
@@ -32,6 +32,7 @@ from grange.coordinator.repair import Repairs
 from grange.coordinator.retention import Retention
 from grange.coordinator.schedule import keep_collecting
 from grange.coordinator.service import AgentService
+from grange.coordinator.store_metrics import CollectionMetrics
 from grange.coordinator.submit import Submissions
 from grange.coordinator.sweep import Sweep
 from grange.coordinator.tokens import HookTokens
@@ -110,6 +111,7 @@ class Farm:
         derivation_sources: Sequence[tuple[str, Upstream]] = (),
         own_tokens: Sequence[Credential] = (),
         shelves: Sequence[Shelf] = (),
+        metrics: Metrics | None = None,
     ) -> None:
         """`own_tokens` are kept in the state directory; they are remembered once it leads.
 
@@ -124,7 +126,7 @@ class Farm:
         self.logs = logs
         self.started = clock.wall_s()
         self.watches = Watches()
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
         self.hook_tokens = HookTokens(token_key.derive("hook tokens"), clock)
         self.hooks = Hooks(
             settings.events,
@@ -189,6 +191,7 @@ class Farm:
             on_lost=self._forget,
             is_leading=lambda: self.is_leading,
             arriving=lambda: self.submissions.under_way,
+            metrics=CollectionMetrics(self.metrics.registry),
         )
         self.deliveries.publish_path = self.retention.publish
         own = [key.public.show() for key in settings.keys]
@@ -370,6 +373,22 @@ class Farm:
         self.deliveries.forget_closures()
         for path in paths:
             self.cache.forget(path)
+
+    def rule(
+        self,
+        limits: Limits,
+        projects: Mapping[str, ProjectRule],
+        policy: Policy,
+        retention: RetentionRules,
+    ) -> None:
+        """Go by these from now on. Builds keep the limits that they were submitted with; hooks are
+        told of what they were told of before."""
+        policy = replace(policy, tells=self.settings.policy.tells)
+        self.settings = replace(
+            self.settings, limits=limits, projects=projects, policy=policy, retention=retention
+        )
+        self.retention.rules = retention
+        self.loop.rule(policy, projects)
 
     def rule_of(self, project: str) -> ProjectRule:
         return self.settings.projects.get(project, NO_RULE)

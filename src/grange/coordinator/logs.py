@@ -27,6 +27,10 @@ class Logs:
         self._grown: dict[AttemptId, asyncio.Event] = {}  # of live logs that are followed
         root.mkdir(parents=True, exist_ok=True)
 
+    def limit(self, log_bytes_max: int) -> None:
+        """Of each log from now on."""
+        self._log_bytes_max = log_bytes_max
+
     def _path(self, attempt: AttemptId) -> Path:
         return self._root / str(attempt // _PER_DIRECTORY) / f"{attempt}.log"
 

@@ -17,7 +17,7 @@ from grange.errors import FencedError, GrangeError, JournalRefusedError, Outside
 from grange.ports import Clock, Journal, PublishedOutput
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import Effect, JournalEffect
-from grange.scheduler.events import Event, Tick
+from grange.scheduler.events import Event, ProjectsChanged, Tick
 from grange.scheduler.facts import Policy, ProjectRule
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class WriterLoop:
         self._has_news = asyncio.Event()
         self.core: Scheduler | None = None
         self._is_stopped = False
+        self._is_outdated = False  # the scheduler goes by another policy than it should
         self.life = 0  # counts up whenever the scheduler is about to be made anew
         self.ready = asyncio.Event()  # set once the journal has been read back
         self.trouble = ""  # what keeps the journal from being written; "" where nothing does
@@ -101,6 +102,17 @@ class WriterLoop:
         self._has_news.set()
         await done
 
+    def rule(self, policy: Policy, rules: Mapping[str, ProjectRule]) -> None:
+        """Go by these from now on; `lease_s` still takes the place of the policy's.
+
+        For another policy the scheduler is made anew from the journal, as after any doubt.
+        """
+        self._is_outdated = self._is_outdated or policy != self._policy
+        self._policy, self._rules = policy, rules
+        if self.core is not None:
+            self.tell(ProjectsChanged(rules))
+        self._has_news.set()
+
     async def run(self, actor: Actor) -> None:
         """Recover, then serve until cancelled.
 
@@ -110,6 +122,10 @@ class WriterLoop:
         self._is_stopped = False
         await self._rebuild(actor)
         while True:
+            if self._is_outdated:
+                self._doubt((), OutsideError("the farm's rules were read anew"))
+                actor.reset()
+                await self._rebuild(actor)
             batch = await self._next_batch()
             assert self.core is not None
             effects = self.core.handle(self.now(), [event for event, _ in batch])
@@ -190,6 +206,7 @@ class WriterLoop:
 
     async def _rebuild(self, actor: Actor) -> None:
         """Memory is never patched: after any doubt it is made anew from the journal."""
+        self._is_outdated = False
         wait_s = RETRY_FIRST_S
         while True:
             self.life += 1

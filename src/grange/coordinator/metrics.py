@@ -1,10 +1,14 @@
 """What Prometheus reads. Counters count since this process began."""
 
+from typing import Final
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import SaveAttemptEnded, SaveBuildFinished
 from grange.scheduler.state import State
+
+PROJECTS_MAX: Final = 1_000  # told of: names are the submitters' own
 
 
 class Metrics:
@@ -40,11 +44,20 @@ class Metrics:
             "grange_uploads_pending", "Outputs built and not stored", registry=self._registry
         )
 
+        self._project_running = self._of_projects("running", "Attempts under way")
+        self._project_queued = self._of_projects("queued", "Unfinished builds")
+        self._project_use = self._of_projects(
+            "agent_seconds", "What it used of late, as agent-seconds that fade"
+        )
+        self._project_paused = self._of_projects("paused", "1 where it is paused")
         self._is_leader = Gauge(
             "grange_is_leader",
             "1 where this coordinator decides, 0 where it stands by",
             registry=self._registry,
         )
+
+    def _of_projects(self, name: str, what: str) -> Gauge:
+        return Gauge(f"grange_project_{name}", what, ["project"], registry=self._registry)
 
     def count(self, effect: SaveAttemptEnded | SaveBuildFinished) -> None:
         if isinstance(effect, SaveBuildFinished):
@@ -77,5 +90,23 @@ class Metrics:
         self._places.labels("free").set(places - used)
         self._unfinished.set(len(core.builds))
         self._uploads.set(uploads_pending)
+        self._show_projects(core)
         self._is_leader.set(is_leader)
         return generate_latest(self._registry)
+
+    def _show_projects(self, core: Scheduler) -> None:
+        """Those with any work of late; the busiest, where there are very many."""
+        found = [(*core.use(account), account) for account in list(core.accounts.values())]
+        found.sort(key=lambda each: (-each[0], each[2].project))
+        for gauge in (
+            self._project_running,
+            self._project_queued,
+            self._project_use,
+            self._project_paused,
+        ):
+            gauge.clear()
+        for past_s, _, account in found[:PROJECTS_MAX]:
+            self._project_running.labels(account.project).set(account.running)
+            self._project_queued.labels(account.project).set(account.queued)
+            self._project_use.labels(account.project).set(past_s)
+            self._project_paused.labels(account.project).set(account.pause is not None)

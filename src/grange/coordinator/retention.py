@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from prometheus_client import CollectorRegistry
+
 from grange.coordinator.keep import (
     DAY_S,
     RetentionRules,
@@ -22,8 +24,9 @@ from grange.coordinator.keep import (
 )
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
+from grange.coordinator.store_metrics import CollectionMetrics
 from grange.coordinator.sweep import Sweep
-from grange.errors import ConflictError, OutsideError
+from grange.errors import ConflictError, GrangeError, OutsideError
 from grange.ports import Clock, Collected, EndedBuild, Pin, Retained, StoredPath, Wanted
 from grange.scheduler.events import OutputsCollected
 from grange.store.closure import topological
@@ -84,6 +87,7 @@ class Retention:
         on_lost: Callable[[Collection[StorePath]], None],
         is_leading: Callable[[], bool],
         arriving: Callable[[], Iterable[Wanted]] = tuple,
+        metrics: CollectionMetrics | None = None,
     ) -> None:
         """`on_lost` hears of paths whose path infos are not to be served any more; `arriving` is
         what submissions and retries walk for just now."""
@@ -96,6 +100,7 @@ class Retention:
         self._on_lost = on_lost
         self._is_leading = is_leading
         self._arriving = arriving
+        self._metrics = metrics or CollectionMetrics(CollectorRegistry())
         self._gate = asyncio.Lock()
         self._outside = 0  # what others do that began while no collection was under way
         self._is_clear = asyncio.Event()  # of that
@@ -200,13 +205,25 @@ class Retention:
         if self._fresh is not None:
             raise ConflictError("a collection is under way; wait for it to end")
         self._fresh, self._fresh_paths = [], []
+        began = self._clock.monotonic_s()
         try:
             while self._outside:
                 self._is_clear.clear()
                 await self._is_clear.wait()
-            return await self._collect(is_pressed=is_pressed)
+            report = await self._collect(is_pressed=is_pressed)
+        except GrangeError:
+            self._metrics.failed(self._clock.monotonic_s() - began)
+            raise
         finally:
             self._fresh, self._fresh_paths = None, []
+        self._metrics.finished(
+            len(report.paths),
+            report.file_bytes,
+            sum([kept.file_bytes for kept in report.kept]),
+            self._clock.monotonic_s() - began,
+            self._loop.now(),
+        )
+        return report
 
     async def _collect(self, *, is_pressed: bool) -> Report:
         await self._retained.stamp(self._loop.now())
@@ -250,7 +267,9 @@ class Retention:
 
     async def delete_due(self) -> int:
         """Delete the files whose grace has ended."""
-        return await self._sweep.delete_due(self.rules.grace_s)
+        files = await self._sweep.delete_due(self.rules.grace_s)
+        self._metrics.deleted(files)
+        return files
 
     async def _drop_attempts(self) -> int:
         count = 0

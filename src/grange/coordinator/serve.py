@@ -6,7 +6,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
@@ -60,8 +60,10 @@ async def serve(
     store_dir: StoreDir,
     *,
     tls: ServerTls | None,
+    reread: Callable[[], None] | None = None,
 ) -> None:
-    """Run the farm until SIGTERM or SIGINT; SIGHUP has the certificate read anew. `agents` is
+    """Run the farm until SIGTERM or SIGINT; SIGHUP has the certificate and the farm's rules read
+    anew, these by `reread`, which raises OperatorError where they stay as they were. `agents` is
     host:port for gRPC. Without `tls` all is said in the clear.
 
     Raises GrangeError where it cannot go on, SystemExit upon a fault of its own.
@@ -70,7 +72,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, _reload, tls)
+    loop.add_signal_handler(signal.SIGHUP, _reload, tls, reread)
     grpc_server = new_server()
 
     async def identify(caller: Caller) -> Identity:
@@ -127,17 +129,22 @@ def _web_server(app: Any, tls: ServerTls | None) -> _Http:
     return _Http(config)
 
 
-def _reload(tls: ServerTls | None) -> None:
-    """Upon SIGHUP."""
-    if tls is None:
-        log.info("there is no certificate to read anew: [tls] is not set")
-        return
-    try:
-        tls.reload()
-    except OperatorError as error:
-        log.error("the certificate stays as it was: %s", error)
-    else:
-        log.info("the certificate was read anew")
+def _reload(tls: ServerTls | None, reread: Callable[[], None] | None) -> None:
+    """Upon SIGHUP; what cannot be read leaves the rest to be read all the same."""
+    if tls is None and reread is None:
+        log.info("there is nothing to read anew: no [tls], and no --config")
+    for what, read in (
+        ("the certificate", None if tls is None else tls.reload),
+        ("the farm file", reread),
+    ):
+        if read is None:
+            continue
+        try:
+            read()
+        except OperatorError as error:
+            log.error("%s could not be read anew, all stays as it was: %s", what, error)
+        else:
+            log.info("%s was read anew", what)
 
 
 def _blame(error: BaseException) -> BaseException:
