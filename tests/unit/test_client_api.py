@@ -22,6 +22,11 @@ def farm() -> Iterator[FakeFarm]:
         yield farm
 
 
+@pytest.fixture(autouse=True)
+def _in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grange.client.connection.ROUND_S", 0)
+
+
 def test_a_watch_gives_every_event(farm: FakeFarm) -> None:
     farm.events = [
         WatchStep(step=step_view(1, "a", StepState.BUILDING)),
@@ -144,6 +149,42 @@ def test_one_that_comes_to_stand_still_is_left_by_who_only_reads(
         pytest.raises(OutsideError, match="takes connections and does not answer"),
     ):
         client.build(UUID)
+
+
+def test_a_takeover_is_waited_for(farm: FakeFarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    farm.refusal = (503, Problem(error="nobody leads", fault="outside"))
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        farm.refusal = None
+
+    monkeypatch.setattr("time.sleep", sleep)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with GrangeClient(f"{gone},{farm.url}") as client:
+        assert client.build(UUID).id == UUID
+    assert len(slept) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "advice"),
+    [
+        ("https://farm", httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]"), "SSL_CERT_FILE"),
+        ("http://farm", httpx.RemoteProtocolError("Server disconnected"), "https:// if it speaks"),
+    ],
+)
+def test_what_tls_does_to_those_who_do_not_expect_it_is_told(
+    url: str, error: httpx.TransportError, advice: str
+) -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    with (
+        GrangeClient(url, transport=httpx.MockTransport(fail)) as client,
+        pytest.raises(OutsideError, match=advice),
+    ):
+        client.status()
 
 
 def test_where_all_are_gone_each_is_named() -> None:

@@ -1,6 +1,7 @@
 """`grange cache`."""
 
 import os
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -91,7 +92,13 @@ def _run(address: Address, workers: int, tls: dict[str, Any]) -> None:
     from grange.coordinator.serve import listen
 
     config = _config(workers, tls)
-    config.load()  # so that what is wrong with it is told before it listens
+    try:
+        config.load()  # so that what is wrong with it is told before it listens
+    except ssl.SSLError as error:
+        raise OperatorError(
+            f"--tls-cert and --tls-key do not fit together ({error}); each must be PEM, and the "
+            "key that of the first certificate"
+        ) from error
     bound = listen(address.host, address.port)
     host, port = bound.getsockname()[:2]
     scheme = "https" if tls else "http"

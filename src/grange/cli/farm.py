@@ -37,6 +37,8 @@ def status(*, as_json: bool, url: str) -> None:
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")
     grid.add_row("farm", f"{url}, Grange {answer.version}, up since {moment(answer.started)}")
+    if "," in url or answer.role == "standby":
+        grid.add_row("leads", answer.leader or "nobody now")
     grid.add_row("builds", f"{answer.builds_unfinished:,} unfinished")
     grid.add_row("steps", ", ".join(steps) or "none under way")
     places = f"{answer.places_used} of {count(answer.places, 'place')} taken"

@@ -15,6 +15,15 @@ LINE_BYTES_MAX: Final = 256 << 20  # the first event of a watch holds all unfini
 
 def unreachable(url: str, error: httpx.TransportError) -> OutsideError:
     """The error for a farm that was tried at `url` in vain, or that went away in the middle."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return OutsideError(
+            f"the certificate of {url} is not trusted ({error}); where an authority of one's own "
+            "signed it, name that one's certificate in SSL_CERT_FILE"
+        )
+    if isinstance(error, httpx.RemoteProtocolError) and url.startswith("http:"):
+        return OutsideError(
+            f"{url} hung up without a word ({error}); try again, or https:// if it speaks TLS"
+        )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return OutsideError(
             f"no farm answers at {url} ({error}); "

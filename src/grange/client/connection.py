@@ -1,5 +1,6 @@
 """How calls of the HTTP API are made: to whom, shown what, and what goes wrong on the way."""
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
@@ -21,6 +22,8 @@ CONNECT_S: Final = 10.0
 ANSWER_S: Final = 600.0
 READ_S: Final = 60.0  # for what is only read: a coordinator that stands still is left after that
 PROOF_S: Final = 10.0  # for a coordinator to show that it does not, where there is another
+ROUNDS: Final = 5  # of asking all coordinators, where there are several: a takeover lasts 3 s
+ROUND_S: Final = 1.0  # between two
 REDIRECTS_MAX: Final = 5  # to the coordinator that leads
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -123,11 +126,15 @@ class Connection:
     def _ask(
         self, method: str, path: str, *, is_stream: bool = False, **request: Any
     ) -> httpx.Response:
-        """The answer of the first coordinator that has one, from the one asked last on."""
+        """The answer of the first coordinator that has one, from the one asked last on.
+
+        Where there are several, none may lead for a moment: they are asked some times over.
+        """
         request = _with_type(request)
         if method == "GET":
             request.setdefault("timeout", httpx.Timeout(READ_S, connect=CONNECT_S))
-        for others in reversed(range(len(self._urls))):
+        tries = len(self._urls) * ROUNDS if len(self._urls) > 1 else 1
+        for others in reversed(range(tries)):
             asked = self._http.build_request(method, path, **request)
             try:
                 self._prove_alive()
@@ -143,6 +150,8 @@ class Connection:
                     return answer
                 answer.close()
             self._move_on()
+            if others % len(self._urls) == 0:
+                time.sleep(ROUND_S)
         raise AssertionError("a client has a coordinator to ask")
 
     def _prove_alive(self) -> None:
