@@ -17,6 +17,7 @@ from grange.client.sources import LocalStore
 from grange.errors import GrangeError, OperatorError, OutsideError, PeerError
 from grange.main import journal_tools
 from grange.store.keys import SecretKey
+from tests.certificates import Authority
 
 
 def no_store(_: str | None) -> LocalStore:
@@ -201,3 +202,29 @@ def test_every_command_but_the_servers_speaks_json() -> None:
 
     silent = without(make_cli(Adapters(None, None, no_store, journal_tools)), "")  # type: ignore[arg-type]
     assert silent == [" serve", " agent run", " cache"]
+
+
+def test_an_agents_certificate_and_key_are_looked_at_before_they_are_used(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("one")
+    _, other = authority.issue("two")
+    AgentOptions(ca=authority.file, certificate=certificate, key=key).pems()
+    (tmp_path / "junk").write_text("junk")
+    wrong = [
+        (AgentOptions(certificate=certificate), "go together"),
+        (AgentOptions(certificate=certificate, key=other), "must be PEM, and the key that"),
+        (AgentOptions(ca=tmp_path / "junk"), "must be PEM"),
+        (AgentOptions(ca=tmp_path / "none"), "none cannot be read"),
+    ]
+    for options, said in wrong:
+        with pytest.raises(OperatorError, match=said):
+            options.pems()
+
+
+def test_a_cache_with_files_that_are_no_certificate_does_not_start(tmp_path: Path) -> None:
+    junk = tmp_path / "junk"
+    junk.write_text("junk")
+    files = ["--tls-cert", str(junk), "--tls-key", str(junk)]
+    done = Started().run("cache", "--store", f"file://{tmp_path}", *files)
+    assert done.exit_code == 3
+    assert "--tls-cert and --tls-key do not fit together" in done.stderr

@@ -1,6 +1,7 @@
 """What `grange serve` and `grange agent run` are started with."""
 
 import os
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +165,22 @@ class AgentOptions:
         return token_in(own) if all(map(is_loopback, hosts)) and os.access(own, os.R_OK) else ""
 
     def pems(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Of the CA, its own certificate and its key. Raises OperatorError."""
+        """Of the CA, its own certificate and its key. Raises OperatorError: gRPC would end the
+        process over such files."""
+        if (self.certificate is None) is not (self.key is None):
+            raise OperatorError("--certificate and --key go together; name both")
+        try:
+            if self.ca is not None:
+                ssl.create_default_context(cafile=self.ca)
+            if self.certificate is not None and self.key is not None:
+                ssl.create_default_context().load_cert_chain(self.certificate, self.key)
+        except ssl.SSLError as error:
+            raise OperatorError(
+                f"--ca, --certificate and --key must be PEM, and the key that of the first "
+                f"certificate ({error})"
+            ) from error
+        except OSError:
+            pass  # told below, with the file's name
         ca, certificate, key = [
             None if path is None else _read(path) for path in (self.ca, self.certificate, self.key)
         ]

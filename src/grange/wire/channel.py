@@ -55,6 +55,12 @@ _OPTIONS: Final = (
 
 _ADDRESS: Final = re.compile(r"(https?://)?([^/\s]+:\d{1,5})/?\Z")
 
+# What gRPC tells of a server that ends the handshake, which need not be why.
+_TLS_HINT: Final = (
+    "; where it speaks TLS, say https://HOST:PORT, and where it asks agents for certificates, "
+    "--certificate and --key"
+)
+
 # What says "no" to this agent as it is; all else may pass.
 _REFUSALS: Final = frozenset(
     {
@@ -285,6 +291,7 @@ class RunnerChannel:
                 ) from None
             raise OutsideError(
                 f"the coordinator at {self._address} does not answer: {error.details()}"
+                + (_TLS_HINT if "Socket closed" in (error.details() or "") else "")
             ) from None
         except asyncio.CancelledError:
             if _is_cancelled():
