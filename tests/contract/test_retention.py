@@ -6,7 +6,7 @@ import pytest
 
 from grange.ports import Journal, Pin, Retained, Wanted
 from grange.scheduler.effects import SaveAttempt, SaveAttemptEnded, SaveBuildFinished
-from grange.scheduler.facts import AttemptId, Outcome, Usage
+from grange.scheduler.facts import AttemptId, Outcome, StepId, Usage
 from tests.contract.journal_kinds import (
     JournalKind,
     add,
@@ -25,7 +25,7 @@ def retained(kind: JournalKind) -> Retained:
     return kind.journal.retention  # type: ignore[attr-defined, no-any-return]
 
 
-async def chain(journal: Journal) -> list[int]:
+async def chain(journal: Journal) -> list[StepId]:
     """`low` is an input of `mid`, and that of `top`; `mid` refers to `low` and `lib`, its sibling
     output. All were built, from a source."""
     steps = await add(
@@ -39,7 +39,7 @@ async def chain(journal: Journal) -> list[int]:
     saved = replace(saved, infos=(replace(first, narinfo=narinfo("mid", "low")), second))
     await journal.commit([saved if type(each) is type(saved) else each for each in effects])
     await journal.commit(completed(steps[2], 3, "top"))
-    return [*steps]
+    return steps
 
 
 async def test_needs_of_what_is_done_are_its_outputs(journal: Journal, retained: Retained) -> None:
