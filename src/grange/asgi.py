@@ -37,10 +37,8 @@ def _shelf(store: str) -> "Shelf":
     from grange.objects.location import StoreLocation, parse_location
     from grange.objects.open import open_shelves
 
-    if "://" in store:
-        [shelf] = open_shelves([parse_location(store)])
-        return shelf
-    if not Path(store).is_dir():
-        raise OperatorError(f"{store} is no directory that is there; say what is to be served")
-    [shelf] = open_shelves([StoreLocation.of_directory(Path(store))])
+    is_url = "://" in store
+    location = parse_location(store) if is_url else StoreLocation.of_directory(Path(store))
+    location.check_there()
+    [shelf] = open_shelves([location])
     return shelf

@@ -228,3 +228,13 @@ def test_a_cache_with_files_that_are_no_certificate_does_not_start(tmp_path: Pat
     done = Started().run("cache", "--store", f"file://{tmp_path}", *files)
     assert done.exit_code == 3
     assert "--tls-cert and --tls-key do not fit together" in done.stderr
+
+
+def test_a_store_that_is_spelt_wrongly_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    absent = f"file://{tmp_path}/absent"
+    commands = (["cache", "--store", absent], ["store", "fill", absent, f"file://{tmp_path}/b"])
+    for command in commands:
+        done = Started().run(*command)
+        assert done.exit_code == 3, done.output
+        assert f"{tmp_path}/absent is no directory that is there" in done.stderr
+    assert not (tmp_path / "absent").exists()

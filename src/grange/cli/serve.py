@@ -103,8 +103,8 @@ from grange.scheduler.facts import Limits
     "--config",
     "farm_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="TOML: [limits], [projects.NAME.limits], [retries], present_outputs. What it says comes "
-    "before the options that follow.",
+    help="TOML: projects, limits, retries, scheduling, retention, hooks, access, TLS and more; see "
+    "docs/operating. What it says of limits comes before the options that follow.",
 )
 @click.option(
     "--build-timeout",

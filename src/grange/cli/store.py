@@ -33,6 +33,7 @@ def fill(source: str, targets: tuple[str, ...], store_dir: str, as_json: bool) -
     from grange.objects.open import open_shelves
 
     locations = [parse_location(url) for url in (source, *targets)]
+    locations[0].check_there()
     if any(each.key_files for each in locations):
         raise OperatorError("nothing is signed here: leave secret-key out of the URLs")
 

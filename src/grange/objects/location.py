@@ -63,6 +63,12 @@ class StoreLocation:
         """Which store, for people."""
         return self.name if self.kind == "file" else f"{self.kind}://{self.name}"
 
+    def check_there(self) -> None:
+        """For who only reads. Raises OperatorError for a directory that is not there; of a bucket
+        that shows with the first request."""
+        if self.kind == "file" and not Path(self.name).is_dir():
+            raise OperatorError(f"{self.name} is no directory that is there; see how it is spelt")
+
     @classmethod
     def of_directory(cls, path: Path) -> "StoreLocation":
         return cls(f"file://{path.absolute()}", "file", str(path.absolute()), StoreOptions())
