@@ -6,6 +6,7 @@ the URL spent. A broken upload may be tried again with the same URL.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +26,9 @@ from grange.store.content import ContentAddress, check_path
 from grange.store.path import StoreDir
 from grange.wire.messages import BuiltOutput
 
+log = logging.getLogger(__name__)
+
+TROUBLE_S: Final = 300.0  # without another failure: agents try again more often
 LARGE_AT_ONCE: Final = 8  # each holds some 30 MB and three threads
 UPLOADS_AT_ONCE: Final = 512  # each holds up to 64 KB before it is judged
 BATCH_BYTES_MAX: Final = 8 << 20
@@ -72,6 +76,7 @@ class Uploads:
     ) -> None:
         """`on_stored` gets what one request brought; where it raises, the URLs stay good."""
         self._objects = objects
+        self._clock = clock
         self._grants = Grants(key, clock)
         self._on_stored = on_stored
         self._store_dir = store_dir
@@ -82,6 +87,8 @@ class Uploads:
         self._road = DirectRoad(objects, compression=compression)
         self._arrivals: dict[bytes, Arrival] = {}  # announced, by grant
         self._looking: dict[bytes, asyncio.Task[Answer]] = {}  # read back now, by grant
+        self._trouble = ""  # of the store, since the latest upload that it took
+        self._troubled = 0.0  # when that was said last, monotonic
 
     def grant(
         self,
@@ -131,7 +138,8 @@ class Uploads:
             async with self._all:
                 verified = await self._take_in(grant, body)
         except (PeerError, OutsideError) as error:
-            return answer_of(error)
+            return self._told(error)
+        self._trouble = ""
         return (await self._settle([(grant, verified)]))[0]
 
     async def _take_in(self, grant: Grant, body: AsyncIterator[bytes]) -> Verified:
@@ -198,9 +206,11 @@ class Uploads:
             async with self._all, self._large:
                 verified = await self._road.take_in(grant, arrival, nar_key)
             await self._put_listing(verified)
-            answer = (await self._settle([(grant, verified)]))[0]
         except (PeerError, OutsideError) as error:
-            answer = answer_of(error)
+            answer = self._told(error)
+        else:
+            self._trouble = ""
+            answer = (await self._settle([(grant, verified)]))[0]
         is_over = answer.status < HTTPStatus.INTERNAL_SERVER_ERROR
         if is_over and answer.status != HTTPStatus.NOT_FOUND:  # which may come yet
             self._arrivals.pop(grant.id, None)
@@ -273,9 +283,24 @@ class Uploads:
             else:
                 verified = await asyncio.to_thread(verify, *arguments)
             await self._objects.put_if_absent(nar_key(verified), file)
-            return grant, verified
         except (PeerError, OutsideError) as error:
-            return answer_of(error)
+            return self._told(error)
+        self._trouble = ""
+        return grant, verified
+
+    @property
+    def trouble(self) -> str:
+        """Why outputs could not be stored just now, for an operator; "" where they can be."""
+        is_late = self._clock.monotonic_s() - self._troubled > TROUBLE_S
+        return f"outputs cannot be stored: {self._trouble}" if self._trouble and not is_late else ""
+
+    def _told(self, error: GrangeError) -> Answer:
+        """An uploader is told what went wrong; the operator hears it where it is the store's."""
+        if isinstance(error, OutsideError):
+            if not self.trouble:
+                log.error("outputs cannot be stored, agents try again: %s", error)
+            self._trouble, self._troubled = str(error), self._clock.monotonic_s()
+        return answer_of(error)
 
 
 def join_batch(items: Iterable[tuple[str, bytes]]) -> bytes:

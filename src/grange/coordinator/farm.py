@@ -352,7 +352,7 @@ class Farm:
     def trouble(self) -> list[str]:
         """What keeps the farm from its work, for an operator; empty where nothing does."""
         disks = map(disk_trouble, self.settings.folders)
-        told = [self.loop.trouble, self.publisher.trouble, *disks]
+        told = [self.loop.trouble, self.uploads.trouble, self.publisher.trouble, *disks]
         return [text for text in told if text]
 
     @property
