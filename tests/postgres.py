@@ -7,7 +7,6 @@ own would, so that what a crash keeps here it keeps there.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 from typing import Final
+
+from tests.ports import free_port
 
 _READY: Final = "database system is ready to accept connections"
 _START_S: Final = 60.0  # recovery after a crash, on a busy machine
@@ -56,7 +57,7 @@ class Postgres:
         self._process: subprocess.Popen[str] | None = None
         self._reader: Thread | None = None
         self.log: list[str] = []  # the server's lines, for a test that failed
-        self.port = _free_port()
+        self.port = free_port()
         if self._user is not None:
             shutil.chown(folder, self._user)
         self._run("initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
@@ -155,10 +156,3 @@ def running_postgres() -> Iterator[Postgres]:
             postgres.stop()
     finally:
         shutil.rmtree(folder)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

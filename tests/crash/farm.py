@@ -14,8 +14,9 @@ from grange.client.api import GrangeClient
 from grange.client.closure import StorePlace
 from grange.store.path import NIX_STORE
 from tests.crash.plan import Kind, Victim
-from tests.integration.farm import GRANGE, NIX_CONFIG, PRELUDE, Process, free_port, make_tokens
+from tests.integration.farm import GRANGE, NIX_CONFIG, PRELUDE, Process, make_tokens
 from tests.peers import NixStore
+from tests.ports import free_port
 from tests.postgres import Postgres, running_postgres
 
 Database = Literal["sqlite", "postgres"]

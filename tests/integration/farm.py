@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from grange.daemon.local import LocalStore
 from grange.errors import OutsideError
 from grange.store.path import NIX_STORE
 from tests.peers import NixStore, instantiate, processes_with
+from tests.ports import free_port
 
 GRANGE: Final = Path(sys.executable).parent / "grange"
 NIX_CONFIG: Final = "substituters =\nbuild-users-group =\nexperimental-features = nix-command\n"
@@ -70,13 +70,6 @@ def until(probe: Callable[[], T | None], what: str, *processes: "Process") -> T:
         if time.monotonic() > deadline:
             pytest.fail(f"{what}: not after {READY_S:g} s\n" + "\n".join(p.log for p in processes))
         time.sleep(LOOK_S)
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
 
 
 def make_tokens(state_dir: Path) -> tuple[Path, Path]:

@@ -10,7 +10,8 @@ import pytest
 from grange.client.api import GrangeClient
 from grange.client.models import BuildView, Status
 from grange.errors import GrangeError
-from tests.integration.farm import Farm, Process, free_port, make_farm, until, wait_at
+from tests.integration.farm import Farm, Process, make_farm, until, wait_at
+from tests.ports import free_port
 from tests.postgres import running_postgres
 
 pytestmark = pytest.mark.peer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.farm import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(60)
 
