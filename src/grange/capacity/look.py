@@ -91,6 +91,8 @@ def _claimed(memory: Memory, instance: Instance) -> bool:
     is_forgotten = seat.is_blank and seat.slot.state in VACANT
     if not is_asked and not is_forgotten:
         return False
+    if is_forgotten:
+        seat.blurred_until = memory.now + memory.rules.reload_s  # what it held is not known
     seat.is_blank = False
     how = "found by its launch's token" if is_asked else "found by its tag"
     launching.settle_in(
