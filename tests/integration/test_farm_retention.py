@@ -3,12 +3,14 @@
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from grange.store.path import NIX_STORE
 from tests.integration.farm import Farm, Process, running_farm, until, wait_at
+from tests.postgres import running_postgres
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
 
@@ -28,12 +30,18 @@ in step "top-VERSION" { inherit tool library; } "cat $tool; echo VERSION $librar
 """
 
 
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+@pytest.fixture(scope="module", params=["SQLite", "PostgreSQL"])
+def farm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Farm]:
     root = tmp_path_factory.mktemp("retention")
     (root / "farm.toml").write_text(RULES)
-    with running_farm(root / "farm", "--config", root / "farm.toml") as farm:
-        yield farm
+    options: tuple[str | Path, ...] = ("--config", root / "farm.toml")
+    with ExitStack() as stack:
+        if request.param == "PostgreSQL":
+            database = stack.enter_context(running_postgres()).new_database()
+            options = *options, "--database", database
+        yield stack.enter_context(running_farm(root / "farm", *options))
 
 
 def graph(farm: Farm, version: str) -> str:
