@@ -55,6 +55,7 @@ _COMMANDS: Final = {
     "priority": _Entry("knobs", "priority", "Raise or lower the priority of a build."),
     "projects": _Entry("knobs", "projects", "List projects: shares, quotas and use."),
     "pause": _Entry("knobs", "pause", "Begin nothing more: at all, of a project, on an agent."),
+    "pauses": _Entry("knobs", "pauses", "List what is paused."),
     "resume": _Entry("knobs", "resume", "End a pause."),
     "hooks": _Entry("hooks", "hooks", "List hooks, and see to what they failed to take."),
     "status": _Entry("farm", "status", "Show how the farm is doing."),

@@ -1,4 +1,4 @@
-"""`grange projects`, `pause`, `resume` and `priority`: what operators turn while the farm runs."""
+"""`grange projects`, `pause`, `pauses`, `resume` and `priority`: what operators turn while the farm runs."""
 
 import re
 import time
@@ -106,7 +106,20 @@ def pause(*, project: str | None, agent: str | None, reason: str, as_json: bool,
     """
     _check_one(project, agent)
     with GrangeClient(url) as client:
+        is_new = project is not None and project not in {p.name for p in client.projects()}
         answer = client.pause(PauseRequest(project=project, agent=agent, reason=reason))
+    if is_new:  # it may be to come, or be spelt otherwise
+        click.echo(f"project {project} has no rule and no build here: grange projects", err=True)
+    _print_pauses(answer, as_json=as_json)
+
+
+@click.command()
+@options.JSON
+@options.URL
+def pauses(*, as_json: bool, url: str) -> None:
+    """List what is paused: the farm, projects, agents."""
+    with GrangeClient(url) as client:
+        answer = client.pauses()
     _print_pauses(answer, as_json=as_json)
 
 
