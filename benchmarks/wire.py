@@ -183,8 +183,9 @@ async def _serve(
 ) -> None:
     from grange.cache.tokens import TokenKey
     from grange.clock import SystemClock
-    from grange.coordinator.farm import Farm, FarmSettings
+    from grange.coordinator.farm import Farm
     from grange.coordinator.logs import Logs
+    from grange.coordinator.settings import FarmSettings
     from grange.objects.directory import DirectoryObjects
     from grange.scheduler.facts import Limits
     from grange.store.keys import SecretKey

@@ -11,8 +11,9 @@ from fastapi import FastAPI
 
 from grange.cache.tokens import TokenKey
 from grange.clock import SystemClock
-from grange.coordinator.farm import Farm, FarmSettings
+from grange.coordinator.farm import Farm
 from grange.coordinator.logs import Logs
+from grange.coordinator.settings import FarmSettings
 from grange.db.connect import MEMORY
 from grange.db.journal import SqliteJournal
 from grange.db.leadership import SoleLeadership

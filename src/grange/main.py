@@ -76,11 +76,12 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.cache.tokens import TokenKey
     from grange.cache.upstream import MISS_S, Upstream
     from grange.clock import SystemClock
-    from grange.coordinator.farm import Farm, FarmSettings
+    from grange.coordinator.farm import Farm
     from grange.coordinator.logs import Logs
     from grange.coordinator.metrics import Metrics
     from grange.coordinator.own_tokens import ADMIN_FILE, own_tokens
     from grange.coordinator.serve import serve as serve_farm
+    from grange.coordinator.settings import FarmSettings
     from grange.coordinator.store_metrics import StoreMetrics
     from grange.coordinator.tls import ServerTls, TlsFiles
     from grange.db.leadership import SharedLeadership, SoleLeadership

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from grange.cache.app import NIX_CACHE_INFO, Cache, DerivationText, Sources
@@ -21,7 +21,6 @@ from grange.coordinator.doorkeeper import Doorkeeper
 from grange.coordinator.failure_logs import FailureLogs
 from grange.coordinator.holds import Holds
 from grange.coordinator.hooks.metrics import HookMetrics
-from grange.coordinator.hooks.rules import EventRules
 from grange.coordinator.hooks.service import Hooks
 from grange.coordinator.keep import RetentionRules
 from grange.coordinator.logs import Logs
@@ -32,13 +31,14 @@ from grange.coordinator.repair import Repairs
 from grange.coordinator.retention import Retention
 from grange.coordinator.schedule import keep_collecting
 from grange.coordinator.service import AgentService
+from grange.coordinator.settings import FarmSettings
 from grange.coordinator.store_metrics import CollectionMetrics
 from grange.coordinator.submit import Submissions
 from grange.coordinator.sweep import Sweep
 from grange.coordinator.tokens import HookTokens
 from grange.coordinator.watch import Watches
 from grange.errors import FencedError, OutsideError
-from grange.identity import ANONYMOUS, Credential, Identity
+from grange.identity import Credential
 from grange.ports import (
     Accounts,
     Clock,
@@ -61,8 +61,8 @@ from grange.scheduler.facts import (
     ProjectRule,
 )
 from grange.store.derivation import DRV_SUFFIX, parse
-from grange.store.keys import SecretKey, TrustedKeys
-from grange.store.path import StoreDir, StorePath
+from grange.store.keys import TrustedKeys
+from grange.store.path import StorePath
 from grange.wire.messages import JoinAnswer
 
 log = logging.getLogger(__name__)
@@ -70,25 +70,6 @@ log = logging.getLogger(__name__)
 HEARTBEATS_PER_LEASE = 3  # two may be lost before an agent is
 PING_S = 1.0  # where another may lead: an agent that misses three looks for it
 LEAD_AGAIN_S = 0.5  # after the database failed under a leader
-
-
-@dataclass(frozen=True, slots=True)
-class FarmSettings:
-    store_dir: StoreDir
-    cache_url: str  # how agents and clients reach the cache; no trailing slash
-    keys: Sequence[SecretKey]
-    upstream_keys: Sequence[str]  # public keys that paths of upstreams are signed with
-    limits: Limits  # of builds whose project has none of its own
-    lease_s: float
-    downloads_max: int = 16
-    projects: Mapping[str, ProjectRule] = field(default_factory=dict)
-    policy: Policy = field(default_factory=Policy)  # but for its lease
-    is_fresh: bool = False  # agents build anew what their stores have already
-    events: EventRules = field(default_factory=EventRules)  # the policy tells of what they want
-    anonymous: Identity = ANONYMOUS  # who shows no credential
-    trusts_nearby: bool = False  # programs of this machine need none
-    retention: RetentionRules = field(default_factory=RetentionRules)
-    folders: tuple[Path, ...] = ()  # where the farm keeps what it must not lose; watched for space
 
 
 class Farm:
