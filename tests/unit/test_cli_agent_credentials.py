@@ -9,6 +9,7 @@ from grange.cli.account import AgentCommands
 from grange.cli.agent import agent
 from grange.cli.config import AgentOptions
 from grange.errors import OperatorError
+from tests.certificates import Authority
 
 NEAR = ("http://127.0.0.1:7381", "https://[::1]:7391")
 FAR = ("http://127.0.0.1:7381", "https://farm.example:7381")
@@ -45,10 +46,10 @@ def test_a_broken_password_file_is_not_taken(state: Path, text: str) -> None:
 
 def test_certificates_are_read_from_files(state: Path) -> None:
     assert AgentOptions().pems() == (None, None, None)
-    (state / "ca").write_bytes(b"PEM")
-    assert AgentOptions(ca=state / "ca").pems() == (b"PEM", None, None)
+    ca = Authority(state).file
+    assert AgentOptions(ca=ca).pems() == (ca.read_bytes(), None, None)
     with pytest.raises(OperatorError, match="cannot be read"):
-        AgentOptions(key=state / "none").pems()
+        AgentOptions(certificate=ca, key=state / "none").pems()
 
 
 @pytest.mark.parametrize(

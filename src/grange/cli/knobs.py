@@ -1,4 +1,4 @@
-"""`grange projects`, `pause`, `pauses`, `resume` and `priority`: what operators turn while the farm runs."""
+"""`grange projects`, `pause`, `resume`, `priority` and so on: what operators turn while it runs."""
 
 import re
 import time
