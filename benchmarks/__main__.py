@@ -12,6 +12,7 @@ import click
 from benchmarks import (
     bulk,
     cache_serve,
+    capacity,
     core,
     failover,
     farm_builds,
@@ -39,6 +40,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "restart": restart.restart,
     "failover": failover.failover,
     "hooks": hooks.hooks,
+    "capacity": capacity.capacity,
 }
 
 

@@ -435,6 +435,76 @@ def test_min_and_warm_are_kept_and_a_quiet_world_is_left_alone() -> None:
     assert [e for e in place.look() if not isinstance(e, do.SaveSpending)] == []
 
 
+def test_min_is_kept_however_idle_and_nothing_is_written_for_it() -> None:
+    place = Place(dataclasses.replace(POOL, min=1))
+    place.looks(4)
+    place.looks(4, after_s=POOL.idle_s)
+    assert (place.states(), len(place.orders)) == (["ready"], 1)
+
+
+def test_a_slot_that_failed_too_often_cools_and_is_used_again() -> None:
+    terms = dataclasses.replace(POOL.timeouts, boot_s=60.0, bind_s=10.0)
+    place = Place(dataclasses.replace(POOL, max=1, timeouts=terms))
+    place.ask("b")
+    states = set()
+    for number in range(240):
+        for slot, server in place.servers.items():
+            if number < 100:
+                place.servers[slot] = dataclasses.replace(server, is_healthy=False)
+        place.look(5.0)
+        states |= {str(each.state) for each in place.core.slots()}
+        place.tell(on.ReservationRenewed(ReservationId("b")))
+    assert "cooling" in states
+    assert place.states() == ["ready"]
+
+
+def test_a_list_that_lags_kills_nothing() -> None:
+    place = Place()
+    build = place.ask("b")
+    place.looks(4)
+    kept, place.instances = place.instances, {}
+    place.looks(2, after_s=5.0)
+    place.instances = kept
+    place.look()
+    assert place.state(build) is ReservationState.READY
+    place.instances = {}
+    place.core.handle(place.now + 1, [])
+    for _ in range(5):
+        place.now += 20.0
+        seen = Observation((), tuple(place.servers.values()), wall_s=WALL_S + place.now)
+        place.core.handle(place.now, [on.Observed(seen), on.ReservationRenewed(build)])
+    assert place.state(build) is ReservationState.LOST
+
+
+def test_a_termination_is_asked_for_until_the_instance_is_gone() -> None:
+    place = Place()
+    place.ask("b")
+    place.looks(4)
+    (slot,) = (each for each in place.core.slots() if each.instance)
+    effects = place.core.handle(
+        place.now, [on.OperatorSaid(on.Verb.TERMINATE, slot.id)]
+    )  # and it is not done
+    assert any(isinstance(each, do.Terminate) for each in effects)
+    place.look()
+    assert place.states() == ["terminating"]
+    place.look()
+    assert place.states() == []
+
+
+def test_an_intent_without_a_call_is_called_after_a_restart() -> None:
+    place = Place()
+    place.look()
+    asked = on.ReservationAsked(ReservationId("b"), Claim("b", SYSTEM))
+    for each in place.core.handle(place.now, [asked]):
+        if isinstance(each, do.SaveSlot):
+            place.slots[each.slot.id] = each.slot
+    place.again()
+    place.looks(2)
+    (order,) = place.orders
+    assert order.token == place.slots[order.slot].token
+    assert len([each for each in place.core.slots() if each.instance]) == 1
+
+
 def test_demand_is_gathered_before_slots_are_launched() -> None:
     place = Place(dataclasses.replace(POOL, batch_s=5.0, capacity=2))
     place.look()

@@ -35,11 +35,14 @@ def meter(memory: Memory) -> None:
     """Charge what ran since the last time; save it now and then."""
     for pool in memory.pools.values():
         running = [seat for seat in pool.seats if seat.billed_until is not None]
+        dollars = 0.0
         for seat in running:
             since_s = memory.now - (seat.billed_until or 0.0)
             if since_s > 0:
-                _charge(memory, pool, price(seat) * since_s / HOUR_S)
+                dollars += price(seat) * since_s / HOUR_S
                 seat.billed_until = memory.now
+        if running:
+            _charge(memory, pool, dollars)
         if running and memory.now - pool.saved_at >= SAVE_S:
             save(memory, pool)
 
@@ -76,10 +79,11 @@ def objection(
 ) -> str:
     """Why no instance more is paid for; "" where one is."""
     asked = max((each.price(market) for each in offerings), default=0.0)
-    rate = asked + sum(price(each) for each in pool.seats if each.slot.state not in VACANT)
     hourly, monthly = pool.pool.hourly_budget, pool.pool.monthly_budget
-    if hourly is not None and rate > hourly + 1e-9:
-        return f"one more would cost ${rate:.2f} an hour, and hourly_budget is ${hourly:.2f}"
+    if hourly is not None:
+        rate = asked + sum(price(each) for each in pool.seats if each.slot.state not in VACANT)
+        if rate > hourly + 1e-9:
+            return f"one more would cost ${rate:.2f} an hour, and hourly_budget is ${hourly:.2f}"
     if monthly is not None:
         spent = pool.spent if pool.month == month(memory) else 0.0
         due = asked + sum(price(each) for each in pool.seats if each.slot.state in IN_FLIGHT)

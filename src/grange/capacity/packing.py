@@ -37,8 +37,9 @@ class Queues:
     def demand(self) -> dict[Kind, int]:
         """Places that are waited for, of each kind."""
         places: dict[Kind, int] = {}
+        pending = ReservationState.PENDING
         for (kind, _), waiting in self._groups.items():
-            n = sum(1 for _, _, held in waiting if _is_pending(held))
+            n = sum(held.reservation.state is pending for _, _, held in waiting)
             if n:
                 places[kind] = places.get(kind, 0) + n * kind.size
         return places
