@@ -505,6 +505,53 @@ def test_an_intent_without_a_call_is_called_after_a_restart() -> None:
     assert len([each for each in place.core.slots() if each.instance]) == 1
 
 
+def test_no_traffic_goes_to_the_address_of_a_slot_that_is_empty() -> None:
+    place = Place()
+    place.look()
+    slot = SlotId("x86-1")
+    place.servers[slot] = Server(slot, "10.0.0.1", ServerMode.READY, True, 0)
+    place.look()
+    assert place.servers[slot].mode is ServerMode.MAINTENANCE
+
+
+def test_who_passes_the_checks_at_an_address_must_be_the_slots_own_instance() -> None:
+    place = Place()
+    build = place.ask("b")
+    place.look()
+    (id_, instance) = next(iter(place.instances.items()))
+    for _ in range(3):
+        place.look()
+        place.instances[id_] = dataclasses.replace(instance, address="10.0.0.99")
+    assert place.state(build) is ReservationState.PENDING
+    place.instances[id_] = instance
+    place.looks(2)
+    assert place.state(build) is ReservationState.READY
+
+
+def test_an_instance_that_never_boots_is_ended() -> None:
+    place = Place()
+    place.ask("b")
+    place.look()
+    for id_, each in place.instances.items():
+        place.instances[id_] = dataclasses.replace(each, state=InstanceState.PENDING)
+    place.tell(on.ReservationReleased(ReservationId("b")))
+    place.look(POOL.timeouts.boot_s - 1)
+    assert place.states() == ["booting"]
+    place.look(2.0)
+    assert place.states() == ["terminating"]
+
+
+def test_a_last_try_takes_no_free_place_on_spot() -> None:
+    place = Place()
+    place.ask("b")
+    place.looks(4)
+    place.tell(on.ReservationReleased(ReservationId("b")))
+    last = place.ask("l", is_on_demand=True)
+    assert place.state(last) is ReservationState.PENDING
+    place.looks(4)
+    assert [each.market for each in place.orders] == [Market.SPOT, Market.ON_DEMAND]
+
+
 def test_demand_is_gathered_before_slots_are_launched() -> None:
     place = Place(dataclasses.replace(POOL, batch_s=5.0, capacity=2))
     place.look()

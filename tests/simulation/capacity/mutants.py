@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant(
         "at once in service", look, "_serve_server", "ServerMode.DRAIN, s", "ServerMode.READY, s"
     ),
-    Mutant("whoever passes the checks", look, "_is_still_at", "return False", "return True"),
+    Mutant("whoever passes the checks", look, "_is_still_at", "seen == seat.slot.address", "True"),
     Mutant(
         "restarts are not healed",
         look,
@@ -71,7 +71,9 @@ MUTANTS = (
         "False",
     ),
     Mutant("drained by leases alone", look, "_quiet", "if seat.is_empty", "if not seat.leases"),
-    Mutant("reloads hide nothing", look, "_quiet", "memory.now < seat.blurred_until", "False"),
+    Mutant(
+        "reloads hide nothing", look, "_quiet", "memory.now < seat.blurred_until", "False", seed=69
+    ),
     Mutant("orphans are left alone", look, "_reap", "memory.act(do.T", "id(do.T"),
     Mutant("terminated but once", look, "_see_off", "memory.act(do.T", "id(do.T"),
     Mutant(
