@@ -1,6 +1,7 @@
 """Capacity: takes in events, answers with effects, and knows when it wants to be woken.
 
-This is the door. What an observation means for each slot is in `look`; the plan from demand to
+This is the door. What an observation means for each slot is in `look`, and for instances without
+one in `adoption`; the plan from demand to
 launches and drains in `plan`; launches and their failures in `launching`; how slots empty in
 `draining`; reservations in `claims`, who gets which places in `packing`; money in `budget`; words
 for people in `why`. All are functions over one `Memory`.

@@ -1,6 +1,7 @@
 """Bugs planted in the core of capacity: each must be caught, or the oracles are too weak."""
 
 from grange.capacity import (
+    adoption,
     budget,
     claims,
     draining,
@@ -74,7 +75,7 @@ MUTANTS = (
     Mutant(
         "reloads hide nothing", look, "_quiet", "memory.now < seat.blurred_until", "False", seed=69
     ),
-    Mutant("orphans are left alone", look, "_reap", "memory.act(do.T", "id(do.T"),
+    Mutant("orphans are left alone", adoption, "_reap", "memory.act(do.T", "id(do.T"),
     Mutant("terminated but once", look, "_see_off", "memory.act(do.T", "id(do.T"),
     Mutant(
         "one list without it and it is gone",
@@ -86,7 +87,11 @@ MUTANTS = (
     Mutant("no term to boot", look, "watch", "in_state_s >= terms.boot_s", "False"),
     Mutant("cooled for ever", look, "watch", "memory.now >= seat.cool_until", "False"),
     Mutant(
-        "nothing found by its tag", look, "_claimed", "not is_asked and not is_forgotten", "True"
+        "nothing found by its tag",
+        adoption,
+        "_claimed",
+        "not is_asked and not is_forgotten",
+        "True",
     ),
     Mutant(
         "starting slots do not count",
