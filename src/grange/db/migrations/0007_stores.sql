@@ -1,2 +1,0 @@
--- Adds nothing yet.
-SELECT 1;
