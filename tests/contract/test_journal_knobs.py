@@ -57,8 +57,10 @@ async def test_what_was_ruled_can_be_taken_back(kind: JournalKind) -> None:
 async def test_the_last_uses_are_kept_and_no_others(kind: JournalKind) -> None:
     await kind.journal.commit([SaveUses((("p", 7.5), ("q", 1e9)), 10.0)])
     await kind.journal.commit([SaveUses((("p", 9.25),), 20.0)])
-    rulings = (await (await kind.reopen()).recover()).rulings
+    recovered = await (await kind.reopen()).recover()
+    rulings = recovered.rulings
     assert (rulings.uses, rulings.uses_at) == ((("p", 9.25),), 20.0)
+    assert recovered.clock_s == 20.0  # else the next life could begin before what it recalls
     await kind.journal.commit([SaveUses((), 30.0)])
     assert (await kind.journal.recover()).rulings.uses == ()
 

@@ -146,6 +146,7 @@ def _add(batch: _Batch, effect: JournalEffect) -> None:
             batch.advance(effect.now)
         case SaveUses():
             batch.uses = use_rows(effect)
+            batch.advance(effect.now)
         case SaveFarmEvent():
             batch.events.append(effect)
         case SaveAgent(spec, now):
