@@ -6,6 +6,16 @@ Each Protocol is implemented by one package and checked by one contract suite in
 from typing import Protocol
 
 from grange.ports.accounts import Accounts
+from grange.ports.capacity import (
+    Balancer,
+    CapacityEvent,
+    CapacityRecord,
+    CapacityStore,
+    Cloud,
+    LaunchAnswer,
+    Overlay,
+    Workforce,
+)
 from grange.ports.events import Delivery, DeliveryState, EventLog, FarmEvent, GivenUp
 from grange.ports.journal import (
     AttemptRecord,
@@ -41,8 +51,13 @@ __all__ = [
     "Accounts",
     "AttemptRecord",
     "AwaitedAgent",
+    "Balancer",
     "BuildRecord",
+    "CapacityEvent",
+    "CapacityRecord",
+    "CapacityStore",
     "Clock",
+    "Cloud",
     "Collected",
     "Delivery",
     "DeliveryState",
@@ -54,6 +69,7 @@ __all__ = [
     "Journal",
     "KnownDerivation",
     "Landed",
+    "LaunchAnswer",
     "Leader",
     "Leadership",
     "NewBuild",
@@ -61,6 +77,7 @@ __all__ = [
     "ObjectEntry",
     "ObjectWriter",
     "Objects",
+    "Overlay",
     "Pin",
     "PublishedOutput",
     "Recovered",
@@ -75,6 +92,7 @@ __all__ = [
     "StoredPath",
     "Unpublished",
     "Wanted",
+    "Workforce",
 ]
 
 

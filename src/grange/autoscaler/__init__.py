@@ -1,0 +1,1 @@
+"""Observe, plan, act, repeat: the shell around the capacity core."""

@@ -1,0 +1,1 @@
+"""Where instances come from and how they are reached: EC2, local processes, HAProxy, overlays."""
