@@ -39,7 +39,7 @@ from grange.wire.messages import (
 )
 from tests.peers import NIX_CONFIG, SYSTEM, NixStore, import_busybox
 
-PATIENCE_S = 20  # before a test that waits in vain fails
+PATIENCE_S = 60  # before a test that waits in vain fails
 KEY = SecretKey.generate("farm-1", bytes(range(32)))
 UNLIMITED = Limits()
 _END = object()
