@@ -60,6 +60,7 @@ _COMMANDS: Final = {
     "hooks": _Entry("hooks", "hooks", "List hooks, and see to what they failed to take."),
     "status": _Entry("farm", "status", "Show how the farm is doing."),
     "agents": _Entry("farm", "agents", "List the agents and what they do."),
+    "capacity": _Entry("capacity", "capacity", "Look at and steer elastic capacity."),
     "collect": _Entry("retention", "collect", "Delete from the cache what nothing keeps."),
     "pin": _Entry("retention", "pin", "Keep a path or a build."),
     "pins": _Entry("retention", "pins", "List what is pinned."),

@@ -1,0 +1,233 @@
+"""The shapes of /api/v1/capacity, shared by the server and its clients.
+
+As in `grange.client.models`: times are seconds since 1970, durations seconds, money US dollars;
+fields are added, never renamed. What is asked must be right to the letter, so that a word that is
+misspelt is not a word that is ignored; readers of answers ignore what they do not know.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from grange.capacity.facts import ReservationState, SlotState
+from grange.client.models import NAME_MAX, Priority
+
+KEY_MAX: Final = 255
+FEATURES_MAX: Final = 100  # of one kind of work
+SIZE_MAX: Final = 1_000_000  # places; what no slot has is refused in words, by the planner
+WAIT_MAX_S: Final = 60.0  # of one long poll: proxies hang up on what is silent for longer
+DEADLINE_MAX_S: Final = 90 * 86_400.0
+HINT_MAX_S: Final = 86_400.0
+COUNT_MAX: Final = 1_000_000
+LIST_MAX: Final = 100_000  # all reservations that can be open
+
+# What a person reads in lists and logs: no control characters.
+Line = Annotated[str, Field(max_length=NAME_MAX, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+Reason = Annotated[str, Field(max_length=1_000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+Word = Annotated[
+    str, Field(min_length=1, max_length=NAME_MAX, pattern=r"^[^\s\x00-\x1f\x7f-\x9f]+$")
+]
+Words = Annotated[list[Word], Field(max_length=FEATURES_MAX)]
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+# --- Reservations and hints ---------------------------------------------------------------------
+
+
+class ReserveRequest(_Asked):
+    """A claim on places of one slot. Asking twice with the same key is asking once."""
+
+    key: Annotated[Line, Field(min_length=1, max_length=KEY_MAX)]
+    system: Word
+    features: Words = []
+    project: Annotated[Line, Field(min_length=1)] = "default"
+    priority: Priority = 0
+    size: Annotated[int, Field(ge=1, le=SIZE_MAX)] = 1  # places
+    # How long it is of use to wait; None: for as long as the lease is renewed.
+    deadline_s: Annotated[float, Field(gt=0, le=DEADLINE_MAX_S)] | None = None
+    is_on_demand: bool = False  # never on spot, as for a build that lost its slots
+    by: Line = ""  # who, for people
+
+
+class ReservationView(BaseModel):
+    id: str
+    key: str
+    state: ReservationState
+    version: int  # grows with each change
+    slot: str | None  # None: it has none yet
+    address: str  # of its slot; "" while it has none
+    reason: str  # why it ended, in words
+    at_risk: str  # a notice that its slot may vanish; "" for none
+    why: str  # why it stands as it does, in words
+    lease_s: float  # a heartbeat is due well before this has passed: thrice in it is good
+    system: str
+    features: list[str]
+    project: str
+    priority: int
+    size: int
+    by: str
+    is_on_demand: bool
+
+    @property
+    def is_open(self) -> bool:
+        """It waits for a slot or has one, and its lease must be renewed."""
+        return self.state in (ReservationState.PENDING, ReservationState.READY)
+
+
+class HintRequest(_Asked):
+    """Work that is expected soon. One with the same key replaces it; zero waiting ends it."""
+
+    key: Annotated[Line, Field(min_length=1, max_length=KEY_MAX)]
+    system: Word
+    features: Words = []
+    project: Annotated[Line, Field(min_length=1)] = "default"
+    waiting: Annotated[int, Field(ge=0, le=COUNT_MAX)] = 1  # places
+    for_s: Annotated[float, Field(gt=0, le=HINT_MAX_S)] = 300.0
+
+
+class NoticeRequest(_Asked):
+    """An instance was told that it will go: `deadline_s` from now; None for mere advice to move."""
+
+    instance: Word
+    deadline_s: Annotated[float, Field(ge=0, le=86_400)] | None = None
+
+
+# --- What operators say -------------------------------------------------------------------------
+
+
+class SlotVerb(StrEnum):
+    DRAIN = "drain"  # no new work; ends when what runs has ended
+    UNDRAIN = "undrain"  # also ends a quarantine
+    TERMINATE = "terminate"  # at once, with all that is on it
+    QUARANTINE = "quarantine"  # no new work, and kept for a look
+
+
+class SlotVerbRequest(_Asked):
+    reason: Reason = ""
+    by: Line = ""  # who, for people; beside what the credential says
+
+
+class PoolVerbRequest(_Asked):
+    """To pause and resume. No pool: all of them."""
+
+    pool: Line | None = None
+    reason: Reason = ""
+    by: Line = ""
+
+
+class PrewarmRequest(_Asked):
+    pool: Annotated[Line, Field(min_length=1)]
+    slots: Annotated[int, Field(ge=0, le=10_000)]  # zero ends it
+    for_s: Annotated[float, Field(gt=0, le=HINT_MAX_S)] = 900.0
+    by: Line = ""
+
+
+class Done(BaseModel):
+    """What became of an order, in words."""
+
+    said: str
+
+
+# --- How things stand ---------------------------------------------------------------------------
+
+
+class SlotView(BaseModel):
+    id: str
+    pool: str
+    state: SlotState
+    since: float  # when it came into its state
+    market: str | None = None  # None while there is no instance
+    type: str = ""
+    zone: str = ""
+    instance: str | None = None
+    launched: float | None = None
+    address: str = ""
+    price_hour: float = 0.0
+    places: int = 1
+    used: int = 0  # places held by reservations
+    sessions: int = 0  # at the balancer, or attempts of its agent
+    reservations: list[str] = []
+    idle_s: float | None = None  # None: it is not
+    server: str = ""  # what the balancer does with it and finds: "ready, healthy"
+    drain_cause: str | None = None
+    is_quarantined: bool = False
+    generation: int = 0
+    uses: int = 0
+    failures: int = 0  # in a row
+
+
+class PoolView(BaseModel):
+    name: str
+    systems: list[str]
+    features: list[str] = []
+    market: str
+    min: int
+    max: int
+    warm: int
+    capacity: int  # places of a slot
+    slots: dict[str, int]  # number by state, of those that have any
+    places_used: int = 0  # held by reservations or taken by sessions
+    wanted: int = 0  # places, at the latest plan
+    limit: str = ""  # what keeps it from launching all that is wanted
+    paused: str | None = None  # why
+    explanation: str = ""  # all of it, in words
+    spent_month: float = 0.0
+    monthly_budget: float | None = None
+    dollars_hour: float = 0.0  # now
+    hourly_budget: float | None = None
+
+
+class CapacityStatus(BaseModel):
+    version: str
+    farm: str  # what its instances are tagged with
+    pools: list[PoolView]
+    reservations: dict[str, int]  # number by state
+    orphans: int
+    paused: str | None  # why nothing at all is launched; None: it is not so
+    troubles: list[str]  # what fails now, each with the remedy
+
+
+class CapacityEventView(BaseModel):
+    id: int  # grows
+    time: float
+    text: str
+    pool: str | None = None
+    slot: str | None = None
+    instance: str | None = None
+    reservation: str | None = None
+
+
+class OrphanView(BaseModel):
+    """An instance that bears the farm's tag, and that no slot owns."""
+
+    instance: str
+    pool: str | None
+    sightings: int
+    age_s: float  # since it was first seen
+
+
+class CostView(BaseModel):
+    """An estimate: the bill is the cloud's."""
+
+    pool: str
+    month: str  # "2026-11", UTC
+    dollars: float
+    dollars_hour: float  # now
+    idle_dollars: float = 0.0  # of the month, paid for instances that did nothing
+    monthly_budget: float | None = None
+    hourly_budget: float | None = None
+
+
+class ExplanationView(BaseModel):
+    text: str
+
+
+class ConsoleView(BaseModel):
+    """What the latest instance of a slot that failed to become ready had printed."""
+
+    slot: str
+    text: str | None
