@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from grange.cache.app import NIX_CACHE_INFO, Cache, DerivationText, Sources
 from grange.cache.copies import Copies
@@ -241,6 +242,8 @@ class Farm:
         self.accounts = accounts
         self.keeper = AccountKeeper(accounts, self.door, self.loop, self.outbox.hang_up)
         self._own_tokens = own_tokens
+        # What else is done while it leads, begun with each lead and cancelled with it.
+        self.while_leading: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self.cache = Cache(
             Sources(journal.narinfo, self._derivation, self._log),
             objects,
@@ -290,6 +293,8 @@ class Farm:
             group.create_task(self.failure_logs.run())
             group.create_task(keep_swept(self._shelves, self._clock))
             group.create_task(self.keeper.run())
+            for begin in self.while_leading:
+                group.create_task(begin())
 
     def _stand_by(self) -> None:
         """Forget and end all that only a leader has."""

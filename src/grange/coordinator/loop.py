@@ -17,8 +17,8 @@ from grange.errors import FencedError, GrangeError, JournalRefusedError, Outside
 from grange.ports import Clock, Journal, PublishedOutput
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import Effect, JournalEffect
-from grange.scheduler.events import Event, ProjectsChanged, Tick
-from grange.scheduler.facts import Policy, ProjectRule
+from grange.scheduler.events import Event, OffersChanged, ProjectsChanged, Tick
+from grange.scheduler.facts import Offer, Policy, ProjectRule
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class WriterLoop:
         self._lease_s = lease_s
         self._policy = policy
         self._rules = rules
+        self._offers: tuple[Offer, ...] = ()
         self._batch_max = batch_max
         self._epoch = clock.wall_s() - clock.monotonic_s()
         self._inbox: list[tuple[Event, asyncio.Future[None] | None]] = []
@@ -112,6 +113,12 @@ class WriterLoop:
         if self.core is not None:
             self.tell(ProjectsChanged(rules))
         self._has_news.set()
+
+    def offer(self, offers: Sequence[Offer]) -> None:
+        """Agents like these may appear, from now on: what they could build waits for them."""
+        self._offers = tuple(offers)
+        if self.core is not None:
+            self.tell(OffersChanged(self._offers))
 
     async def run(self, actor: Actor) -> None:
         """Recover, then serve until cancelled.
@@ -218,6 +225,7 @@ class WriterLoop:
                     self._lease_s,
                     self._policy,
                     rules=self._rules,
+                    offers=self._offers,
                 )
                 await self._commit(effects)
                 break

@@ -20,13 +20,14 @@ from grange.scheduler.events import (
     Event,
     FarmPaused,
     LimitsRecalled,
+    OffersChanged,
     OutputsPublished,
     ProjectPaused,
     ProjectsChanged,
     UsesRecalled,
     Wish,
 )
-from grange.scheduler.facts import Policy, ProjectRule, StepSpec, check_of
+from grange.scheduler.facts import Offer, Policy, ProjectRule, StepSpec, check_of
 
 Publish = Callable[[Sequence[PublishedOutput]], Awaitable[None]]
 """Puts the narinfos of committed outputs where clients look, if absent."""
@@ -77,14 +78,16 @@ async def recover(
     policy: Policy | None = None,
     *,
     rules: Mapping[str, ProjectRule] = MappingProxyType({}),
+    offers: tuple[Offer, ...] = (),
 ) -> tuple[Scheduler, list[Effect]]:
     """A scheduler that goes on where the journal ends, and what it wants done first.
 
-    `lease_s` takes the place of the policy's; `rules` are the projects'.
+    `lease_s` takes the place of the policy's; `rules` are the projects'; `offers`
+    agents that may appear.
     """
     past = await journal.recover()
     core = Scheduler(next_attempt=past.next_attempt, lease_s=lease_s, policy=policy)
-    events = _rulings(past.rulings, rules)
+    events = [*_rulings(past.rulings, rules), OffersChanged(offers)]
     for entry in past.unpublished:
         await publish(entry.outputs)
         events.append(OutputsPublished(entry.step, entry.attempt))

@@ -24,6 +24,7 @@ from grange.scheduler import (
 )
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
+from grange.scheduler.demand import Demand, demand
 from grange.scheduler.dispatch import dispatch
 from grange.scheduler.effects import Effect
 from grange.scheduler.facts import AgentId, AgentRule, AttemptId, Policy, QueueKey
@@ -92,6 +93,13 @@ class Scheduler:
         """What a project used of late, in decayed agent-seconds, and its place in the order."""
         self._memory.accounts.bring_up(account)
         return account.past_s, account.use
+
+    def demand(self) -> list[Demand]:
+        """What work there is of each kind; none where the whole farm is paused."""
+        memory = self._memory
+        if memory.pause is not None:
+            return []
+        return demand(memory.queues.values(), memory.attempts.values(), memory.accounts)
 
     @property
     def pause(self) -> str | None:
