@@ -371,6 +371,16 @@ class Bench:
         self.farm.settle(id_)
         return failed.outcome, failed.message
 
+    async def forgotten(self) -> None:
+        """Until the agent has taken all orders and has nothing left to do.
+
+        The last beat may be older than either: it says itself which orders it knows of.
+        """
+        farm = self.farm
+        await farm.until(
+            lambda: farm.beats[-1].orders_seen >= farm.number and not farm.beats[-1].attempts
+        )
+
     async def delivered(self, id_: AttemptId) -> None:
         await self.farm.until(lambda: id_ in self.farm.settled or id_ in self.farm.failed)
         assert id_ not in self.farm.failed, self.farm.failed[id_].message

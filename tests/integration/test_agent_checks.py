@@ -45,7 +45,7 @@ async def passed(b: Bench, id_: AttemptId) -> None:
     assert built.usage.build_s is not None
     await b.farm.until(lambda: (id_, Phase.BUILT) in b.farm.beats[-1].attempts)
     b.farm.settle(id_)
-    await b.farm.until(lambda: not b.farm.beats[-1].attempts)
+    await b.forgotten()
 
 
 @pytest.mark.parametrize("nix", NIXES)

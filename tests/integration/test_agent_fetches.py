@@ -235,7 +235,7 @@ async def test_inputs_collected_meanwhile_are_fetched_again(tmp_path: Path) -> N
         use = f"cat {NIX_STORE.show(path)} > $out"
         await b.delivered(b.farm.order(b.drv("one", use, inputs=[path])))
         present = set(b.agent._attempts._present)
-        await b.farm.until(lambda: not b.farm.beats[-1].attempts)
+        await b.forgotten()
         await b.agent._collect(1 << 60)
         assert not b.store.physical_path(path).exists()
         b.agent._attempts._present |= present  # as if another program had collected it

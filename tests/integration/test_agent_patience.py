@@ -59,7 +59,7 @@ async def test_progress_grows_with_inputs_log_and_outputs(tmp_path: Path) -> Non
 async def test_a_download_without_a_byte_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grange.agent.service.QUIET_S", 0.2)
+    monkeypatch.setattr("grange.agent.service.QUIET_S", 1.0)
     monkeypatch.setattr(grange.agent.download, "TRIES", 2)
     async with bench(tmp_path) as b:
         path = path_named("stuck")
@@ -102,7 +102,7 @@ async def test_a_cache_that_takes_no_upload_fails_it(
         assert path_named("out") in message
         assert "503" in message
         assert len(b.farm.requests) == grange.agent.upload.TRIES
-        await b.farm.until(lambda: not b.farm.beats[-1].attempts)
+        await b.forgotten()
         b.farm.answer_upload = lambda _: 200
         await b.delivered(b.farm.order(b.drv("after", "echo > $out")))
 
@@ -147,9 +147,6 @@ async def test_an_upload_of_which_no_byte_is_taken_fails(
 async def test_a_daemon_that_hangs_is_killed_and_the_agent_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grange.daemon.wire.ANSWER_S", 0.5)
-    monkeypatch.setattr("grange.daemon.link.GRACE_S", 0.1)
-    monkeypatch.setattr("grange.daemon.link.TERMINATE_S", 0.1)
     async with bench(tmp_path) as b:
         await b.delivered(b.farm.order(b.drv("before", "echo > $out")))
         daemons = [daemon.pid for daemon in b.agent._fetch_pool._idle]
@@ -158,8 +155,12 @@ async def test_a_daemon_that_hangs_is_killed_and_the_agent_blamed(
             os.kill(pid, signal.SIGSTOP)
         path = path_named("input")
         b.farm.publish(path, nar_of_text(b"input"))
-        failing = b.farm.order(b.drv("use", "echo > $out", inputs=[path]))
-        outcome, message = await b.failure(failing)
+        with monkeypatch.context() as hasty:  # too hasty for a daemon that is well, but busy
+            hasty.setattr("grange.daemon.wire.ANSWER_S", 0.5)
+            hasty.setattr("grange.daemon.link.GRACE_S", 0.1)
+            hasty.setattr("grange.daemon.link.TERMINATE_S", 0.1)
+            failing = b.farm.order(b.drv("use", "echo > $out", inputs=[path]))
+            outcome, message = await b.failure(failing)
         assert outcome is Outcome.AGENT_FAILED
         assert "said nothing" in message
         await b.delivered(b.farm.order(b.drv("again", "echo > $out", inputs=[path])))
@@ -169,15 +170,15 @@ async def test_a_daemon_that_hangs_is_killed_and_the_agent_blamed(
 @pytest.mark.parametrize(
     ("limits", "outcome"),
     [
-        (Limits(build_s=1), Outcome.TIMED_OUT),
-        (Limits(silent_s=1), Outcome.SILENT_TOO_LONG),
-        (Limits(silent_s=1, build_s=600), Outcome.SILENT_TOO_LONG),
+        (Limits(build_s=600), Outcome.TIMED_OUT),
+        (Limits(silent_s=600), Outcome.SILENT_TOO_LONG),
+        (Limits(silent_s=600, build_s=1200), Outcome.SILENT_TOO_LONG),
     ],
 )
 async def test_limits_that_the_daemon_lets_pass_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits, outcome: Outcome
 ) -> None:
-    monkeypatch.setattr(grange.agent.watch, "GRACE_S", -0.5)  # before the daemon itself acts
+    monkeypatch.setattr(grange.agent.watch, "GRACE_S", -599.5)  # long before the daemon acts
     async with bench(tmp_path) as b:
         mark = f"mark{os.getpid()}"
         id_ = b.farm.order(b.drv("hang", f": {mark}; {FOREVER}"), limits)
@@ -193,8 +194,8 @@ async def test_a_progress_bar_is_not_silence(
 ) -> None:
     monkeypatch.setattr(grange.agent.watch, "GRACE_S", 0.0)
     async with bench(tmp_path) as b:
-        script = "i=0; while [ $i -lt 15 ]; do printf .; sleep 0.2; i=$((i+1)); done; echo > $out"
-        await b.delivered(b.farm.order(b.drv("bar", script), Limits(silent_s=1)))
+        script = "i=0; while [ $i -lt 40 ]; do printf .; sleep 0.1; i=$((i+1)); done; echo > $out"
+        await b.delivered(b.farm.order(b.drv("bar", script), Limits(silent_s=3)))
 
 
 async def test_a_log_for_which_there_is_no_room_blames_the_disk(

@@ -144,7 +144,7 @@ async def test_cut_before_the_end_is_settled(tmp_path: Path) -> None:
         b.farm.grant(b.farm.built[0])
         await b.delivered(good)
         b.farm.settle(bad)
-        await b.farm.until(lambda: not b.farm.beats[-1].attempts)
+        await b.forgotten()
         # What is settled is not told again.
         b.farm.built.clear()
         b.farm.grants = True
@@ -228,7 +228,7 @@ async def test_answers_to_uploads(tmp_path: Path, status: int, size: int) -> Non
         elif status == 409:
             await b.farm.until(lambda: not answers)
             b.farm.settle(id_)
-            await b.farm.until(lambda: not b.farm.beats[-1].attempts)
+            await b.forgotten()
             assert not b.farm.uploads
         else:
             await b.delivered(id_)
@@ -266,7 +266,7 @@ class Coordinator:
         self.specs: list[AgentSpec] = []
         self.has_left = asyncio.Event()
         self.is_building = asyncio.Event()
-        self.has_beaten = asyncio.Event()
+        self.began: asyncio.Queue[AgentSpec] = asyncio.Queue()  # tunnels that were heard
         self.order: BuildOrder | None = None
 
     async def check_version(self, check: VersionCheck) -> bool:
@@ -277,8 +277,11 @@ class Coordinator:
         tunnel.send(JoinAnswer(tunnel.spec.id, "http://127.0.0.1:1", (), 30.0, 0.1, 4))
         if self.order is not None:
             tunnel.send(Orders(1, builds=(self.order,)))
+        is_new = True
         async for message in tunnel:
-            self.has_beaten.set()
+            if is_new:
+                self.began.put_nowait(tunnel.spec)
+                is_new = False
             if isinstance(message, Report):
                 self._report(message)
 
@@ -329,12 +332,11 @@ async def test_a_process_over_the_network(tmp_path: Path) -> None:
         arguments = (str(store.root), str(tmp_path / "state"), f"http://127.0.0.1:{port}")
         options = ("-W", "error", "-c", AGENT)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        coordinator.has_beaten.clear()
         process = await asyncio.create_subprocess_exec(
             sys.executable, *options, *arguments, env=environment
         )
         async with asyncio.timeout(PATIENCE_S):
-            await coordinator.has_beaten.wait()
+            await coordinator.began.get()
         return process
 
     try:
@@ -345,7 +347,7 @@ async def test_a_process_over_the_network(tmp_path: Path) -> None:
         drv = derivation(busybox, "hang", FOREVER)
         coordinator.order = BuildOrder(AttemptId(1), path_named("hang.drv"), drv, Limits())
         process = await start()
-        first, second = coordinator.specs
+        first, second = coordinator.specs  # of one agent after the other
         assert second.previous_session == first.session
         assert (second.id, second.session) != (first.id, first.session)
         async with asyncio.timeout(PATIENCE_S):
