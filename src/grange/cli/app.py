@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from grange import errors
+from grange.cli.lazy import Entry, LazyGroup
 
 if TYPE_CHECKING:
     from grange.cli.config import AgentOptions, ServeConfig
@@ -36,63 +36,41 @@ class Adapters:
     journal_tools: "Callable[[], JournalTools]"
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    module: str
-    name: str
-    summary: str
-
-
-# Where each command is. Its module, and with it HTTP and tables, is imported when it is called.
 _COMMANDS: Final = {
-    "build": _Entry("build", "build", "Build derivations or Nix expressions, and show progress."),
-    "list": _Entry("builds", "list_builds", "List builds, the newest first."),
-    "show": _Entry("builds", "show", "Show a build and its steps."),
-    "log": _Entry("log", "log", "Print the log of a build or step."),
-    "why": _Entry("why", "why", "Say why something is not running."),
-    "cancel": _Entry("builds", "cancel", "Stop builds."),
-    "retry": _Entry("builds", "retry", "Try failed builds again."),
-    "priority": _Entry("knobs", "priority", "Raise or lower the priority of a build."),
-    "projects": _Entry("knobs", "projects", "List projects: shares, quotas and use."),
-    "pause": _Entry("knobs", "pause", "Begin nothing more: at all, of a project, on an agent."),
-    "pauses": _Entry("knobs", "pauses", "List what is paused."),
-    "resume": _Entry("knobs", "resume", "End a pause."),
-    "hooks": _Entry("hooks", "hooks", "List hooks, and see to what they failed to take."),
-    "status": _Entry("farm", "status", "Show how the farm is doing."),
-    "agents": _Entry("farm", "agents", "List the agents and what they do."),
-    "capacity": _Entry("capacity", "capacity", "Look at and steer elastic capacity."),
-    "collect": _Entry("retention", "collect", "Delete from the cache what nothing keeps."),
-    "pin": _Entry("retention", "pin", "Keep a path or a build."),
-    "pins": _Entry("retention", "pins", "List what is pinned."),
-    "unpin": _Entry("retention", "unpin", "Let go of a pin."),
-    "token": _Entry("token", "token", "Make, list and revoke tokens."),
-    "whoami": _Entry("token", "whoami", "Say who the farm takes you for."),
-    "audit": _Entry("token", "audit", "Show who did what."),
-    "serve": _Entry("serve", "serve", "Run a farm: coordinator, cache and web."),
-    "agent": _Entry("agent", "agent", "Run agents, and say who may be one."),
-    "cache": _Entry("cache", "cache", "Serve a binary cache alone, without a farm."),
-    "db": _Entry("db", "db", "Migrate, check and move the farm's journal."),
-    "store": _Entry("store", "store", "Bring the cache's stores level."),
-    "key": _Entry("key", "key", "Make signing keys."),
+    "build": Entry("build", "build", "Build derivations or Nix expressions, and show progress."),
+    "list": Entry("builds", "list_builds", "List builds, the newest first."),
+    "show": Entry("builds", "show", "Show a build and its steps."),
+    "log": Entry("log", "log", "Print the log of a build or step."),
+    "why": Entry("why", "why", "Say why something is not running."),
+    "cancel": Entry("builds", "cancel", "Stop builds."),
+    "retry": Entry("builds", "retry", "Try failed builds again."),
+    "priority": Entry("knobs", "priority", "Raise or lower the priority of a build."),
+    "projects": Entry("knobs", "projects", "List projects: shares, quotas and use."),
+    "pause": Entry("knobs", "pause", "Begin nothing more: at all, of a project, on an agent."),
+    "pauses": Entry("knobs", "pauses", "List what is paused."),
+    "resume": Entry("knobs", "resume", "End a pause."),
+    "hooks": Entry("hooks", "hooks", "List hooks, and see to what they failed to take."),
+    "status": Entry("farm", "status", "Show how the farm is doing."),
+    "agents": Entry("farm", "agents", "List the agents and what they do."),
+    "capacity": Entry("capacity", "capacity", "Look at and steer elastic capacity."),
+    "collect": Entry("retention", "collect", "Delete from the cache what nothing keeps."),
+    "pin": Entry("retention", "pin", "Keep a path or a build."),
+    "pins": Entry("retention", "pins", "List what is pinned."),
+    "unpin": Entry("retention", "unpin", "Let go of a pin."),
+    "token": Entry("token", "token", "Make, list and revoke tokens."),
+    "whoami": Entry("token", "whoami", "Say who the farm takes you for."),
+    "audit": Entry("token", "audit", "Show who did what."),
+    "serve": Entry("serve", "serve", "Run a farm: coordinator, cache and web."),
+    "agent": Entry("agent", "agent", "Run agents, and say who may be one."),
+    "cache": Entry("cache", "cache", "Serve a binary cache alone, without a farm."),
+    "db": Entry("db", "db", "Migrate, check and move the farm's journal."),
+    "store": Entry("store", "store", "Bring the cache's stores level."),
+    "key": Entry("key", "key", "Make signing keys."),
 }
 
 
-class _Commands(click.Group):
-    """The commands of `_COMMANDS`, in that order."""
-
-    def list_commands(self, _ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if (entry := _COMMANDS.get(cmd_name)) is None:
-            return None
-        command = getattr(import_module(f"grange.cli.{entry.module}"), entry.name)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in _COMMANDS.items()])
+class _Commands(LazyGroup):
+    """Tells errors as people are to read them, and exits with their code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -131,6 +109,7 @@ def make_cli(adapters: Adapters) -> click.Group:
 
     @click.group(
         cls=_Commands,
+        entries=_COMMANDS,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
         epilog="The farm is found by --url, else GRANGE_URL, else http://127.0.0.1:7380.",
     )

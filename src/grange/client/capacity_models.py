@@ -136,59 +136,69 @@ class Done(BaseModel):
 
 
 class SlotView(BaseModel):
+    """A lasting seat, and the instance that sits in it."""
+
     id: str
     pool: str
     state: SlotState
-    since: float  # when it came into its state
-    market: str | None = None  # None while there is no instance
-    type: str = ""
-    zone: str = ""
-    instance: str | None = None
-    launched: float | None = None
-    address: str = ""
-    price_hour: float = 0.0
-    places: int = 1
-    used: int = 0  # places held by reservations
-    sessions: int = 0  # at the balancer, or attempts of its agent
-    reservations: list[str] = []
-    idle_s: float | None = None  # None: it is not
-    server: str = ""  # what the balancer does with it and finds: "ready, healthy"
-    drain_cause: str | None = None
-    is_quarantined: bool = False
-    generation: int = 0
-    uses: int = 0
-    failures: int = 0  # in a row
+    since_s: float  # it has been in its state for so long
+    is_usable: bool  # new work may come to it
+    is_quarantined: bool
+    market: str | None  # None where nobody sits there
+    type: str  # of its instance, as is its zone; "" while it has none
+    zone: str
+    instance: str | None
+    address: str
+    price_hour: float
+    places: int  # of it
+    used: int  # that are reserved
+    reservations: list[str]
+    sessions: int  # at the latest look, as are builds
+    builds: int
+    idle_s: float | None  # it has had nothing to do for so long; None: it has
+    drain_s: float | None  # left until it is ended with what is on it; None: it drains not
+    drain_cause: str | None
+    server: str  # what the balancer does with it; "" where that is not known, or there is none
+    is_healthy: bool | None
+    generation: int  # counts launches
+    uses: int
+    failures: int  # in a row
 
 
 class PoolView(BaseModel):
     name: str
     systems: list[str]
-    features: list[str] = []
+    features: list[str]
     market: str
-    min: int
+    fallback: str | None
+    min: int  # slots, as are max and warm
     max: int
     warm: int
     capacity: int  # places of a slot
-    slots: dict[str, int]  # number by state, of those that have any
-    places_used: int = 0  # held by reservations or taken by sessions
-    wanted: int = 0  # places, at the latest plan
-    limit: str = ""  # what keeps it from launching all that is wanted
-    paused: str | None = None  # why
-    explanation: str = ""  # all of it, in words
-    spent_month: float = 0.0
-    monthly_budget: float | None = None
-    dollars_hour: float = 0.0  # now
-    hourly_budget: float | None = None
+    slots: dict[SlotState, int]  # of those states that any is in
+    usable: int  # slots that new work may come to
+    places: int  # of usable slots
+    used: int  # of those places
+    demand: int  # places that the latest plan wanted
+    orphans: int
+    limit: str  # what keeps it from launching more, in words; "" for nothing
+    paused: str | None  # why; None: it is not
+    breaker: str  # what an operator must do; "" for nothing
+    is_gone: bool  # no longer configured
+    month: str  # "2026-11", UTC
+    spent: float  # in that month
+    monthly_budget: float | None
+    hourly: float  # now
+    hourly_budget: float | None
 
 
 class CapacityStatus(BaseModel):
     version: str
-    farm: str  # what its instances are tagged with
     pools: list[PoolView]
-    reservations: dict[str, int]  # number by state
+    reservations: dict[ReservationState, int]  # of those states that any is in
     orphans: int
     paused: str | None  # why nothing at all is launched; None: it is not so
-    troubles: list[str]  # what fails now, each with the remedy
+    troubles: list[str]  # what fails now, each with what to do
 
 
 class CapacityEventView(BaseModel):
@@ -206,8 +216,12 @@ class OrphanView(BaseModel):
 
     instance: str
     pool: str | None
+    slot: str | None  # by its tag
     sightings: int
-    age_s: float  # since it was first seen
+    since_s: float  # it was first seen so long ago
+    launched: float | None  # None where the latest list did not show it
+    type: str
+    zone: str
 
 
 class CostView(BaseModel):
@@ -215,11 +229,11 @@ class CostView(BaseModel):
 
     pool: str
     month: str  # "2026-11", UTC
-    dollars: float
-    dollars_hour: float  # now
-    idle_dollars: float = 0.0  # of the month, paid for instances that did nothing
-    monthly_budget: float | None = None
-    hourly_budget: float | None = None
+    spent: float  # in that month
+    monthly_budget: float | None
+    hourly: float  # now
+    hourly_idle: float  # of which for ready slots that nobody uses
+    hourly_budget: float | None
 
 
 class ExplanationView(BaseModel):

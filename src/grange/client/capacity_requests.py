@@ -48,7 +48,7 @@ from grange.errors import (
     UnauthenticatedError,
 )
 
-BASE: Final = "/api/v1/capacity"
+BASE: Final = "/api/v1/capacity"  # of paths
 ANSWER_S: Final = 30.0  # for what is answered at once
 ROUND_S: Final = 300.0  # for a whole round of observing and acting, clouds included
 PROSE_CHARS_MAX: Final = 200  # of an answer that is not the API's

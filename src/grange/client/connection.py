@@ -17,6 +17,7 @@ from grange.client.credentials import authorization_for, bearer, token_in
 from grange.errors import OutsideError, PeerError
 
 DEFAULT_URL: Final = "http://127.0.0.1:7380"
+API: Final = "/api/v1"
 CONNECT_S: Final = 10.0
 # Taking in a hundred thousand derivations is one call, and may wait behind others.
 ANSWER_S: Final = 600.0
@@ -65,7 +66,7 @@ class Connection:
         self._authorization = None  # another host may be shown another one, or none
         is_far = self.url.startswith("https://")
         return httpx.Client(
-            base_url=self.url + "/api/v1/",
+            base_url=f"{self.url}{API}/",
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             # Plain HTTP means this machine or its network: no proxy, and no certificates, whose
             # reading takes longer than a call.
