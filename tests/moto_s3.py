@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from typing import Final
 
 import boto3
 from botocore.config import Config
+
+from tests.ports import free_port
 
 BUCKET: Final = "store"
 CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "AKMOTO", "AWS_SECRET_ACCESS_KEY": "moto-secret"}
@@ -31,9 +32,7 @@ _ALL_READ: Final = {
 @contextmanager
 def moto_s3() -> Iterator[str]:
     """The URL of one that answers and has an empty bucket, which anyone may read."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ from random import SystemRandom
 from typing import Final
 
 PORTS: Final = 10_000  # so many below the kernel's own
+_given: Final = set[int]()
 
 
 def free_port() -> int:
@@ -23,4 +24,6 @@ def free_port() -> int:
                 held.bind(("127.0.0.1", port))
             except OSError:
                 continue
+        if port not in _given:  # to a server that is yet to start
+            _given.add(port)
             return port

@@ -32,7 +32,7 @@ from tests.ports import free_port
 
 GRANGE: Final = Path(sys.executable).parent / "grange"
 NIX_CONFIG: Final = "substituters =\nbuild-users-group =\nexperimental-features = nix-command\n"
-READY_S: Final = 60.0  # for a process to start on a busy machine
+READY_S: Final = 120.0  # for a process to start on a busy machine
 LOOK_S: Final = 0.02  # between two looks at a process that cannot tell by itself
 
 # `step name attributes script` is a derivation that runs `script` with busybox; $b names it.
@@ -115,7 +115,7 @@ class Process:
             if self.popen.poll() is None:
                 self.popen.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.popen.wait(5)
+                    self.popen.wait(20)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()

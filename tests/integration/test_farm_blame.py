@@ -14,7 +14,7 @@ from grange.wire.messages import Failed, Report
 from tests.integration.farm import Farm, running_farm
 from tests.integration.test_farm_lies import lying
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.peer
 
 CONFIG = """
 [limits]

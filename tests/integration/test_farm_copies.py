@@ -19,7 +19,7 @@ TRUSTED = SecretKey.generate("upstream.test-1", b"u" * 32)  # by the farm, as an
 UNKNOWN = SecretKey.generate("unknown.test-1", b"x" * 32)
 IMPOSTOR = SecretKey.generate(TRUSTED.public.name, b"i" * 32)  # another's, of the trusted name
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.peer
 
 
 @pytest.fixture(scope="module")

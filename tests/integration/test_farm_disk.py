@@ -9,7 +9,7 @@ import pytest
 from grange.errors import OutsideError
 from tests.integration.farm import Farm, make_farm, make_tokens, wait_at
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(100)]
+pytestmark = pytest.mark.peer
 
 DISK_BYTES = 24 << 20
 # Some 600 KB of environment, more than may be left in what the journal has written over before.

@@ -199,7 +199,7 @@ def test_a_leader_that_is_told_to_stop_hands_over(shared: SharedFarm) -> None:
     farm.at_gate(build, "stopped-first")
     shared.lead.process.signal(signal.SIGTERM)
     dead = shared.await_takeover()
-    assert dead.process.popen.wait(60) == 0
+    assert dead.process.popen.wait(120) == 0
     for name in ("one", "two"):
         farm.await_agent(name)
     farm.open("stopped")

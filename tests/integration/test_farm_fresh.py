@@ -9,7 +9,7 @@ from grange.store.path import NIX_STORE
 from tests.integration.farm import Farm, running_farm
 from tests.peers import NixStore, instantiate
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.peer
 
 ANEW = "$b cat /proc/sys/kernel/random/uuid > $out"
 

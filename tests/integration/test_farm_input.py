@@ -17,7 +17,7 @@ from grange.store.outputs import derivation_path
 from grange.store.path import NIX_STORE
 from tests.integration.farm import Farm, running_farm
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.peer
 
 NOBODY = "/nix/store/" + "0" * 32 + "-nobody.drv"
 

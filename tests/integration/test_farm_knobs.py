@@ -11,7 +11,7 @@ from grange.errors import PeerError
 from grange.store.keys import SecretKey
 from tests.integration.farm import Farm, running_farm
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.peer
 
 RULES = """\
 [projects.few]

@@ -38,7 +38,7 @@ from grange.wire.messages import (
 )
 from tests.integration.farm import Farm, running_farm
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(30)]
+pytestmark = pytest.mark.peer
 
 STRANGER = StorePath.parse_base("0" * 32 + "-stranger")
 

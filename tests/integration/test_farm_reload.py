@@ -9,7 +9,7 @@ import pytest
 from grange.errors import GrangeError
 from tests.integration.farm import Farm, Process, running_farm, until, wait_at
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(100)]
+pytestmark = pytest.mark.peer
 
 OLD = """\
 [projects.default]

@@ -12,7 +12,7 @@ from grange.store.path import NIX_STORE
 from tests.integration.farm import Farm, Process, running_farm, until, wait_at
 from tests.postgres import running_postgres
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.peer
 
 RULES = """\
 [retention]

@@ -13,7 +13,7 @@ from grange.store.path import NIX_STORE
 from tests.integration.farm import Farm, running_farm, wait_at
 from tests.peers import processes_with
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.peer
 
 SET = """\
 rec {

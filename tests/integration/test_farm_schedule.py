@@ -7,7 +7,7 @@ import pytest
 from grange.store.path import NIX_STORE
 from tests.integration.farm import Farm, running_farm, until
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(100)]
+pytestmark = pytest.mark.peer
 
 RULES = """\
 [retention]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from grange.client.models import PauseRequest
 from tests.integration.farm import Farm, make_farm, until
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.peer
 
 DISK_BYTES = 64 << 20
 CHUNK = bytes(1 << 16)
@@ -92,6 +93,8 @@ def test_an_agent_whose_store_is_full_is_told_apart_and_another_builds(tmp_path:
         try:
             farm.start_coordinator()
             farm.add_agent("small", "--max-jobs", "1")
+            farm.add_agent("large")
+            farm.client.pause(PauseRequest(agent="large"))
             farm.succeed(farm.submit(random(farm, "before", 1_000_000)))
             fill(store / "ballast", leave=4 << 20)
             build = farm.submit(random(farm, "large", 20_000_000))
@@ -102,7 +105,7 @@ def test_an_agent_whose_store_is_full_is_told_apart_and_another_builds(tmp_path:
             )
             assert farm.attempts(build)[0].outcome == "agent out of disk"
             assert farm.client.build(build.id).outcome is None
-            farm.add_agent("large")
+            farm.client.resume(PauseRequest(agent="large"))
             farm.succeed(build)
             *failed, last = farm.attempts(build)
             assert {each.outcome for each in failed} == {"agent out of disk"}

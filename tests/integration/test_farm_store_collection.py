@@ -13,7 +13,7 @@ from grange.store.path import NIX_STORE
 from tests import fake_s3
 from tests.integration.farm import Farm, make_farm, until
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.peer
 
 RULES = """\
 [retention]

@@ -12,7 +12,7 @@ from tests import fake_s3
 from tests.integration.farm import Farm, running_farm, until
 from tests.moto_s3 import BUCKET, CREDENTIALS, moto_s3
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]  # moto alone takes seconds to start
+pytestmark = pytest.mark.peer
 
 GRAPH = """
 let large = step "large" {} ''

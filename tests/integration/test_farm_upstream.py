@@ -7,7 +7,7 @@ import pytest
 from grange.store.keys import SecretKey
 from tests.integration.farm import Farm, running_farm
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.peer
 
 GRAPH = """\
 let

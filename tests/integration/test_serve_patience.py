@@ -8,8 +8,6 @@ import uvicorn
 
 from grange.coordinator.http_protocol import PatientProtocol
 
-pytestmark = pytest.mark.timeout(30)
-
 
 async def hello(scope: dict[str, object], _receive: object, send: object) -> None:
     assert scope["type"] == "http"

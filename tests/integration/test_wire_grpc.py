@@ -92,7 +92,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
     def run(scenario: Coroutine[Any, Any, None]) -> None:
         async def bounded() -> None:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 await scenario
 
         with asyncio.Runner(loop_factory=factory) as runner:
