@@ -11,10 +11,11 @@ import heapq
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
-from grange.capacity import claims, launching, look, orders, plan, recall, why
+from grange.capacity import budget, claims, launching, look, orders, plan, recall, why
 from grange.capacity import events as on
 from grange.capacity.effects import Effect
 from grange.capacity.facts import (
+    InstanceId,
     Pool,
     PoolName,
     Reservation,
@@ -26,7 +27,7 @@ from grange.capacity.facts import (
 )
 from grange.capacity.memory import Memory
 from grange.capacity.packing import Queues
-from grange.capacity.state import Held, Hint, PoolState, Seat
+from grange.capacity.state import VACANT, Held, Hint, Orphan, PoolState, Seat
 
 
 class Capacity:
@@ -43,6 +44,7 @@ class Capacity:
         self.seats: Mapping[SlotId, Seat] = self._memory.seats
         self.held: Mapping[ReservationId, Held] = self._memory.held
         self.pools: Mapping[PoolName, PoolState] = self._memory.pools
+        self.orphans: Mapping[InstanceId, Orphan] = self._memory.orphans
         recall.set_pools(self._memory, pools)
 
     def handle(self, now: float, events: Iterable[on.Event]) -> list[Effect]:
@@ -74,6 +76,14 @@ class Capacity:
 
     def slots(self) -> list[Slot]:
         return [seat.slot for seat in self._memory.seats.values()]
+
+    def lease_s(self, reservation: Reservation) -> float:
+        """How long it lasts without being renewed."""
+        return claims.lease_s(self._memory, reservation)
+
+    def price(self, seat: Seat) -> float:
+        """Dollars an hour of who sits there."""
+        return 0.0 if seat.slot.state in VACANT else budget.price(seat)
 
     def why(self, id_: ReservationId) -> str:
         """Why this reservation stands as it does, in words."""
