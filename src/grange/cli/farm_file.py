@@ -3,17 +3,18 @@
 Its shape is the models below; each table is one, and what it may hold is its fields.
 """
 
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from grange.capacity.facts import ReadyBy
+from grange.cli.capacity_tables import CapacityFile, CapacityTables
 from grange.cli.hook_tables import HookTables
 from grange.cli.strategies import load_strategy
+from grange.cli.tables import Count, Seconds, Table, faults, toml
 from grange.coordinator.hooks.rules import EventRules
 from grange.coordinator.keep import KeepRule, RetentionRules
 from grange.errors import OperatorError
@@ -22,16 +23,12 @@ from grange.scheduler.strategy import AGENT_ORDERS, STEP_ORDERS
 
 FactsT = TypeVar("FactsT", Limits, Policy, ProjectRule, KeepRule, RetentionRules)
 
-_COUNT_MAX: Final = (1 << 63) - 1  # what a database holds
-Count = Annotated[int, Field(ge=0, le=_COUNT_MAX)]
-Tries = Annotated[int, Field(ge=1, le=_COUNT_MAX)]  # the first counts
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Tries = Annotated[int, Field(ge=1, le=(1 << 63) - 1)]  # the first counts
+_ELSEWHERE: Final = {"retries.lease_s": "is not set here; say it with --lease"}
 
 
-class Table(BaseModel):
-    """A table of the file: nothing but its fields, and no text where a number is wanted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class _Rules(Table):
+    """A table whose fields are those of a record."""
 
     def over(self, default: FactsT, *but: str) -> FactsT:
         """`default`, with what the file says in its place."""
@@ -39,20 +36,20 @@ class Table(BaseModel):
         return replace(default, **said)
 
 
-class _Limits(Table):
+class _Limits(_Rules):
     silent_s: Count = 0
     build_s: Count = 0
     log_bytes: Count = 0
     output_bytes: Count = 0
 
 
-class _Keep(Table):
+class _Keep(_Rules):
     last: Count = 0
     days: Seconds = 0
     inputs: bool = False
 
 
-class _Project(Table):
+class _Project(_Rules):
     share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
     running_max: Count = 0
@@ -61,7 +58,7 @@ class _Project(Table):
     keep: _Keep = _Keep()
 
 
-class _Retries(Table):
+class _Retries(_Rules):
     build_tries: Tries = 1
     failures_max: Tries = 1
     losses_max: Tries = 1
@@ -79,7 +76,7 @@ class _Retries(Table):
     upload_max_s: Seconds = 0
 
 
-class _Retention(Table):
+class _Retention(_Rules):
     keep: _Keep = _Keep()
     unreferenced_days: Seconds = 0
     every_hours: Seconds = 0
@@ -126,7 +123,7 @@ class _DerivationSource(Table):
     public_keys: Annotated[list[str], Field(min_length=1)]
 
 
-class _File(HookTables):
+class _File(HookTables, CapacityTables):
     scheduling: _Scheduling = _Scheduling()
     derivation_sources: list[_DerivationSource] = Field(default_factory=list)
     access: _Access = _Access()
@@ -160,6 +157,7 @@ class FarmFile:
     retention: RetentionRules = field(default_factory=RetentionRules)
     is_fresh: bool = False  # outputs that an agent's store has already are built again
     events: EventRules = field(default_factory=EventRules)
+    capacity: CapacityFile = field(default_factory=CapacityFile)
 
     @property
     def log_bytes_max(self) -> int:
@@ -178,7 +176,8 @@ class FarmFile:
             "present_outputs": self.is_fresh != old.is_fresh,
             "hooks and events": self.events != old.events,
         }
-        return [name for name, is_so in differs.items() if is_so]
+        said = [name for name, is_so in differs.items() if is_so]
+        return said + self.capacity.needs_start(old.capacity)
 
 
 def read_farm_file(path: Path, limits: Limits) -> FarmFile:
@@ -188,9 +187,9 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
     makes no sense.
     """
     try:
-        said = _File.model_validate(_toml(path))
+        said = _File.model_validate(toml(path))
     except ValidationError as error:
-        raise _told(path, error) from None
+        raise faults(path, error, _File, _ELSEWHERE) from None
     limits = said.limits.over(limits)
     events = said.rules(path.parent)
     return FarmFile(
@@ -211,6 +210,7 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
         retention=_retention(said),
         is_fresh=said.present_outputs == "delete",
         events=events,
+        capacity=said.capacity_file(path.parent, ReadyBy.AGENT),
     )
 
 
@@ -230,40 +230,3 @@ def _tls(said: _Tls, folder: Path) -> TlsPaths:
     """Relative paths are relative to the file that names them."""
     client_ca = None if said.client_ca is None else folder / said.client_ca
     return TlsPaths(folder / said.certificate, folder / said.key, client_ca)
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise OperatorError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OperatorError(f"{path} is not TOML: {error}") from error
-
-
-def _told(path: Path, error: ValidationError) -> OperatorError:
-    """All that is wrong with the file, each with its place."""
-    lines = [f"{path}:"]
-    for each in error.errors(include_url=False):
-        where = ".".join(map(str, each["loc"]))
-        what = f"is {each['input']!r}: {each['msg'].lower()}"
-        if each["type"] == "extra_forbidden":
-            what = f"is not known; {', '.join(_keys_beside(each['loc']))} are"
-        if each["type"] == "value_error":
-            what = f"is wrong: {each['ctx']['error']}"
-        if where == "retries.lease_s":
-            what = "is not set here; say it with --lease"
-        lines.append(f"{where} {what}")
-    return OperatorError("\n  ".join(lines))
-
-
-def _keys_beside(place: Sequence[int | str]) -> list[str]:
-    """The keys that the table may have whose key `place` is."""
-    kind: Any = _File
-    for part in place[:-1]:
-        is_table = isinstance(kind, type) and issubclass(kind, BaseModel)
-        kind = kind.model_fields[part].annotation if is_table else get_args(kind)[-1]
-        if isinstance(kind, UnionType):  # a table that may be left out
-            kind = get_args(kind)[0]
-    assert issubclass(kind, BaseModel)
-    return list(kind.model_fields)

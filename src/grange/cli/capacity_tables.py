@@ -1,0 +1,232 @@
+"""The tables of elastic capacity: [capacity], [pools.NAME], those of clouds, and of HAProxy.
+
+They stand in the farm's file (`grange serve --config`), where instances are agents of the farm, or
+in a file of their own (`grange autoscaler --config`), where they are servers behind HAProxy.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from grange.autoscaler.wiring import Wiring
+from grange.capacity.facts import Pool, PoolName, ReadyBy, Rules
+from grange.cli.pool_tables import LocalPool, PoolTable
+from grange.cli.tables import Table, Text, faults, toml
+from grange.client.capacity import SOCKET
+from grange.cloud.haproxy import HaproxySettings
+from grange.errors import OperatorError
+
+POOLS_MAX: Final = 100
+NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # part of slots' and servers' names
+_COORDINATOR: Final = re.compile(r"(https?://)?(\[[0-9a-fA-F:]+\]|[^\s/:]+):\d{1,5}")
+
+Pools = Annotated[dict[str, PoolTable], Field(max_length=POOLS_MAX)]
+
+
+class _Local(Table):
+    folder: Text | None = None
+    boot_s: Annotated[float, Field(ge=0, le=3600)] = 0.0
+    grace_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+
+
+class _Capacity(Table):
+    farm: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "grange"
+    coordinator: Text | None = None
+    ca: Text | None = None
+    interval_s: Annotated[float, Field(ge=0.1, le=300)] = 5.0
+    vcpus_max: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    kept_s: Annotated[float, Field(ge=60, le=604_800)] = 3600.0
+
+    @field_validator("coordinator")
+    @classmethod
+    def _is_an_address(cls, text: str | None) -> str | None:
+        if text is not None and not _COORDINATOR.fullmatch(text):
+            raise ValueError(f"{text!r} is not HOST:PORT or https://HOST:PORT, as instances see it")
+        return text
+
+
+class CapacityTables(Table):
+    """What the tables say together. No pools: there is no elastic capacity."""
+
+    capacity: _Capacity = _Capacity()
+    pools: Annotated[dict[str, PoolTable], Field(max_length=POOLS_MAX)] = Field(
+        default_factory=dict
+    )
+    local: _Local = _Local()
+
+    @field_validator("pools")
+    @classmethod
+    def _pools_have_plain_names(cls, pools: dict[str, PoolTable]) -> dict[str, PoolTable]:
+        for name in pools:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} cannot name a pool: it takes small letters, digits and - within, 40 "
+                    "at most, for slots and servers are named after it"
+                )
+        return pools
+
+    @model_validator(mode="after")
+    def _capacity_fits(self) -> Self:
+        if said := _vcpus(self.capacity.vcpus_max, self.pools):
+            raise ValueError(said)
+        return self
+
+    def capacity_file(self, folder: Path, ready_by: ReadyBy) -> "CapacityFile":
+        """Relative paths are relative to `folder`."""
+        said = self.capacity
+        shared = [said.farm, ready_by.value, said.coordinator, said.ca]
+        return CapacityFile(
+            Rules(said.farm, ready_by, vcpus_max=said.vcpus_max, kept_s=said.kept_s),
+            tuple([each.pool(name, ready_by, shared) for name, each in self.pools.items()]),
+            interval_s=said.interval_s,
+            coordinator=said.coordinator,
+            ca=None if said.ca is None else folder / said.ca,
+            local=LocalSettings(
+                None if self.local.folder is None else folder / self.local.folder,
+                self.local.boot_s,
+                self.local.grace_s,
+                {
+                    PoolName(name): each.local.settings()
+                    for name, each in self.pools.items()
+                    if each.cloud == "local"
+                },
+            ),
+        )
+
+
+def _vcpus(most: int, pools: dict[str, PoolTable]) -> str:
+    """Whether all pools' least fits within `most`; "" where it does."""
+    least = {
+        name: pool.min * min(each.vcpus for each in pool.types.values())
+        for name, pool in pools.items()
+        if pool.types and pool.min
+    }
+    if most and sum(least.values()) > most:
+        return (
+            f"capacity.vcpus_max is {most}, and min of {', '.join(sorted(least))} asks for "
+            f"{sum(least.values())}; raise it, or lower min"
+        )
+    return ""
+
+
+class _Haproxy(Table):
+    socket: Text
+    master_socket: str = ""
+    backend: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]*\{pool\}[A-Za-z0-9_.:-]*$")] = (
+        "grange-{pool}"
+    )
+    ssh_port: Annotated[int, Field(ge=1, le=65_535)] = 22
+    hard_stop_s: Annotated[float, Field(ge=60, le=604_800)] = 21_600.0
+    host: Text = "127.0.0.1"
+    port_first: Annotated[int, Field(ge=1, le=65_535)] = 22_000
+    user: Text = "nix"
+    state_file: Text = "/var/lib/haproxy/grange.state"
+
+
+class _Daemon(Table):
+    socket: Text = str(SOCKET)
+    socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0660"
+    listen: Text | None = None
+    token_file: Text | None = None
+    state_dir: Text = "/var/lib/grange-autoscaler"
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Self:
+        if self.listen is not None and self.token_file is None:
+            raise ValueError(
+                "listen is open to other programs: name a token_file with a secret in it, which "
+                "they show"
+            )
+        return self
+
+
+class AloneTables(CapacityTables):
+    """The file of `grange autoscaler`."""
+
+    haproxy: _Haproxy
+    daemon: _Daemon = _Daemon()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    folder: Path | None = None  # of instances; None: in the state directory
+    boot_s: float = 0.0
+    grace_s: float = 60.0
+    pools: Mapping[PoolName, LocalPool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityFile:
+    """What the tables say, as the autoscaler and its drivers take it."""
+
+    rules: Rules = Rules("grange", ReadyBy.AGENT)
+    pools: tuple[Pool, ...] = ()  # none: there is no elastic capacity
+    interval_s: float = 5.0
+    coordinator: str | None = None  # as instances reach it; None: where it listens for agents
+    ca: Path | None = None  # of the farm's certificate, for instances
+    local: LocalSettings = field(default_factory=LocalSettings)
+
+    def needs_start(self, old: "CapacityFile") -> list[str]:
+        """What is said otherwise than in `old` and takes a restart to hold."""
+        differs = {
+            "[capacity]": (self.rules, self.interval_s, self.coordinator, self.ca)
+            != (old.rules, old.interval_s, old.coordinator, old.ca),
+            "[local]": replace(self.local, pools={}) != replace(old.local, pools={}),
+            "whether there are [pools]": bool(self.pools) != bool(old.pools),
+        }
+        return [name for name, is_so in differs.items() if is_so]
+
+
+@dataclass(frozen=True, slots=True)
+class AloneFile:
+    """The file of `grange autoscaler`."""
+
+    capacity: CapacityFile
+    haproxy: HaproxySettings
+    wiring: Wiring
+    state_file: str  # of HAProxy
+    socket: Path
+    socket_mode: int
+    state_dir: Path
+    listen: str | None = None  # host:port
+    token_file: Path | None = None
+
+
+def read_alone_file(path: Path) -> AloneFile:
+    """Read TOML. Raises OperatorError for a file that cannot be read, a key that is not known, or
+    a value that makes no sense."""
+    try:
+        said = AloneTables.model_validate(toml(path))
+    except ValidationError as error:
+        raise faults(path, error, AloneTables) from None
+    if not said.pools:
+        raise OperatorError(f"{path}: there is no pool; add a [pools.NAME] section")
+    folder, daemon, haproxy = path.parent, said.daemon, said.haproxy
+    for name, pool in said.pools.items():
+        if pool.cloud == "local" and pool.local.command is None:
+            raise OperatorError(
+                f"{path}: pools.{name}.local.command is missing: without a farm there is nothing "
+                "that its processes would be agents of; name a program to run, such as an sshd"
+            )
+    file = said.capacity_file(folder, ReadyBy.SERVER)
+    return AloneFile(
+        file,
+        HaproxySettings(
+            haproxy.socket,
+            haproxy.master_socket,
+            haproxy.backend,
+            haproxy.ssh_port,
+            haproxy.hard_stop_s,
+        ),
+        Wiring(file.pools, haproxy.host, haproxy.port_first, haproxy.user),
+        haproxy.state_file,
+        folder / daemon.socket,
+        int(daemon.socket_mode, 8),
+        folder / daemon.state_dir,
+        daemon.listen,
+        None if daemon.token_file is None else folder / daemon.token_file,
+    )

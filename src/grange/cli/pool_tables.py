@@ -1,0 +1,217 @@
+"""The tables that say what pools of instances there are: [pools.NAME]."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from grange.capacity.facts import Market, Offering, Pool, PoolName, ReadyBy, Timeouts
+from grange.cli.tables import Table, Text
+
+SLOTS_MAX: Final = 10_000  # of a pool: what the plan was measured with
+JOIN_S: Final = 600.0  # from running to joined: all of the machine's own start is in it
+_PARTS_MAX: Final = 50  # types, zones, systems, features of a pool
+
+Names = Annotated[list[Text], Field(max_length=_PARTS_MAX)]
+Slots = Annotated[int, Field(ge=0, le=SLOTS_MAX)]
+Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MarketName = Literal["spot", "on-demand"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPool:
+    """What an instance of a pool of local processes runs."""
+
+    command: tuple[str, ...] = ()  # (): an agent of the farm
+    agent_options: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Timeouts(Table):
+    launch_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
+    boot_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
+    bind_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
+    drain_s: Annotated[float, Field(ge=1, le=604_800)] | None = None
+    terminate_s: Annotated[float, Field(ge=1, le=86_400)] | None = None
+    lease_s: Annotated[float, Field(ge=5, le=86_400)] | None = None
+
+    def timeouts(self, ready_by: ReadyBy) -> Timeouts:
+        said = self.model_dump(exclude_none=True)
+        return Timeouts(**({"bind_s": JOIN_S} if ready_by is ReadyBy.AGENT else {}) | said)
+
+
+class _Type(Table):
+    spot: Dollars | None = None
+    on_demand: Dollars | None = None
+    vcpus: Annotated[int, Field(ge=0, le=100_000)] = 0
+
+
+class _LocalPool(Table):
+    command: Annotated[list[Text], Field(min_length=1)] | None = None
+    agent_options: list[Text] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if self.command is not None and self.agent_options:
+            raise ValueError("agent_options are for agents, and command says what runs instead")
+        return self
+
+    def settings(self) -> LocalPool:
+        options = tuple(self.agent_options)
+        return LocalPool(tuple(self.command or ()), options, self.environment)
+
+
+class PoolTable(Table):
+    cloud: Literal["ec2", "local"]
+    systems: Annotated[Names, Field(min_length=1)]
+    features: Names = Field(default_factory=list)
+    mandatory_features: Names = Field(default_factory=list)
+    tags: Names = Field(default_factory=list)
+    market: MarketName | None = None
+    fallback: MarketName | Literal["none"] | None = None
+    types: Annotated[dict[str, _Type], Field(max_length=_PARTS_MAX)] = Field(default_factory=dict)
+    min: Slots = 0
+    max: Slots = 1
+    warm: Slots = 0
+    capacity: Annotated[int, Field(ge=1, le=1000)] = 1
+    launches_max: Annotated[int, Field(ge=1, le=1000)] = 8
+    launch_rate: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    batch_s: Annotated[float, Field(ge=0, le=3600)] = 3.0
+    idle_s: Annotated[float, Field(ge=0, le=604_800)] = 600.0
+    life_min_s: Annotated[float, Field(ge=0, le=604_800)] = 120.0
+    age_max_s: Annotated[float, Field(ge=60, le=31_536_000)] = 86_400.0
+    uses_max: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    hourly_budget: Dollars | None = None
+    monthly_budget: Dollars | None = None
+    nested_virtualization: bool = False
+    timeouts: _Timeouts = _Timeouts()
+    local: _LocalPool = _LocalPool()
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        for said in (_sizes(self), _markets(self), _means(self), *self._drivers()):
+            if said:
+                raise ValueError(said)
+        return self
+
+    def _drivers(self) -> list[str]:
+        """What is said to a cloud that is not this pool's."""
+        own = {"local": "local"}
+        return [
+            f"cloud is {self.cloud}, and so [pools.NAME.{table}] says nothing; take it out, or set "
+            f'cloud = "{cloud}"'
+            for table, cloud in own.items()
+            if cloud != self.cloud and table in self.model_fields_set
+        ]
+
+    @property
+    def markets(self) -> tuple[Market, Market | None]:
+        """What is asked for first, and what where that has none."""
+        market = Market(self.market or ("on-demand" if self.cloud == "local" else "spot"))
+        if self.fallback is None:
+            return market, Market.ON_DEMAND if market is Market.SPOT else None
+        return market, None if self.fallback == "none" else Market(self.fallback)
+
+    def zones(self) -> list[str]:
+        return ["here"]
+
+    def offerings(self) -> tuple[Offering, ...]:
+        types = self.types or {"process": _Type()}
+        return tuple(
+            [
+                Offering(name, zone, each.spot, each.on_demand, each.vcpus)
+                for name, each in types.items()
+                for zone in self.zones()
+            ]
+        )
+
+    def config_hash(self, shared: object) -> str:
+        """Of all that shapes an instance, `shared` by all pools and its own: another one has
+        drifted. Limits, money and what may be chosen from do not shape it."""
+        own = self.model_dump(
+            mode="json",
+            include={
+                "cloud", "systems", "features", "mandatory_features", "capacity",
+                "nested_virtualization", "local",
+            },
+        )  # fmt: skip
+        text = json.dumps([own, shared], sort_keys=True)
+        return sha256(text.encode()).hexdigest()[:16]
+
+    def pool(self, name: str, ready_by: ReadyBy, shared: object) -> Pool:
+        return Pool(
+            PoolName(name),
+            tuple(self.systems),
+            tuple(sorted({*self.features, *self.mandatory_features})),
+            tuple(self.mandatory_features),
+            tuple(self.tags),
+            *self.markets,
+            self.offerings(),
+            self.min,
+            self.max,
+            self.warm,
+            self.capacity,
+            self.launches_max,
+            self.launch_rate,
+            self.batch_s,
+            self.idle_s,
+            self.life_min_s,
+            self.age_max_s,
+            self.uses_max,
+            self.hourly_budget,
+            self.monthly_budget,
+            self.nested_virtualization,
+            self.timeouts.timeouts(ready_by),
+            self.config_hash(shared),
+        )
+
+
+def _sizes(pool: PoolTable) -> str:
+    """What is wrong with its numbers; "" for nothing."""
+    if pool.min > pool.max:
+        return f"min is {pool.min} and max {pool.max}; max must be at least min"
+    if pool.warm > pool.max:
+        return f"warm is {pool.warm} and max {pool.max}; max must be at least warm"
+    return ""
+
+
+def _markets(pool: PoolTable) -> str:
+    """What keeps its slots from ever being paid for."""
+    market, fallback = pool.markets
+    if fallback is market:
+        return f'fallback is the market itself, {market}; say "none", or the other one'
+    prices = [
+        price
+        for each in pool.types.values()
+        for price in (each.spot, each.on_demand)
+        if price is not None
+    ]
+    if pool.hourly_budget is None and pool.monthly_budget is None:
+        return ""
+    if not prices:
+        return "it has a budget and no prices; name spot and on_demand in types, dollars an hour"
+    least = min(prices)
+    if pool.hourly_budget is not None and pool.hourly_budget < max(1, pool.min) * least:
+        return (
+            f"hourly_budget is ${pool.hourly_budget:.2f}, and {max(1, pool.min)} slots cost at "
+            f"least ${max(1, pool.min) * least:.2f} an hour; raise it, or lower min"
+        )
+    month_h = 31 * 24
+    if pool.monthly_budget is not None and pool.monthly_budget < pool.min * least * month_h:
+        return (
+            f"monthly_budget is ${pool.monthly_budget:.2f}, and min = {pool.min} slots cost at "
+            f"least ${pool.min * least * month_h:.2f} in a month; raise it, or lower min"
+        )
+    return ""
+
+
+def _means(pool: PoolTable) -> str:
+    """What it promises and could not keep."""
+    twice = {each for each in pool.systems if pool.systems.count(each) > 1}
+    if twice:
+        return f"systems names {', '.join(sorted(twice))} twice"
+    return ""

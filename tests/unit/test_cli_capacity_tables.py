@@ -1,0 +1,188 @@
+"""The tables of elastic capacity: what they come to, and how what is wrong in them is named."""
+
+from pathlib import Path
+
+import pytest
+
+from grange.capacity.facts import Market, Offering, ReadyBy
+from grange.cli.capacity_tables import AloneFile, CapacityFile, read_alone_file
+from grange.cli.farm_file import FarmFile, read_farm_file
+from grange.errors import OperatorError
+from grange.scheduler.facts import Limits
+
+POOL = """
+[pools.x86]
+cloud = "local"
+systems = ["x86_64-linux"]
+"""
+HAPROXY = '[haproxy]\nsocket = "/run/haproxy.sock"\n'
+COMMAND = 'local.command = ["sshd", "-D"]\n'
+
+
+def of_farm(folder: Path, text: str) -> CapacityFile:
+    return farm_file(folder, text).capacity
+
+
+def farm_file(folder: Path, text: str) -> FarmFile:
+    path = folder / "farm.toml"
+    path.write_text(text)
+    return read_farm_file(path, Limits())
+
+
+def alone(folder: Path, text: str) -> AloneFile:
+    path = folder / "autoscaler.toml"
+    path.write_text(text)
+    return read_alone_file(path)
+
+
+def test_a_farm_without_pools_has_no_elastic_capacity(tmp_path: Path) -> None:
+    assert of_farm(tmp_path, "").pools == ()
+
+
+def test_what_a_pool_says_comes_before_what_holds_by_itself(tmp_path: Path) -> None:
+    text = (
+        POOL
+        + """
+features = ["kvm"]
+mandatory_features = ["big"]
+tags = ["blue"]
+min = 1
+max = 5
+warm = 2
+capacity = 4
+idle_s = 60.5
+hourly_budget = 2
+types.large = { on_demand = 0.4, spot = 0.1, vcpus = 8 }
+timeouts = { boot_s = 30 }
+[capacity]
+farm = "ci"
+vcpus_max = 64
+"""
+    )
+    file = of_farm(tmp_path, text)
+    assert (file.rules.farm, file.rules.ready_by) == ("ci", ReadyBy.AGENT)
+    assert file.rules.vcpus_max == 64
+    [pool] = file.pools
+    assert (pool.name, pool.min, pool.max, pool.warm, pool.capacity) == ("x86", 1, 5, 2, 4)
+    assert pool.features == ("big", "kvm"), "what is mandatory is offered"
+    assert pool.mandatory_features == ("big",)
+    assert pool.tags == ("blue",)
+    assert (pool.market, pool.fallback) == (Market.ON_DEMAND, None), "processes have no other"
+    assert pool.offerings == (Offering("large", "here", 0.1, 0.4, 8),)
+    assert (pool.idle_s, pool.hourly_budget) == (60.5, 2)
+    assert pool.timeouts.boot_s == 30
+    assert pool.timeouts.bind_s == 600, "an agent's whole start is in it"
+
+
+def test_alone_it_binds_servers_and_has_doors(tmp_path: Path) -> None:
+    text = POOL + COMMAND + HAPROXY + '[daemon]\nsocket_mode = "600"\nstate_dir = "state"\n'
+    file = alone(tmp_path, text)
+    assert file.capacity.rules.ready_by is ReadyBy.SERVER
+    assert file.capacity.pools[0].timeouts.bind_s == 120
+    assert file.haproxy.socket == "/run/haproxy.sock"
+    assert file.wiring.pools == file.capacity.pools
+    assert file.socket == Path("/run/grange/autoscaler.sock")
+    assert (file.socket_mode, file.state_dir) == (0o600, tmp_path / "state")
+
+
+def test_what_shapes_an_instance_makes_another_of_it_and_what_limits_it_does_not(
+    tmp_path: Path,
+) -> None:
+    def hash_of(text: str, pool: str = POOL) -> str:
+        return of_farm(tmp_path, pool + text).pools[0].config_hash
+
+    before = hash_of("")
+    for same in ("max = 7", "idle_s = 1", "types.huge = { vcpus = 3 }", "uses_max = 3"):
+        assert hash_of(same) == before
+    others = {
+        hash_of("capacity = 2"),
+        hash_of('features = ["kvm"]'),
+        hash_of('local.agent_options = ["--no-sandbox"]'),
+        hash_of('local.environment = { A = "b" }'),
+        hash_of('[capacity]\ncoordinator = "farm.example:7381"'),
+        hash_of("", POOL.replace("x86_64", "i686")),
+    }
+    assert len(others - {before}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("mx = 3", r"pools\.x86\.mx is not known; cloud, systems, .*max, "),
+        ("min = 3\nmax = 2", r"pools\.x86 is wrong: min is 3 and max 2"),
+        ("warm = 3\nmax = 2", r"pools\.x86 is wrong: warm is 3 and max 2"),
+        ("capacity = 0", r"pools\.x86\.capacity is 0: .*greater than or equal to 1"),
+        ("max = 10001", r"pools\.x86\.max is 10001"),
+        ('idle_s = "10m"', r"pools\.x86\.idle_s is '10m'"),
+        ("idle_s = nan", r"pools\.x86\.idle_s is nan"),
+        ("hourly_budget = -1", r"pools\.x86\.hourly_budget is -1"),
+        ("hourly_budget = 1", r"pools\.x86 is wrong: it has a budget and no prices"),
+        (
+            "min = 2\nmax = 2\nhourly_budget = 1\ntypes.a = { spot = 0.6, on_demand = 1 }",
+            r"hourly_budget is \$1\.00, and 2 slots cost at least \$1\.20 an hour",
+        ),
+        (
+            "min = 1\nmonthly_budget = 10\ntypes.a = { on_demand = 1 }",
+            r"monthly_budget is \$10\.00, and min = 1 slots cost at least \$744\.00",
+        ),
+        (
+            "min = 1\ntypes.a = { vcpus = 8 }\n[capacity]\nvcpus_max = 4",
+            r"capacity\.vcpus_max is 4, and min of x86 asks for 8",
+        ),
+        ('market = "spot"\nfallback = "spot"', "fallback is the market itself, spot"),
+        ('market = "free"', r"pools\.x86\.market is 'free': .*'spot' or 'on-demand'"),
+        ("types.a = { price = 3 }", r"pools\.x86\.types\.a\.price is not known; spot, on_demand"),
+        ('local.command = ["x"]\nlocal.agent_options = ["y"]', "agent_options are for agents"),
+        ('[capacity]\ncoordinator = "farm"', r"capacity\.coordinator is wrong: 'farm' is not HOST"),
+        ('[capacity]\nfarm = "a b"', r"capacity\.farm is 'a b'"),
+        ('[haproxy]\nsocket = "/s"', "haproxy is not known"),
+        ('[pools.Big]\ncloud = "local"\nsystems = ["a"]', "'Big' cannot name a pool"),
+        ('[pools.b]\ncloud = "moon"\nsystems = ["a"]', r"pools\.b\.cloud is 'moon': .*'ec2'"),
+        ('[pools.b]\ncloud = "local"', r"pools\.b\.systems is missing"),
+        ('[pools.b]\ncloud = "local"\nsystems = []', r"pools\.b\.systems is \[\]"),
+        ('[pools.b]\ncloud = "local"\nsystems = ["a", "a"]', "systems names a twice"),
+    ],
+)
+def test_what_is_wrong_in_the_farms_file_is_named(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    with pytest.raises(OperatorError, match=complaint) as told:
+        of_farm(tmp_path, POOL + text)
+    assert str(tmp_path / "farm.toml") in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (HAPROXY, "there is no pool; add a"),
+        (POOL + COMMAND, "haproxy is missing"),
+        (POOL + HAPROXY, r"pools\.x86\.local\.command is missing: without a farm"),
+        (POOL + COMMAND + HAPROXY + 'backend = "all"', r"haproxy\.backend is 'all'"),
+        (POOL + COMMAND + HAPROXY + '[daemon]\nlisten = "::1:7"', "name a token_file"),
+        (POOL + COMMAND + HAPROXY + '[daemon]\nsocket_mode = "rw"', r"daemon\.socket_mode is 'rw'"),
+        (POOL + COMMAND + HAPROXY + "[retries]\nbackoff_s = 1", "retries is not known"),
+        ("[pools", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_its_own_is_named(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    with pytest.raises(OperatorError, match=complaint) as told:
+        alone(tmp_path, text)
+    assert str(tmp_path / "autoscaler.toml") in str(told.value)
+
+
+def test_hooks_and_pools_have_names_of_their_own_rules(tmp_path: Path) -> None:
+    hook = '[hooks."a b"]\nevents = ["build-failed"]\ncommand = ["x"]'
+    with pytest.raises(OperatorError, match="'a b' cannot name a hook"):
+        of_farm(tmp_path, POOL + hook)
+
+
+def test_pools_are_read_anew_and_the_rest_takes_a_restart(tmp_path: Path) -> None:
+    def needs(text: str, before: str = POOL) -> list[str]:
+        return farm_file(tmp_path, text).needs_start(farm_file(tmp_path, before))
+
+    assert needs(POOL + "max = 3\nlocal.agent_options = ['--no-sandbox']") == []
+    assert needs(POOL + "[capacity]\ninterval_s = 1") == ["[capacity]"]
+    assert needs(POOL + "[local]\nboot_s = 1") == ["[local]"]
+    assert needs("") == ["whether there are [pools]"]
