@@ -6,7 +6,10 @@ Everything else is a room of its own behind this door: `decisions` (one loop, de
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Final
 from uuid import uuid4
 
@@ -36,6 +39,7 @@ from grange.capacity.facts import (
     Claim,
     LaunchOrder,
     Need,
+    Notice,
     Pool,
     PoolName,
     Reservation,
@@ -67,6 +71,10 @@ KEPT_S: Final = 30 * 86_400.0  # events, for people
 SETTINGS_S: Final = 300.0  # between two looks at what keeps the settings from working
 AGAIN_S: Final = 5.0
 _AWAITED: Final = (SlotState.BINDING, SlotState.READY)
+
+
+def _any(_: Reservation) -> bool:
+    return True
 
 
 def _new_id() -> ReservationId:
@@ -139,7 +147,7 @@ class Autoscaler:
         """
         check_claim(claim)
         known = self._tellings.of_key(claim.key)
-        if known is None:
+        if is_new := known is None:
             if said := self._tellings.objection():
                 raise OutsideError(said)
             await self._decisions.settle(on.ReservationAsked(self._new_id(), claim))
@@ -151,7 +159,7 @@ class Autoscaler:
                 f"key {claim.key!r} is of reservation {known.id}, which asks for something else; "
                 "use another key"
             )
-        return self.reservation(known.id)
+        return replace(self.reservation(known.id), is_new=is_new)
 
     async def wait(self, id_: ReservationId, version: int, wait_s: float) -> Told:
         """Once its version is not this one any more, or after so long. Raises NotFoundError."""
@@ -176,10 +184,18 @@ class Autoscaler:
         core, found = self._core(), self._known(id_)
         return self._told(core, found, core.why(id_))
 
-    def reservations(self) -> list[Told]:
-        """All that are open or ended lately; why in short: there may be very many."""
+    def reservations(
+        self, wanted: Callable[[Reservation], bool] | None = None, limit: int | None = None
+    ) -> list[Told]:
+        """The first of those that are open or ended lately; why in short: there may be many."""
         core = self._core()
-        return [self._told(core, each, each.reason) for each in self._tellings.known.values()]
+        found = islice(filter(wanted or _any, self._tellings.known.values()), limit)
+        return [self._told(core, each, each.reason) for each in found]
+
+    def reservation_states(self) -> Mapping[ReservationState, int]:
+        """How many there are in each."""
+        self._core()
+        return Counter(each.state for each in self._tellings.known.values())
 
     async def hint(self, key: str, need: Need, for_s: float) -> None:
         """Work of this kind is expected within so long; takes the place of a hint with this key."""
@@ -204,6 +220,10 @@ class Autoscaler:
             self._known_pool(core, said.pool)
         await self._decisions.settle(said)
 
+    async def notice(self, notice: Notice) -> None:
+        """An instance was told that it will go, and says so itself."""
+        await self._decisions.settle(on.NoticeCame(notice))
+
     async def reconcile_now(self) -> None:
         """Until a look that begins now was taken in and what follows from it was tried."""
         await self._looks.look_now()
@@ -227,6 +247,11 @@ class Autoscaler:
 
     def pools(self) -> list[PoolSight]:
         return [pool_sight(each) for each in self._core().pools.values()]
+
+    def pause(self) -> str | None:
+        """Why nothing is launched for any pool; None where that is not so."""
+        found = self._core().pause
+        return None if found is None else found.reason
 
     def orphans(self) -> list[OrphanSight]:
         return orphan_sights(self._core(), self._clock.monotonic_s(), self._looks.seen)

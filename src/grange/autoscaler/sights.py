@@ -37,6 +37,7 @@ class Told:
     why: str  # it stands so, in words
     lease_s: float  # renewed within so long, or it expires
     address: str  # of its slot; "" while it has none
+    is_new: bool = False  # it was not known before this call
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from grange.capacity import events as on
 from grange.capacity.effects import Effect
 from grange.capacity.facts import (
     InstanceId,
+    Pause,
     Pool,
     PoolName,
     Reservation,
@@ -76,6 +77,11 @@ class Capacity:
 
     def slots(self) -> list[Slot]:
         return [seat.slot for seat in self._memory.seats.values()]
+
+    @property
+    def pause(self) -> Pause | None:
+        """Of all pools."""
+        return self._memory.pause
 
     def lease_s(self, reservation: Reservation) -> float:
         """How long it lasts without being renewed."""

@@ -57,7 +57,8 @@ def said(memory: Memory, event: on.OperatorSaid) -> None:
 
 
 def _slot(memory: Memory, seat: Seat, event: on.OperatorSaid) -> None:
-    state, by = seat.slot.state, f"by {event.by or 'an operator'}"
+    why = f": {event.reason}" if event.reason else ""
+    state, by = seat.slot.state, f"by {event.by or 'an operator'}{why}"
     match event.verb:
         case Verb.DRAIN if state in (SlotState.READY, SlotState.DRAINING):
             draining.drain(memory, seat, DrainCause.OPERATOR, by)

@@ -33,7 +33,7 @@ def _use(_ctx: click.Context, _parameter: click.Parameter, path: Path | None) ->
     use_token_file(path)
 
 
-_TOKEN_FILE: Final = click.option(
+TOKEN_FILE: Final = click.option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=_use,
@@ -45,7 +45,7 @@ _TOKEN_FILE: Final = click.option(
 
 def URL(command: CommandT) -> CommandT:  # noqa: N802 - reads like the other options
     """Which farm, and as whom."""
-    return _URL(_TOKEN_FILE(command))
+    return _URL(TOKEN_FILE(command))
 
 
 JSON: Final = click.option(

@@ -6,7 +6,7 @@ Blocking: meant for command lines and scripts. Errors are as in `grange.client.a
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -80,9 +80,9 @@ class CapacityClient(Connection):
         return self._told(ask.release(id_), ask.read_reservation)
 
     def reservations(
-        self, state: str | None = None, project: str | None = None, limit: int | None = None
+        self, states: Iterable[str] = (), project: str | None = None, limit: int | None = None
     ) -> list[ReservationView]:
-        return self._told(ask.reservations(state, project, limit), ask.read_reservations)
+        return self._told(ask.reservations(states, project, limit), ask.read_reservations)
 
     def hint(self, request: HintRequest) -> Done:
         return self._told(ask.hint(request), ask.read_done)
@@ -182,6 +182,17 @@ class CapacityClient(Connection):
             ) from error
 
 
+def is_socket_there() -> bool:
+    """Whether an autoscaler alone has its socket here, be it one that we may not open."""
+    try:
+        SOCKET.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def _or_by_socket(urls: str) -> Iterator[None]:
     """Says of a place where nobody answers that an autoscaler alone may be behind a socket."""
@@ -194,7 +205,7 @@ def _or_by_socket(urls: str) -> Iterator[None]:
             f"nobody answers at {urls} ({error or 'in time'}); start `grange serve` or `grange "
             "autoscaler` there, or name another place with --url or GRANGE_CAPACITY_URL; the "
             f"socket of an autoscaler on this machine, {SOCKET}, is "
-            f"{'there' if SOCKET.exists() else 'not there'}"
+            f"{'there' if is_socket_there() else 'not there'}"
         ) from error
 
 

@@ -11,13 +11,13 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from grange.capacity.facts import ReservationState, SlotState
-from grange.client.models import NAME_MAX, Priority
+from grange.client.models import NAME_MAX
 
 KEY_MAX: Final = 255
-FEATURES_MAX: Final = 100  # of one kind of work
-SIZE_MAX: Final = 1_000_000  # places; what no slot has is refused in words, by the planner
+FEATURES_MAX: Final = 64  # of one kind of work; Nix knows some five
+SIZE_MAX: Final = 10_000  # places; what no slot has is refused in words, by the planner
 WAIT_MAX_S: Final = 60.0  # of one long poll: proxies hang up on what is silent for longer
-DEADLINE_MAX_S: Final = 90 * 86_400.0
+DEADLINE_MAX_S: Final = 30 * 86_400.0
 HINT_MAX_S: Final = 86_400.0
 COUNT_MAX: Final = 1_000_000
 LIST_MAX: Final = 100_000  # all reservations that can be open
@@ -45,7 +45,7 @@ class ReserveRequest(_Asked):
     system: Word
     features: Words = []
     project: Annotated[Line, Field(min_length=1)] = "default"
-    priority: Priority = 0
+    priority: Annotated[int, Field(ge=-1_000_000, le=1_000_000)] = 0
     size: Annotated[int, Field(ge=1, le=SIZE_MAX)] = 1  # places
     # How long it is of use to wait; None: for as long as the lease is renewed.
     deadline_s: Annotated[float, Field(gt=0, le=DEADLINE_MAX_S)] | None = None

@@ -9,6 +9,7 @@ cannot do its part now or what answers is no daemon of ours. NotFoundError is th
 word, never a proxy's page.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -103,10 +104,10 @@ def release(id_: str) -> CapacityRequest:
 
 
 def reservations(
-    state: str | None = None, project: str | None = None, limit: int | None = None
+    states: Iterable[str] = (), project: str | None = None, limit: int | None = None
 ) -> CapacityRequest:
-    """Read with `read_reservations`; the oldest first."""
-    return _get("reservations", state=state, project=project, limit=limit)
+    """Those in one of `states`, or in any; the oldest first. Read with `read_reservations`."""
+    return _get("reservations", state=[*states], project=project, limit=limit)
 
 
 def hint(request: HintRequest) -> CapacityRequest:
@@ -285,8 +286,11 @@ def _stranger(status: int, body: bytes) -> OutsideError:
 # --- How requests are put -----------------------------------------------------------------------
 
 
-def _get(path: str, *, answer_s: float = ANSWER_S, **query: str | float | None) -> CapacityRequest:
-    asked = urlencode({name: value for name, value in query.items() if value is not None})
+def _get(
+    path: str, *, answer_s: float = ANSWER_S, **query: str | float | list[str] | None
+) -> CapacityRequest:
+    said = {name: value for name, value in query.items() if value is not None}
+    asked = urlencode(said, doseq=True)
     return CapacityRequest("GET", f"{BASE}/{path}{'?' if asked else ''}{asked}", None, answer_s)
 
 

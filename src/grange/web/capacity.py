@@ -1,0 +1,381 @@
+"""Elastic capacity: reservations, how pools and slots stand, and what operators say of them."""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Final, assert_never
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from grange import __version__
+from grange.autoscaler.service import Autoscaler
+from grange.autoscaler.sights import Told
+from grange.capacity.events import OperatorSaid, Verb
+from grange.capacity.facts import (
+    Claim,
+    InstanceId,
+    Need,
+    Notice,
+    PoolName,
+    Reservation,
+    ReservationId,
+    ReservationState,
+    Slot,
+    SlotId,
+    SlotState,
+)
+from grange.client.capacity_models import (
+    LIST_MAX,
+    WAIT_MAX_S,
+    CapacityEventView,
+    CapacityStatus,
+    ConsoleView,
+    CostView,
+    Done,
+    ExplanationView,
+    HintRequest,
+    NoticeRequest,
+    OrphanView,
+    PoolVerbRequest,
+    PrewarmRequest,
+    ReservationView,
+    ReserveRequest,
+    SlotVerb,
+    SlotVerbRequest,
+    SlotView,
+)
+from grange.client.models import LIMIT_MAX, NAME_MAX
+from grange.errors import ConflictError, NotFoundError, OperatorError
+from grange.identity import Identity, Role
+from grange.web import capacity_views as views
+from grange.web.rights import did, needs
+
+AutoscalerOf = Callable[[], Autoscaler]  # raises GrangeError where this process has none that acts
+
+EVENTS_MAX: Final = 10_000
+
+ReservationPath = Annotated[str, Path(max_length=64)]
+NamePath = Annotated[str, Path(max_length=NAME_MAX)]
+NameQuery = Annotated[str | None, Query(max_length=NAME_MAX)]
+Asker = Annotated[Identity, needs(Role.SUBMIT, Role.OPERATE)]
+Looker = Annotated[Identity, needs(Role.READ, Role.SUBMIT, Role.OPERATE)]
+Operator = Annotated[Identity, needs(Role.OPERATE)]
+
+
+def no_pools() -> Autoscaler:
+    """For a farm without elastic capacity."""
+    raise OperatorError(
+        "this farm has no elastic capacity; add a [pools.NAME] section to the file that `grange "
+        "serve --config` reads (docs/operating/capacity.md)"
+    )
+
+
+def capacity_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
+    """Under /capacity of `api`."""
+    _reservation_calls(api, autoscaler_of)
+    _one_reservation_calls(api, autoscaler_of)
+    _word_calls(api, autoscaler_of)
+    _look_calls(api, autoscaler_of)
+    _explain_calls(api, autoscaler_of)
+    _slot_calls(api, autoscaler_of)
+    _pool_calls(api, autoscaler_of)
+
+
+# --- Reservations and hints ---------------------------------------------------------------------
+
+
+def _reservation_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
+    @api.post("/capacity/reservations", status_code=HTTPStatus.CREATED)
+    async def reserve(request: ReserveRequest, who: Asker, response: Response) -> ReservationView:
+        """201 for a new one, 200 for that which the key has already; 409 where it has another
+        claim. One that no pool can ever serve is failed from the first, with the reason."""
+        who.demand_build_of(request.project)
+        claim = Claim(
+            key=request.key,
+            system=request.system,
+            features=tuple(sorted(set(request.features))),
+            project=request.project,
+            priority=request.priority,
+            size=request.size,
+            deadline_s=request.deadline_s,
+            is_on_demand=request.is_on_demand,
+            by=(request.by or who.name)[:NAME_MAX],
+        )
+        told = await autoscaler_of().reserve(claim)
+        if not told.is_new:
+            response.status_code = HTTPStatus.OK
+        return views.reservation(told)
+
+    @api.get("/capacity/reservations")
+    async def reservations(
+        who: Looker,
+        state: Annotated[list[ReservationState], Query(max_length=len(ReservationState))] = [],  # noqa: B006 - FastAPI copies it
+        project: NameQuery = None,
+        limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = 1_000,
+    ) -> list[ReservationView]:
+        """The oldest first, ended ones for a while; without the right to read, those of one's own
+        projects."""
+
+        def is_wanted(one: Reservation) -> bool:
+            is_meant = project in (None, one.claim.project) and (not state or one.state in state)
+            return is_meant and _may_see(who, one)
+
+        found = autoscaler_of().reservations(is_wanted, limit)
+        return [views.reservation(each) for each in found]
+
+
+def _one_reservation_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
+    @api.get("/capacity/reservations/{id}")
+    async def reservation(
+        id: ReservationPath,  # noqa: A002 - what the path calls it
+        who: Looker,
+        version: Annotated[int | None, Query(ge=0, le=LIMIT_MAX)] = None,
+        wait_s: Annotated[float, Query(ge=0, le=86_400, allow_inf_nan=False)] = 0.0,
+    ) -> ReservationView:
+        """Where `version` is what it has now, after a change or `wait_s`, at most 60 s."""
+        autoscaler = autoscaler_of()
+        told = _seen(autoscaler, id, who)
+        if version is not None and wait_s:
+            told = await autoscaler.wait(told.reservation.id, version, min(wait_s, WAIT_MAX_S))
+        return views.reservation(told)
+
+    @api.post("/capacity/reservations/{id}/heartbeat")
+    async def renew(id: ReservationPath, who: Asker) -> ReservationView:  # noqa: A002
+        """Renews its lease, and tells what has become of it."""
+        autoscaler = autoscaler_of()
+        return views.reservation(await autoscaler.renew(_owned(autoscaler, id, who)))
+
+    @api.post("/capacity/reservations/{id}/release")
+    async def release(id: ReservationPath, who: Asker) -> ReservationView:  # noqa: A002
+        """From any state, as often as one likes."""
+        autoscaler = autoscaler_of()
+        return views.reservation(await autoscaler.release(_owned(autoscaler, id, who)))
+
+
+def _word_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
+    @api.post("/capacity/hints")
+    async def hint(request: HintRequest, who: Asker) -> Done:
+        """Work that is expected: instances may be launched for it before it is asked for."""
+        who.demand_build_of(request.project)
+        need = Need(
+            request.system,
+            tuple(sorted(set(request.features))),
+            waiting=request.waiting,
+            project=request.project,
+            is_hint=True,
+        )
+        await autoscaler_of().hint(request.key, need, request.for_s)
+        return Done(said=f"{request.waiting} places are expected for {request.for_s:g} s")
+
+    @api.post("/capacity/notices", dependencies=[needs(Role.BUILD, Role.OPERATE)])
+    async def notice(request: NoticeRequest) -> Done:
+        """An instance says that it was told to go. One that is not known is nobody's concern."""
+        instance = InstanceId(request.instance)
+        await autoscaler_of().notice(Notice(instance, request.deadline_s, "agent"))
+        return Done(said=f"{instance} is warned")
+
+
+def _may_see(who: Identity, one: Reservation) -> bool:
+    is_own = who.projects is None or one.claim.project in who.projects
+    return who.may(Role.READ) or who.may(Role.OPERATE) or is_own
+
+
+def _seen(autoscaler: Autoscaler, id_: str, who: Identity) -> Told:
+    """Raises NotFoundError, also for one that is not the caller's to see."""
+    told = autoscaler.reservation(ReservationId(id_))
+    if not _may_see(who, told.reservation):
+        raise NotFoundError(f"there is no reservation {id_} of your projects")
+    return told
+
+
+def _owned(autoscaler: Autoscaler, id_: str, who: Identity) -> ReservationId:
+    """Raises NotFoundError, ForbiddenError for one that is another project's."""
+    told = autoscaler.reservation(ReservationId(id_))
+    who.demand_build_of(told.reservation.claim.project)
+    return told.reservation.id
+
+
+# --- How things stand ---------------------------------------------------------------------------
+
+
+def _look_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
+    @api.get("/capacity/status", dependencies=[needs(Role.READ)])
+    async def status() -> CapacityStatus:
+        """Pools with counts, and all that is wrong."""
+        return views.status(autoscaler_of(), __version__)
+
+    @api.get("/capacity/slots", dependencies=[needs(Role.READ)])
+    async def slots(pool: NameQuery = None) -> list[SlotView]:
+        """Those of one pool, or all."""
+        autoscaler = autoscaler_of()
+        _check_pool(autoscaler, pool)
+        pools = {each.pool.name: each.pool for each in autoscaler.pools()}
+        found = autoscaler.slots()
+        return [views.slot(each, pools) for each in found if pool in (None, each.slot.pool)]
+
+    @api.get("/capacity/events", dependencies=[needs(Role.READ)])
+    async def events(
+        *,
+        limit: Annotated[int, Query(ge=1, le=EVENTS_MAX)] = 100,
+        before: Annotated[int | None, Query(ge=0, le=LIMIT_MAX)] = None,
+        pool: NameQuery = None,
+        slot: NameQuery = None,
+        reservation: NameQuery = None,
+    ) -> list[CapacityEventView]:
+        """The newest first; `before`, an id, turns the page."""
+        found = await autoscaler_of().events(
+            limit=limit,
+            before=before,
+            pool=None if pool is None else PoolName(pool),
+            slot=None if slot is None else SlotId(slot),
+            reservation=None if reservation is None else ReservationId(reservation),
+        )
+        return [views.event(each) for each in found]
+
+    @api.get("/capacity/orphans", dependencies=[needs(Role.READ)])
+    async def orphans() -> list[OrphanView]:
+        """Instances with the farm's tag that no slot owns; they are adopted or ended by and by."""
+        return [views.orphan(each) for each in autoscaler_of().orphans()]
+
+    @api.get("/capacity/cost", dependencies=[needs(Role.READ)])
+    async def cost() -> list[CostView]:
+        """By pool: this month, and an hour now."""
+        return [views.cost(each) for each in autoscaler_of().cost()]
+
+
+def _explain_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
+    @api.get("/capacity/pools/{pool}/explain", dependencies=[needs(Role.READ)])
+    async def explain_pool(pool: NamePath) -> ExplanationView:
+        """What it has, what is asked of it, and what keeps it from more."""
+        autoscaler = autoscaler_of()
+        _check_pool(autoscaler, pool)
+        return ExplanationView(text=autoscaler.explain_pool(PoolName(pool)))
+
+    @api.get("/capacity/reservations/{id}/explain")
+    async def explain_reservation(id: ReservationPath, who: Looker) -> ExplanationView:  # noqa: A002
+        """Why it stands as it does."""
+        autoscaler = autoscaler_of()
+        told = _seen(autoscaler, id, who)
+        return ExplanationView(text=autoscaler.explain_reservation(told.reservation.id))
+
+    @api.get("/capacity/slots/{slot}/console", dependencies=[needs(Role.READ)])
+    async def console(slot: NamePath) -> ConsoleView:
+        """What the latest instance that failed to become ready had printed."""
+        autoscaler = autoscaler_of()
+        found = _slot(autoscaler, slot)
+        return ConsoleView(slot=slot, text=await autoscaler.console(found.id))
+
+
+def _check_pool(autoscaler: Autoscaler, pool: str | None) -> None:
+    known = [each.pool.name for each in autoscaler.pools()]
+    if pool is not None and pool not in known:
+        raise NotFoundError(f"there is no pool {pool}; there are {', '.join(known) or 'none'}")
+
+
+def _slot(autoscaler: Autoscaler, id_: str) -> Slot:
+    for each in autoscaler.slots():
+        if each.slot.id == id_:
+            return each.slot
+    raise NotFoundError(f"there is no slot {id_}; `grange capacity slots` lists them")
+
+
+# --- What operators say -------------------------------------------------------------------------
+
+
+def _slot_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
+    async def say(verb: SlotVerb, slot: str, request: SlotVerbRequest, who: Identity) -> Done:
+        """Raises ConflictError where the slot's state makes nothing of it."""
+        autoscaler = autoscaler_of()
+        id_ = _slot(autoscaler, slot).id
+        by = _by(who, request.by)
+        await autoscaler.say(OperatorSaid(Verb(verb), slot=id_, by=by, reason=request.reason))
+        found = _slot(autoscaler, slot)
+        if not _is_done(verb, found):
+            raise ConflictError(f"{verb} has no effect: {slot} is {_stands(found)}")
+        return Done(said=f"{slot} is {_stands(found)} now")
+
+    @api.post("/capacity/slots/{slot}/{verb}")
+    async def say_of_slot(
+        slot: NamePath, verb: SlotVerb, request: SlotVerbRequest, who: Operator, asked: Request
+    ) -> Done:
+        """Drain, undrain, terminate or quarantine it; 409 where its state makes nothing of it."""
+        done = await say(verb, slot, request, who)
+        did(asked, f"said {verb} of slot {slot}: {request.reason or 'no reason given'}")
+        return done
+
+
+def _pool_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
+    @api.post("/capacity/pause")
+    async def pause(request: PoolVerbRequest, who: Operator, asked: Request) -> Done:
+        """Launch nothing more, and end nothing for being idle: of a pool or, with none, of all."""
+        autoscaler = autoscaler_of()
+        _check_pool(autoscaler, request.pool)
+        by = _by(who, request.by)
+        reason = f"{request.reason} ({by})" if request.reason else f"by {by}"
+        pool = None if request.pool is None else PoolName(request.pool)
+        await autoscaler.say(OperatorSaid(Verb.PAUSE, pool=pool, by=by, reason=reason))
+        did(asked, f"paused capacity of {_meant(request.pool)}: {request.reason or 'no reason'}")
+        return Done(said=f"nothing more is launched for {_meant(request.pool)}")
+
+    @api.post("/capacity/resume")
+    async def resume(request: PoolVerbRequest, who: Operator, asked: Request) -> Done:
+        """End a pause, and try anew what was held back after failures."""
+        autoscaler = autoscaler_of()
+        _check_pool(autoscaler, request.pool)
+        pool = None if request.pool is None else PoolName(request.pool)
+        await autoscaler.say(OperatorSaid(Verb.RESUME, pool=pool, by=_by(who, request.by)))
+        did(asked, f"resumed capacity of {_meant(request.pool)}")
+        return Done(said=f"{_meant(request.pool)} may launch again")
+
+    @api.post("/capacity/prewarm")
+    async def prewarm(request: PrewarmRequest, who: Operator, asked: Request) -> Done:
+        """Have so many slots of a pool ready, asked for or not, for a while."""
+        autoscaler = autoscaler_of()
+        _check_pool(autoscaler, request.pool)
+        said = OperatorSaid(
+            Verb.PREWARM,
+            pool=PoolName(request.pool),
+            slots=request.slots,
+            for_s=request.for_s,
+            by=_by(who, request.by),
+        )
+        await autoscaler.say(said)
+        text = f"{request.slots} slots of {request.pool} for {request.for_s:g} s"
+        did(asked, f"had capacity ready: {text}")
+        return Done(said=f"prewarms {text}")
+
+    @api.post("/capacity/reconcile-now", dependencies=[needs(Role.OPERATE)])
+    async def reconcile_now(asked: Request) -> Done:
+        """Look, plan and act at once; answered when all of it was tried."""
+        autoscaler = autoscaler_of()
+        await autoscaler.reconcile_now()
+        did(asked, "had capacity reconciled")
+        return Done(said="looked, planned and acted")
+
+
+def _by(who: Identity, told: str) -> str:
+    return (f"{told}, {who.name}" if told else who.name)[:NAME_MAX]
+
+
+def _meant(pool: str | None) -> str:
+    return "all pools" if pool is None else f"pool {pool}"
+
+
+def _is_done(verb: SlotVerb, slot: Slot) -> bool:
+    match verb:
+        case SlotVerb.DRAIN:
+            return slot.state in (SlotState.DRAINING, SlotState.TERMINATING)
+        case SlotVerb.UNDRAIN:
+            return slot.state is SlotState.READY and not slot.is_quarantined
+        case SlotVerb.TERMINATE:
+            return slot.state is SlotState.TERMINATING
+        case SlotVerb.QUARANTINE:
+            return slot.is_quarantined
+        case _:
+            assert_never(verb)
+
+
+def _stands(slot: Slot) -> str:
+    cause = (
+        f" ({slot.drain_cause})" if slot.state is SlotState.DRAINING and slot.drain_cause else ""
+    )
+    return f"{slot.state}{cause}{', in quarantine' if slot.is_quarantined else ''}"
