@@ -114,8 +114,8 @@ async def test_a_fixed_output_has_the_hash_it_declares(bench: Bench, is_right: b
 @pytest.mark.parametrize(
     ("options", "script"),
     [
-        (Options(timeout_s=1), "while true; do echo on; sleep 0.1; done"),
-        (Options(max_silent_s=1), "echo on; sleep 86399"),
+        (Options(timeout_s=2), "while true; do echo on; sleep 0.1; done"),
+        (Options(max_silent_s=2), "echo on; sleep 86399"),
     ],
     ids=["in all", "silent"],
 )

@@ -235,20 +235,20 @@ IMPATIENT = [each for each in OPERATIONS if each is not build and each is not OP
 async def test_a_daemon_that_says_nothing_is_given_up(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("wire.ANSWER_S", "client.COLLECT_S", "connection.TAKE_IN_S", "link.DRAIN_S"):
-        monkeypatch.setattr(f"grange.daemon.{name}", 0.05)
-    async with silent_peer() as daemon:
+    async with silent_peer() as daemon:  # greeted with all patience
+        for name in ("wire.ANSWER_S", "client.COLLECT_S", "connection.TAKE_IN_S", "link.DRAIN_S"):
+            monkeypatch.setattr(f"grange.daemon.{name}", 0.05)
         with pytest.raises(DaemonGone, match="nothing"):
             await IMPATIENT[number](daemon)
         assert daemon.is_broken
 
 
 async def test_a_daemon_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("connection.TAKE_IN_S", "link.DRAIN_S"):
-        monkeypatch.setattr(f"grange.daemon.{name}", 0.05)
     nar = nar_of_text(bytes(8 << 20))  # far beyond any buffer between the two
     info = PathInfo(PATH, Hash.of("sha256", nar), len(nar), ())
     async with silent_peer() as daemon:
+        for name in ("connection.TAKE_IN_S", "link.DRAIN_S"):
+            monkeypatch.setattr(f"grange.daemon.{name}", 0.05)
         with pytest.raises(DaemonGone, match="nothing"):
             await daemon.add_multiple_to_store([(info, nar)])
 
@@ -256,13 +256,13 @@ async def test_a_daemon_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
 async def test_a_build_may_be_silent_for_as_long_as_it_likes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("grange.daemon.wire.ANSWER_S", 0.02)
     answer = b"".join((integer(LAST), integer(3), string("odd"), integer(0) * 6, strings(())))
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.sendall(HELLO)
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         daemon = await opened(Link("fake", reader, writer, None))
+        monkeypatch.setattr("grange.daemon.wire.ANSWER_S", 0.02)
         asyncio.get_running_loop().call_later(0.1, theirs.sendall, answer)
         result = await daemon.build_derivation(PATH, BASIC, lambda _: None)
         assert "odd" in result.error_msg

@@ -11,10 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer, unused_port
+from aiohttp.test_utils import TestServer
 
 from grange.agent.direct import Spool, put_spool
 from grange.errors import OutsideError
+from tests.ports import free_port
 
 DATA = os.urandom(3 << 20)
 
@@ -127,7 +128,7 @@ async def test_what_the_store_cannot_take_goes_through_the_farm(
     outcome, moved = await upload(places, tmp_path)
     assert outcome == (201, "stored")
     assert sum(moved) == len(DATA)
-    nowhere = f"http://127.0.0.1:{unused_port()}"
+    nowhere = f"http://127.0.0.1:{free_port()}"
     places.offer = lambda: places.good_offer(nowhere)
     outcome, _ = await upload(places, tmp_path)
     assert outcome == (201, "stored")

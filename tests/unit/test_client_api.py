@@ -10,6 +10,7 @@ from grange.client.answers import lines_of
 from grange.client.api import GrangeClient
 from grange.client.models import Problem, StepState, WatchLog, WatchStep
 from grange.errors import OutsideError, PeerError
+from tests.ports import free_port
 from tests.unit.fake_farm import FakeFarm, build_view, running, step_view
 
 UUID = "00000000-0000-4000-8000-000000000000"
@@ -105,8 +106,7 @@ def test_a_log_comes_as_it_was_written(farm: FakeFarm) -> None:
 
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_the_next_coordinator_is_asked_where_one_is_gone(farm: FakeFarm, is_stream: bool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    gone = f"http://127.0.0.1:{free_port()}"
     with (
         running(FakeFarm(refusal=(503, Problem(error="nobody leads", fault="outside")))) as behind,
         GrangeClient(f"{gone}/, {behind.url},{farm.url}") as client,
@@ -131,7 +131,7 @@ def frozen() -> Iterator[str]:
 def test_a_coordinator_that_stands_still_is_passed_by(
     farm: FakeFarm, frozen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grange.client.connection.PROOF_S", 0.01)
+    monkeypatch.setattr("grange.client.connection.PROOF_S", 0.3)
     with GrangeClient(f"{frozen},{farm.url}") as client:
         client.lacking([DRV])  # not one that is only read, and may take minutes
         assert client.url == farm.url
@@ -140,7 +140,7 @@ def test_a_coordinator_that_stands_still_is_passed_by(
 def test_one_that_comes_to_stand_still_is_left_by_who_only_reads(
     farm: FakeFarm, frozen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grange.client.connection.READ_S", 0.01)
+    monkeypatch.setattr("grange.client.connection.READ_S", 0.3)
     with GrangeClient(f"{frozen},{farm.url}") as client:
         client._is_alive = True  # it was, when it was asked last
         assert client.build(UUID).id == UUID
@@ -160,8 +160,7 @@ def test_a_takeover_is_waited_for(farm: FakeFarm, monkeypatch: pytest.MonkeyPatc
         farm.refusal = None
 
     monkeypatch.setattr("time.sleep", sleep)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    gone = f"http://127.0.0.1:{free_port()}"
     with GrangeClient(f"{gone},{farm.url}") as client:
         assert client.build(UUID).id == UUID
     assert len(slept) == 1
@@ -188,8 +187,7 @@ def test_what_tls_does_to_those_who_do_not_expect_it_is_told(
 
 
 def test_where_all_are_gone_each_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    gone = f"http://127.0.0.1:{free_port()}"
     with (
         GrangeClient(f"{gone},{gone}/b") as client,
         pytest.raises(OutsideError, match=f"no farm answers at {gone} or {gone}/b"),

@@ -3,7 +3,6 @@
 import hmac
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from grange.coordinator.hooks.rules import EventRules, HookRule
 from grange.errors import OperatorError
 from grange.identity import Role
 from grange.scheduler.facts import EventKind, Limits
+from tests.ports import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples/hooks"
 
@@ -180,8 +180,7 @@ def test_retry_asks_for_another_try_where_the_farm_was_at_fault(tmp_path: Path) 
 def test_receive_takes_what_is_signed_and_fresh(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("sixteen bytes of secret\n")
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
+    port = free_port()
     body = json.dumps({"id": 7, "event": "build-failed", "project": "p"}).encode()
 
     def post(at: float, key: bytes) -> int:
