@@ -19,6 +19,19 @@ HAPROXY = '[haproxy]\nsocket = "/run/haproxy.sock"\n'
 COMMAND = 'local.command = ["sshd", "-D"]\n'
 
 
+EC2 = """
+[capacity]
+farm = "ci"
+[pools.big]
+cloud = "ec2"
+systems = ["x86_64-linux", "i686-linux"]
+types."c7i.4xlarge" = { on_demand = 0.7, vcpus = 16 }
+types."m7i.4xlarge" = { vcpus = 16 }
+ec2.image = "ami-0a1b"
+ec2.subnets = { "eu-central-1a" = "subnet-0a", "eu-central-1b" = "subnet-0b" }
+"""
+
+
 def of_farm(folder: Path, text: str) -> CapacityFile:
     return farm_file(folder, text).capacity
 
@@ -72,6 +85,31 @@ vcpus_max = 64
     assert (pool.idle_s, pool.hourly_budget) == (60.5, 2)
     assert pool.timeouts.boot_s == 30
     assert pool.timeouts.bind_s == 600, "an agent's whole start is in it"
+
+
+def test_of_ec2_each_type_is_to_be_had_in_each_zone(tmp_path: Path) -> None:
+    text = EC2 + "ec2.volume_gb = 100\nec2.more = { EbsOptimized = true }\n[ec2]\nregion = 'x'"
+    file = of_farm(tmp_path, text)
+    [pool] = file.pools
+    assert [(each.type, each.zone) for each in pool.offerings] == [
+        ("c7i.4xlarge", "eu-central-1a"),
+        ("c7i.4xlarge", "eu-central-1b"),
+        ("m7i.4xlarge", "eu-central-1a"),
+        ("m7i.4xlarge", "eu-central-1b"),
+    ]
+    assert (pool.market, pool.fallback) == (Market.SPOT, Market.ON_DEMAND)
+    assert file.ec2.farm == file.rules.farm == "ci"
+    assert file.ec2.region == "x"
+    assert file.rules.settle_s > 0
+    assert file.local.pools == {}
+    of_ec2 = file.ec2_pools[pool.name]
+    assert of_ec2.pool is pool
+    assert (of_ec2.image, of_ec2.volume_gb) == ("ami-0a1b", 100)
+    assert of_ec2.more == {"EbsOptimized": True}
+    fewer = of_farm(tmp_path, text.replace('subnet-0a", ', 'subnet-0c", '))
+    assert fewer.pools[0].config_hash == pool.config_hash
+    other = of_farm(tmp_path, text.replace("ami-0a1b", "ami-0a1c"))
+    assert other.pools[0].config_hash != pool.config_hash
 
 
 def test_alone_it_binds_servers_and_has_doors(tmp_path: Path) -> None:
@@ -141,6 +179,13 @@ def test_what_shapes_an_instance_makes_another_of_it_and_what_limits_it_does_not
         ('[pools.b]\ncloud = "local"', r"pools\.b\.systems is missing"),
         ('[pools.b]\ncloud = "local"\nsystems = []', r"pools\.b\.systems is \[\]"),
         ('[pools.b]\ncloud = "local"\nsystems = ["a", "a"]', "systems names a twice"),
+        ('ec2.image = "ami-1"\nec2.subnets.a = "subnet-1"', r"take \[pools.NAME.ec2\] out"),
+        (EC2.replace("ami-0a1b", "debian"), r"pools\.big\.ec2\.image is 'debian'"),
+        (EC2.replace('farm = "ci"', ""), "capacity.farm is missing: instances bear it as a tag"),
+        (EC2.replace("c7i", "c7g"), r"types names c7g\.4xlarge, whose CPU is aarch64, and systems"),
+        (EC2.replace("x86_64", "aarch64"), r"c7i\.4xlarge, whose CPU is x86_64, .* aarch64-linux"),
+        (EC2 + 'features = ["kvm"]', r"features names kvm, and c7i\.4xlarge has no /dev/kvm"),
+        ('[pools.b]\ncloud = "ec2"\nsystems = ["a"]', r"\[pools.NAME.ec2\] is missing"),
     ],
 )
 def test_what_is_wrong_in_the_farms_file_is_named(

@@ -17,10 +17,13 @@ from grange.capacity.facts import Pool, PoolName, ReadyBy, Rules
 from grange.cli.pool_tables import LocalPool, PoolTable
 from grange.cli.tables import Table, Text, faults, toml
 from grange.client.capacity import SOCKET
+from grange.cloud.ec2.settings import Ec2Pool, Ec2Settings
 from grange.cloud.haproxy import HaproxySettings
 from grange.errors import OperatorError
 
 POOLS_MAX: Final = 100
+FARM: Final = "grange"  # where nobody else's instances can be met
+SETTLE_S: Final = 60.0  # how late EC2 may list what was launched
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # part of slots' and servers' names
 _COORDINATOR: Final = re.compile(r"(https?://)?(\[[0-9a-fA-F:]+\]|[^\s/:]+):\d{1,5}")
 
@@ -33,8 +36,20 @@ class _Local(Table):
     grace_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
 
 
+class _Ec2(Table):
+    region: str = ""
+    profile: str = ""
+    endpoint: Annotated[str, Field(pattern=r"^(https?://[^/]+.*)?$")] = ""
+    sqs_url: Annotated[str, Field(pattern=r"^(https?://[^/]+.*)?$")] = ""
+    launches_at_once: Annotated[int, Field(ge=1, le=100)] = 8
+    notice_poll_s: Annotated[float, Field(ge=1, le=3600)] = 10.0
+
+    def settings(self, farm: str) -> Ec2Settings:
+        return Ec2Settings(farm, **self.model_dump())
+
+
 class _Capacity(Table):
-    farm: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "grange"
+    farm: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
     coordinator: Text | None = None
     ca: Text | None = None
     interval_s: Annotated[float, Field(ge=0.1, le=300)] = 5.0
@@ -57,6 +72,7 @@ class CapacityTables(Table):
         default_factory=dict
     )
     local: _Local = _Local()
+    ec2: _Ec2 = _Ec2()
 
     @field_validator("pools")
     @classmethod
@@ -73,15 +89,28 @@ class CapacityTables(Table):
     def _capacity_fits(self) -> Self:
         if said := _vcpus(self.capacity.vcpus_max, self.pools):
             raise ValueError(said)
+        if self.capacity.farm is None and any(each.cloud == "ec2" for each in self.pools.values()):
+            raise ValueError(
+                "capacity.farm is missing: instances bear it as a tag, and those of a farm of the "
+                "same name in this account would be taken for this one's; choose a name"
+            )
         return self
 
     def capacity_file(self, folder: Path, ready_by: ReadyBy) -> "CapacityFile":
         """Relative paths are relative to `folder`."""
-        said = self.capacity
-        shared = [said.farm, ready_by.value, said.coordinator, said.ca]
+        said, farm = self.capacity, self.capacity.farm or FARM
+        shared = [farm, ready_by.value, said.coordinator, said.ca]
+        pools = [each.pool(name, ready_by, shared) for name, each in self.pools.items()]
+        of_ec2 = {each.name for each in pools if self.pools[each.name].cloud == "ec2"}
         return CapacityFile(
-            Rules(said.farm, ready_by, vcpus_max=said.vcpus_max, kept_s=said.kept_s),
-            tuple([each.pool(name, ready_by, shared) for name, each in self.pools.items()]),
+            Rules(
+                farm,
+                ready_by,
+                settle_s=SETTLE_S if of_ec2 else 0.0,
+                vcpus_max=said.vcpus_max,
+                kept_s=said.kept_s,
+            ),
+            tuple(pools),
             interval_s=said.interval_s,
             coordinator=said.coordinator,
             ca=None if said.ca is None else folder / said.ca,
@@ -95,6 +124,12 @@ class CapacityTables(Table):
                     if each.cloud == "local"
                 },
             ),
+            ec2=self.ec2.settings(farm),
+            ec2_pools={
+                pool.name: self.pools[pool.name].of_ec2(pool)
+                for pool in pools
+                if pool.name in of_ec2
+            },
         )
 
 
@@ -163,12 +198,14 @@ class LocalSettings:
 class CapacityFile:
     """What the tables say, as the autoscaler and its drivers take it."""
 
-    rules: Rules = Rules("grange", ReadyBy.AGENT)
+    rules: Rules = Rules(FARM, ReadyBy.AGENT)
     pools: tuple[Pool, ...] = ()  # none: there is no elastic capacity
     interval_s: float = 5.0
     coordinator: str | None = None  # as instances reach it; None: where it listens for agents
     ca: Path | None = None  # of the farm's certificate, for instances
     local: LocalSettings = field(default_factory=LocalSettings)
+    ec2: Ec2Settings = Ec2Settings(FARM)
+    ec2_pools: Mapping[PoolName, Ec2Pool] = field(default_factory=dict)
 
     def needs_start(self, old: "CapacityFile") -> list[str]:
         """What is said otherwise than in `old` and takes a restart to hold."""
@@ -176,7 +213,9 @@ class CapacityFile:
             "[capacity]": (self.rules, self.interval_s, self.coordinator, self.ca)
             != (old.rules, old.interval_s, old.coordinator, old.ca),
             "[local]": replace(self.local, pools={}) != replace(old.local, pools={}),
+            "[ec2]": self.ec2 != old.ec2,
             "whether there are [pools]": bool(self.pools) != bool(old.pools),
+            "whether there are pools of ec2": bool(self.ec2_pools) != bool(old.ec2_pools),
         }
         return [name for name, is_so in differs.items() if is_so]
 

@@ -1,23 +1,28 @@
 """The tables that say what pools of instances there are: [pools.NAME]."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from grange.capacity.facts import Market, Offering, Pool, PoolName, ReadyBy, Timeouts
 from grange.cli.tables import Table, Text
+from grange.cloud.ec2.settings import Ec2Pool
 
 SLOTS_MAX: Final = 10_000  # of a pool: what the plan was measured with
 JOIN_S: Final = 600.0  # from running to joined: all of the machine's own start is in it
+_GRAVITON: Final = re.compile(r"(a1|[a-z]+\d+[a-z]*g[a-z]*)[.-]")  # types whose CPU is ARM's
+_CPUS: Final = ("x86_64-", "i686-"), ("aarch64-", "armv7l-", "armv6l-")
 _PARTS_MAX: Final = 50  # types, zones, systems, features of a pool
 
 Names = Annotated[list[Text], Field(max_length=_PARTS_MAX)]
 Slots = Annotated[int, Field(ge=0, le=SLOTS_MAX)]
 Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Subnet = Annotated[str, Field(pattern=r"^subnet-[0-9a-f]+$")]
 MarketName = Literal["spot", "on-demand"]
 
 
@@ -65,6 +70,25 @@ class _LocalPool(Table):
         return LocalPool(tuple(self.command or ()), options, self.environment)
 
 
+class _Ec2Pool(Table):
+    image: Annotated[str, Field(pattern=r"^ami-[0-9a-f]+$")]
+    subnets: Annotated[dict[Text, Subnet], Field(min_length=1, max_length=_PARTS_MAX)]
+    security_groups: list[Annotated[str, Field(pattern=r"^sg-[0-9a-f]+$")]] = Field(
+        default_factory=list
+    )
+    instance_profile: str = ""
+    key_name: str = ""
+    volume_gb: Annotated[int, Field(ge=0, le=65_536)] = 0
+    volume_type: Text = "gp3"
+    volume_iops: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    volume_mb_s: Annotated[int, Field(ge=0, le=100_000)] = 0
+    device: Text = "/dev/xvda"
+    public: bool | None = None
+    price_max: Dollars | None = None
+    tags: dict[Text, str] = Field(default_factory=dict)
+    more: dict[Text, Any] = Field(default_factory=dict)
+
+
 class PoolTable(Table):
     cloud: Literal["ec2", "local"]
     systems: Annotated[Names, Field(min_length=1)]
@@ -90,23 +114,14 @@ class PoolTable(Table):
     nested_virtualization: bool = False
     timeouts: _Timeouts = _Timeouts()
     local: _LocalPool = _LocalPool()
+    ec2: _Ec2Pool | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        for said in (_sizes(self), _markets(self), _means(self), *self._drivers()):
+        for said in (_driver(self), _sizes(self), _markets(self), _means(self)):
             if said:
                 raise ValueError(said)
         return self
-
-    def _drivers(self) -> list[str]:
-        """What is said to a cloud that is not this pool's."""
-        own = {"local": "local"}
-        return [
-            f"cloud is {self.cloud}, and so [pools.NAME.{table}] says nothing; take it out, or set "
-            f'cloud = "{cloud}"'
-            for table, cloud in own.items()
-            if cloud != self.cloud and table in self.model_fields_set
-        ]
 
     @property
     def markets(self) -> tuple[Market, Market | None]:
@@ -116,16 +131,14 @@ class PoolTable(Table):
             return market, Market.ON_DEMAND if market is Market.SPOT else None
         return market, None if self.fallback == "none" else Market(self.fallback)
 
-    def zones(self) -> list[str]:
-        return ["here"]
-
     def offerings(self) -> tuple[Offering, ...]:
         types = self.types or {"process": _Type()}
+        zones = ["here"] if self.ec2 is None else list(self.ec2.subnets)
         return tuple(
             [
                 Offering(name, zone, each.spot, each.on_demand, each.vcpus)
                 for name, each in types.items()
-                for zone in self.zones()
+                for zone in zones
             ]
         )
 
@@ -136,11 +149,34 @@ class PoolTable(Table):
             mode="json",
             include={
                 "cloud", "systems", "features", "mandatory_features", "capacity",
-                "nested_virtualization", "local",
+                "nested_virtualization", "local", "ec2",
             },
+            exclude={"ec2": {"subnets", "price_max"}},
         )  # fmt: skip
         text = json.dumps([own, shared], sort_keys=True)
         return sha256(text.encode()).hexdigest()[:16]
+
+    def of_ec2(self, pool: Pool) -> Ec2Pool:
+        """What EC2 is to know of `pool`, which this table made."""
+        said = self.ec2
+        assert said is not None
+        return Ec2Pool(
+            pool,
+            said.image,
+            said.subnets,
+            tuple(said.security_groups),
+            said.instance_profile,
+            said.key_name,
+            said.volume_gb,
+            said.volume_type,
+            said.volume_iops,
+            said.volume_mb_s,
+            said.device,
+            said.public,
+            said.price_max,
+            said.tags,
+            said.more,
+        )
 
     def pool(self, name: str, ready_by: ReadyBy, shared: object) -> Pool:
         return Pool(
@@ -209,9 +245,36 @@ def _markets(pool: PoolTable) -> str:
     return ""
 
 
+def _driver(pool: PoolTable) -> str:
+    """What its cloud lacks, or is said to another."""
+    if pool.cloud == "ec2" and pool.ec2 is None:
+        return "[pools.NAME.ec2] is missing; it names image and subnets at least"
+    if pool.cloud == "ec2" and not pool.types:
+        return 'types is missing; name instance types, such as types."c7i.4xlarge" = { vcpus = 16 }'
+    other = "local" if pool.cloud == "ec2" else "ec2"
+    if other in pool.model_fields_set:
+        return f'cloud is {pool.cloud}; take [pools.NAME.{other}] out, or set cloud = "{other}"'
+    return ""
+
+
 def _means(pool: PoolTable) -> str:
     """What it promises and could not keep."""
     twice = {each for each in pool.systems if pool.systems.count(each) > 1}
     if twice:
         return f"systems names {', '.join(sorted(twice))} twice"
+    if pool.cloud != "ec2":
+        return ""
+    for name in pool.types:
+        is_arm = _GRAVITON.match(name) is not None
+        if strangers := [each for each in pool.systems if each.startswith(_CPUS[not is_arm])]:
+            return (
+                f"types names {name}, whose CPU is {_CPUS[is_arm][0].rstrip('-')}, and systems "
+                f"{', '.join(strangers)}; make a pool for each CPU"
+            )
+        has_kvm = pool.nested_virtualization or ".metal" in name
+        if "kvm" in {*pool.features, *pool.mandatory_features} and not has_kvm:
+            return (
+                f"features names kvm, and {name} has no /dev/kvm; set nested_virtualization = true "
+                "with types that know it (c8i, m8i, r8i), or name .metal types only"
+            )
     return ""
