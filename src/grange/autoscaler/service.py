@@ -46,6 +46,7 @@ from grange.capacity.facts import (
     ReservationId,
     ReservationState,
     Rules,
+    Slot,
     SlotId,
     SlotState,
 )
@@ -244,6 +245,11 @@ class Autoscaler:
     def slots(self) -> list[SlotSight]:
         core, now, seen = self._core(), self._clock.monotonic_s(), self._looks.seen
         return [slot_sight(core, seat, now, seen) for seat in core.seats.values()]
+
+    def slot(self, id_: SlotId) -> Slot | None:
+        """Who sits there; None for a slot that is not known."""
+        seat = self._core().seats.get(id_)
+        return None if seat is None else seat.slot
 
     def pools(self) -> list[PoolSight]:
         return [pool_sight(each) for each in self._core().pools.values()]
