@@ -6,7 +6,25 @@ import click
 
 from grange.cli.lazy import Entry, LazyGroup
 
-_COMMANDS: Final[dict[str, Entry]] = {}
+_COMMANDS: Final = {
+    "status": Entry("capacity_look", "status", "Show pools, and what is wrong."),
+    "slots": Entry("capacity_look", "slots", "List slots: state, age, sessions, price."),
+    "reservations": Entry("capacity_look", "reservations", "List reservations."),
+    "events": Entry("capacity_look", "events", "List what happened, the newest first."),
+    "explain": Entry("capacity_look", "explain", "Say why a pool, slot or reservation is so."),
+    "orphans": Entry("capacity_look", "orphans", "List instances that no slot owns."),
+    "cost": Entry("capacity_look", "cost", "Show what it costs, now and in this month."),
+    "reserve": Entry("capacity_reserve", "reserve", "Reserve places, and hold them meanwhile."),
+    "release": Entry("capacity_reserve", "release", "Give reservations back."),
+    "drain": Entry("capacity_say", "drain", "Let slots finish their work, and end them."),
+    "undrain": Entry("capacity_say", "undrain", "End a drain or a quarantine."),
+    "terminate": Entry("capacity_say", "terminate", "End slots' instances at once."),
+    "quarantine": Entry("capacity_say", "quarantine", "Keep slots for a look, without work."),
+    "prewarm": Entry("capacity_say", "prewarm", "Have slots ready for a while."),
+    "pause": Entry("capacity_say", "pause", "Launch nothing more: of a pool, or at all."),
+    "resume": Entry("capacity_say", "resume", "End a pause, and what failures hold back."),
+    "reconcile-now": Entry("capacity_say", "reconcile_now", "Look, plan and act at once."),
+}
 
 
 @click.group(

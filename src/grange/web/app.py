@@ -18,6 +18,7 @@ from grange.identity import Identity, Role
 from grange.web.accounts import account_calls
 from grange.web.answers import answer, problem
 from grange.web.builds import build_calls
+from grange.web.capacity import AutoscalerOf, capacity_calls, no_pools
 from grange.web.copies import copy_calls
 from grange.web.door import Door
 from grange.web.farm import farm_calls
@@ -31,7 +32,7 @@ from grange.web.steps import step_calls
 from grange.web.views import Views
 
 Errors = dict[int | str, dict[str, Any]]
-_ERRORS: Final[Errors] = {
+ERRORS: Final[Errors] = {
     code: {"model": Problem, "description": text}
     for code, text in (
         (400, "The request is wrong"),
@@ -46,7 +47,7 @@ _ERRORS: Final[Errors] = {
 }
 
 
-def make_app(farm: Farm) -> FastAPI:
+def make_app(farm: Farm, autoscaler_of: AutoscalerOf = no_pools) -> FastAPI:
     """The whole application. The cache's routes come first: they are the busiest."""
     app = FastAPI(
         title="Grange",
@@ -61,10 +62,11 @@ def make_app(farm: Farm) -> FastAPI:
     app.add_middleware(Forwarder, farm=farm)
     app.add_middleware(Door, farm=farm)  # the last one added is the first one met
     views = Views(farm)
-    app.router.routes.extend(_api(farm, views).routes)  # one flat list, whose rights can be read
+    # One flat list, whose rights can be read.
+    app.router.routes.extend(_api(farm, views, autoscaler_of).routes)
     copy_calls(app, farm)
     _watch_calls(app, farm, views)
-    _tell_errors(app)
+    tell_errors(app)
     rights(app)  # a route that does not say what it needs must not be served
     return app
 
@@ -75,8 +77,8 @@ def _may_fetch(scope: Scope) -> bool:
     return who.may(Role.READ) or who.may(Role.BUILD)
 
 
-def _api(farm: Farm, views: Views) -> APIRouter:
-    api = APIRouter(prefix="/api/v1", responses=_ERRORS)
+def _api(farm: Farm, views: Views, autoscaler_of: AutoscalerOf) -> APIRouter:
+    api = APIRouter(prefix="/api/v1", responses=ERRORS)
     farm_calls(api, farm, views)
     build_calls(api, farm, views)
     step_calls(api, farm, views)
@@ -85,6 +87,7 @@ def _api(farm: Farm, views: Views) -> APIRouter:
     hook_calls(api, farm)
     ingest_calls(api, farm, views)
     retention_calls(api, farm, views)
+    capacity_calls(api, autoscaler_of)
     return api
 
 
@@ -107,7 +110,9 @@ def _watch_calls(app: FastAPI, farm: Farm, views: Views) -> None:
         return PlainTextResponse("ok\n")
 
 
-def _tell_errors(app: FastAPI) -> None:
+def tell_errors(app: FastAPI) -> None:
+    """Have every error answered with a Problem."""
+
     @app.exception_handler(GrangeError)
     async def told(_: Request, error: Exception) -> Response:
         assert isinstance(error, GrangeError)

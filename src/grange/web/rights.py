@@ -107,6 +107,11 @@ UNRECORDED: Final = frozenset(
         "/api/v1/derivations/fetch",
         "/api/v1/derivations/lacking",
         "/api/v1/sources",
+        "/api/v1/capacity/reservations",  # the events of capacity tell of these
+        "/api/v1/capacity/reservations/{id}/heartbeat",
+        "/api/v1/capacity/reservations/{id}/release",
+        "/api/v1/capacity/hints",
+        "/api/v1/capacity/notices",
     }
 )
 

@@ -1,0 +1,301 @@
+"""How capacity looks on a screen: bars, counts, and what is wrong in the end, where it is read."""
+
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from rich.table import Table
+from rich.text import Text
+
+from grange.capacity.facts import ReservationState, SlotState
+from grange.cli.text import clean, console, count, duration, moment
+from grange.client.capacity_models import (
+    CapacityEventView,
+    CapacityStatus,
+    CostView,
+    OrphanView,
+    PoolView,
+    ReservationView,
+    SlotView,
+)
+
+BAR_CELLS: Final = 24
+SLOT_STYLES: Final = {
+    SlotState.EMPTY: "dim",
+    SlotState.LAUNCHING: "cyan",
+    SlotState.UNKNOWN: "bold yellow",
+    SlotState.BOOTING: "cyan",
+    SlotState.BINDING: "cyan",
+    SlotState.READY: "green",
+    SlotState.DRAINING: "yellow",
+    SlotState.TERMINATING: "magenta",
+    SlotState.COOLING: "bold red",
+}
+RESERVATION_STYLES: Final = {
+    ReservationState.PENDING: "yellow",
+    ReservationState.READY: "green",
+    ReservationState.RELEASED: "dim",
+    ReservationState.EXPIRED: "magenta",
+    ReservationState.FAILED: "bold red",
+    ReservationState.CANCELLED: "dim",
+    ReservationState.LOST: "bold red",
+}
+# What a bar of slots is made of, in this order; without colours the signs must do.
+_PARTS: Final = (
+    ("█", "ready", (SlotState.READY,)),
+    ("▒", "starting", (SlotState.LAUNCHING, SlotState.BOOTING, SlotState.BINDING)),
+    ("-", "leaving", (SlotState.DRAINING, SlotState.TERMINATING)),
+    ("!", "in doubt or failing", (SlotState.UNKNOWN, SlotState.COOLING)),
+)
+_VACANT: Final = "·"
+
+
+# --- Status -------------------------------------------------------------------------------------
+
+
+def print_status(status: CapacityStatus, url: str) -> None:
+    screen = console()
+    head = Table.grid(padding=(0, 2))
+    head.add_column(style="dim")
+    head.add_column(overflow="fold")
+    head.add_row("capacity", f"{url}, Grange {status.version}")
+    head.add_row("reservations", _reservations_line(status))
+    screen.print(head)
+    for pool in status.pools:
+        screen.print()
+        screen.print(_pool_grid(pool))
+    if not status.pools:
+        screen.print("There are no pools: [pools.NAME] in the file, docs/operating/capacity.md.")
+    elif any(pool.slots.keys() - {SlotState.EMPTY} for pool in status.pools):
+        signs = [f"{sign} {word}" for sign, word, _ in _PARTS]
+        screen.print()
+        screen.print(Text("  ".join([*signs, f"{_VACANT} empty"]), "dim"))
+    screen.print()
+    for line in [*wrong(status), *worth_knowing(status)]:
+        screen.print(line, soft_wrap=True)
+    if not wrong(status):
+        screen.print(Text("Nothing is wrong.", "green"))
+
+
+def wrong(status: CapacityStatus) -> list[Text]:
+    """What somebody must see to."""
+    lines = [Text(f"! {clean(each)}", "bold red") for each in status.troubles]
+    told = " ".join(status.troubles)
+    for pool in status.pools:
+        if pool.breaker and pool.breaker not in told:
+            lines.append(Text(f"! pool {pool.name}: {clean(pool.breaker)}", "bold red"))
+    return lines
+
+
+def worth_knowing(status: CapacityStatus) -> Iterator[Text]:
+    """What keeps it from doing all that is asked, and was meant so."""
+    if status.paused is not None:
+        yield Text(
+            f"~ paused: nothing is launched, {clean(status.paused)}; grange capacity resume",
+            "bold yellow",
+        )
+    for pool in status.pools:
+        if pool.paused is not None:
+            yield Text(f"~ pool {pool.name} is paused: {clean(pool.paused)}", "bold yellow")
+        if pool.limit and pool.limit != pool.breaker and pool.paused is None:
+            yield Text(f"~ pool {pool.name}: {clean(pool.limit)}", "yellow")
+        if pool.is_gone:
+            yield Text(f"~ pool {pool.name} is configured no longer, and ends", "yellow")
+    if status.orphans:
+        yield Text(
+            f"~ {count(status.orphans, 'instance')} without a slot: grange capacity orphans",
+            "yellow",
+        )
+
+
+def _reservations_line(status: CapacityStatus) -> Text:
+    parts = [
+        Text(f"{number:,} {state}", RESERVATION_STYLES[state])
+        for state, number in status.reservations.items()
+    ]
+    return Text(", ").join(parts) if parts else Text("none", "dim")
+
+
+def _pool_grid(pool: PoolView) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", min_width=12, overflow="fold")
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(no_wrap=True, min_width=BAR_CELLS)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    taken = sum(number for state, number in pool.slots.items() if state is not SlotState.EMPTY)
+    grid.add_row(
+        pool.name, "slots", _slots_bar(pool), f"{taken} of {pool.max}", _states_line(pool.slots)
+    )
+    wanted = Text(f"{pool.demand} wanted", "yellow" if pool.demand > pool.places else "")
+    grid.add_row(
+        Text(", ".join(pool.systems), "dim"),
+        "places",
+        _bar(pool.used, pool.places),
+        f"{pool.used} of {pool.places}",
+        wanted,
+    )
+    limit = "" if pool.hourly_budget is None else f" of {dollars(pool.hourly_budget)}"
+    budget = "" if pool.monthly_budget is None else f" of {dollars(pool.monthly_budget)}"
+    grid.add_row(
+        Text(", ".join(pool.features), "dim"),
+        "money",
+        _bar(pool.spent, pool.monthly_budget or 0.0),
+        f"{dollars(pool.spent)}{budget}",
+        f"in {pool.month or 'no month yet'}, {dollars(pool.hourly)}{limit} an hour now",
+    )
+    return grid
+
+
+def _states_line(slots: dict[SlotState, int]) -> Text:
+    parts = [
+        Text(f"{slots[state]} {state}", style)
+        for state, style in SLOT_STYLES.items()
+        if state is not SlotState.EMPTY and slots.get(state)
+    ]
+    return Text(", ").join(parts) if parts else Text("all empty", "dim")
+
+
+def _slots_bar(pool: PoolView) -> Text:
+    """A cell for each slot, or for a share of them: never none for what there is."""
+    total = max(pool.max, sum(pool.slots.values()), 1)
+    cells = min(BAR_CELLS, total)
+    bar = Text()
+    for sign, _, states in _PARTS:
+        number = sum(pool.slots.get(state, 0) for state in states)
+        room = cells - len(bar)
+        width = min(room, max(round(number * cells / total), 1)) if number else 0
+        bar.append(sign * width, SLOT_STYLES[states[0]])
+    return bar.append(_VACANT * (cells - len(bar)), "dim")
+
+
+def _bar(part: float, whole: float) -> Text:
+    if whole <= 0:
+        return Text()
+    full = min(BAR_CELLS, round(part * BAR_CELLS / whole))
+    style = "red" if part >= whole else "yellow" if part >= 0.8 * whole else "green"
+    return Text.assemble(("█" * full, style), (_VACANT * (BAR_CELLS - full), "dim"))
+
+
+def dollars(amount: float) -> str:
+    """``$0.143``, ``$12.40``, ``$1,204``: as many digits as matter."""
+    if amount >= 1000:
+        return f"${amount:,.0f}"
+    return f"${amount:.3f}" if 0 < amount < 1 else f"${amount:.2f}"
+
+
+# --- Lists --------------------------------------------------------------------------------------
+
+SLOT_COLUMNS: Final = ("slot", "state", "for", "places", "sessions", "instance", "an hour", "notes")
+
+
+def slot_row(slot: SlotView) -> tuple[str | Text, ...]:
+    where = " ".join(filter(None, (slot.instance, slot.type, slot.zone, slot.market)))
+    is_taken = slot.instance is not None
+    return (
+        slot.id,
+        state_text(slot),
+        duration(slot.since_s),
+        f"{slot.used} of {slot.places}" if is_taken else "",
+        str(max(slot.sessions, slot.builds)) if is_taken else "",
+        where,
+        dollars(slot.price_hour) if slot.price_hour else "",
+        "; ".join(notes(slot)),
+    )
+
+
+def state_text(slot: SlotView) -> Text:
+    text = Text(str(slot.state), SLOT_STYLES[slot.state])
+    if slot.state is SlotState.READY and not slot.is_usable and not slot.is_quarantined:
+        text.append(", takes no work", "yellow")
+    return text
+
+
+def notes(slot: SlotView) -> Iterator[str]:
+    if slot.is_quarantined:
+        yield "in quarantine"
+    if slot.drain_cause and slot.state in (SlotState.DRAINING, SlotState.TERMINATING):
+        left = "" if slot.drain_s is None else f", ended in {duration(slot.drain_s)} at the latest"
+        yield f"because of {slot.drain_cause}{left}"
+    if slot.idle_s is not None and slot.state is SlotState.READY:
+        yield f"idle for {duration(slot.idle_s)}"
+    if slot.is_healthy is False and slot.state is SlotState.READY:
+        yield f"fails the balancer's checks ({slot.server or 'no server'})"
+    if slot.failures:
+        yield f"{count(slot.failures, 'failure')} in a row"
+
+
+RESERVATION_COLUMNS: Final = ("id", "state", "slot", "places", "asks for", "project", "by", "notes")
+
+
+def reservation_row(one: ReservationView) -> tuple[str | Text, ...]:
+    asks = " ".join([one.system, *one.features, *(["on demand"] if one.is_on_demand else [])])
+    note = "; ".join(filter(None, (one.at_risk, one.reason)))
+    return (
+        one.id[:8],
+        Text(str(one.state), RESERVATION_STYLES[one.state]),
+        one.slot or "",
+        str(one.size),
+        asks,
+        one.project,
+        one.by,
+        Text(note, "bold yellow" if one.at_risk else ""),
+    )
+
+
+EVENT_COLUMNS: Final = ("when", "of", "what")
+
+
+def event_row(event: CapacityEventView) -> tuple[str | Text, ...]:
+    of = event.slot or event.pool or ""
+    if event.reservation is not None:
+        of = f"{of} reservation {event.reservation[:8]}".strip()
+    return moment(event.time), of, clean(event.text)
+
+
+ORPHAN_COLUMNS: Final = ("instance", "pool", "slot by its tag", "type", "launched", "seen for")
+
+
+def orphan_row(orphan: OrphanView) -> tuple[str | Text, ...]:
+    return (
+        orphan.instance,
+        orphan.pool or "",
+        orphan.slot or "",
+        " ".join(filter(None, (orphan.type, orphan.zone))),
+        "" if orphan.launched is None else f"{duration(time.time() - orphan.launched)} ago",
+        f"{duration(orphan.since_s)}, {count(orphan.sightings, 'time')}",
+    )
+
+
+COST_COLUMNS: Final = ("pool", "month", "spent", "budget", "an hour now", "of it idle", "budget")
+
+
+def cost_rows(costs: Sequence[CostView]) -> Iterable[tuple[str | Text, ...]]:
+    for one in costs:
+        is_over = one.monthly_budget is not None and one.spent >= one.monthly_budget
+        yield (
+            one.pool,
+            one.month,
+            Text(dollars(one.spent), "bold red" if is_over else ""),
+            "" if one.monthly_budget is None else dollars(one.monthly_budget),
+            dollars(one.hourly),
+            dollars(one.hourly_idle),
+            "" if one.hourly_budget is None else dollars(one.hourly_budget),
+        )
+    if len(costs) > 1:
+        spent = dollars(sum(one.spent for one in costs))
+        hourly = dollars(sum(one.hourly for one in costs))
+        idle = dollars(sum(one.hourly_idle for one in costs))
+        yield Text("together", "bold"), "", Text(spent, "bold"), "", hourly, idle, ""
+
+
+# --- One thing, at length -----------------------------------------------------------------------
+
+
+def print_explanation(text: str) -> None:
+    """A sentence a line: the planner puts semicolons between."""
+    screen = console()
+    for number, part in enumerate(clean(text).split("; ")):
+        lines = textwrap.wrap(part, max(screen.width - 4, 40)) or [""]
+        screen.print(Text("\n    ".join(lines) if number == 0 else "  " + "\n    ".join(lines)))
