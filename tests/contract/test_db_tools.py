@@ -9,6 +9,14 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
+from grange.capacity.effects import (
+    SaveEvent,
+    SavePause,
+    SaveReservation,
+    SaveSlot,
+    SaveSpending,
+)
+from grange.capacity.facts import InstanceId, PoolName, Spending
 from grange.cli.app import Adapters, make_cli
 from grange.client.sources import LocalStore
 from grange.db.journal import SqliteJournal
@@ -30,6 +38,7 @@ from tests.contract.journal_kinds import (
     path,
 )
 from tests.contract.test_accounts import ACCOUNT, PASSWORD, TOKEN
+from tests.contract.test_capacity_store import FULL, READY
 from tests.postgres import Postgres
 
 
@@ -63,6 +72,11 @@ async def fill(file: Path) -> None:
     await journal.accounts.register(ACCOUNT, PASSWORD, None)
     await journal.accounts.add_audit([AuditEntry(1.0, "token ci", "", "did\0 it")])
     await journal.save_upstream_answers("https://cache.example.org", {"x": "y"}, 1e9)
+    told = SaveEvent(1e9, "no\0", PoolName("x86"))
+    spent = SaveSpending(Spending(PoolName("x86"), "2001-09", 2.5, 1e9))
+    await journal.capacity.save([SaveSlot(FULL), SaveReservation(READY), told, spent])
+    await journal.capacity.save([SavePause(None, "for a test")])
+    await journal.capacity.keep_console(FULL.id, InstanceId("i-1"), "panic", 1e9)
     await journal.close()
 
 
@@ -82,6 +96,9 @@ async def picture(journal: SqliteJournal | PostgresJournal) -> object:
         await journal.events.range(),
         [each.event for each in await journal.events.given_up(["hook"], 9)],
         await journal.events.begin_hooks(["hook"], 60.0),
+        await journal.capacity.recall(1e9),
+        [each.pool for each in await journal.capacity.events(limit=9)],
+        await journal.capacity.console(FULL.id),
     )
     await journal.close()
     return found

@@ -20,6 +20,9 @@ _COUNTED: Final = {
     "check_pins_without_build": "pins are of builds that are not there",
     "check_attempts_half_ended": "attempts have an end or an outcome, and not both",
     "check_passwords_without_account": "passwords belong to agents that have no account",
+    "check_capacity_leases": "reservations are of slots that are not there",
+    "check_capacity_ends": "reservations have ended and not when, or the other way round",
+    "check_capacity_seats": "instances sit in a second slot too",
 }
 
 

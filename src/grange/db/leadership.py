@@ -99,7 +99,7 @@ def state_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def only_coordinator(state_dir: Path) -> Iterator[None]:
+def only_coordinator(state_dir: Path, who: str = "coordinator") -> Iterator[None]:
     """Hold the state directory for this process alone; OperatorError where another has it."""
     try:
         lock = (state_dir / "lock").open("w")
@@ -113,8 +113,7 @@ def only_coordinator(state_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OperatorError(
-                f"another coordinator runs on {state_dir}; stop it, or give this one its own "
-                "--state-dir"
+                f"another {who} runs on {state_dir}; stop it, or give this one its own --state-dir"
             ) from None
         yield
 

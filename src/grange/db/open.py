@@ -1,8 +1,13 @@
 """Opening a journal by its address."""
 
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Final
 
+from grange.db.capacity import SqlCapacity
 from grange.db.journal import SqliteJournal
+from grange.db.leadership import only_coordinator, state_folder
 from grange.db.postgres.journal import PostgresJournal
 from grange.errors import OperatorError
 
@@ -34,3 +39,17 @@ async def open_journal(url: str) -> SqliteJournal | PostgresJournal:
     if is_shared(url):
         return await PostgresJournal.open(url)
     return SqliteJournal.open(sqlite_path(url))
+
+
+@contextlib.asynccontextmanager
+async def open_capacity(state_dir: Path) -> AsyncIterator[SqlCapacity]:
+    """The store of an autoscaler without a farm, held for this process alone.
+
+    Raises OperatorError where another autoscaler has the state directory, or it cannot be used.
+    """
+    with only_coordinator(state_folder(state_dir), "autoscaler"):
+        journal = SqliteJournal.open(str(state_dir / "capacity.db"))
+        try:
+            yield journal.capacity
+        finally:
+            await journal.close()

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Final
 
 from grange.db.accounts import SqlAccounts
+from grange.db.capacity import SqlCapacity
 from grange.db.checks import check
 from grange.db.commit import apply_effects
 from grange.db.event_log import SqlEventLog
@@ -59,6 +60,7 @@ class SqlJournal:
         self._engine = engine
         self.events = SqlEventLog(engine)
         self.accounts = SqlAccounts(engine)
+        self.capacity = SqlCapacity(engine)
         self.retention = SqlRetention(engine, self._forget_kept)
         self._narinfos: Lru[str, NarInfo]
         self._references: References

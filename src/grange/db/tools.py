@@ -40,6 +40,12 @@ TABLES: Final = (
     "audit",
     "pins",
     "collected_sources",
+    "capacity_slots",
+    "capacity_reservations",
+    "capacity_spending",
+    "capacity_pauses",
+    "capacity_events",
+    "capacity_consoles",
 )
 
 _HAS_VERSION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
