@@ -87,6 +87,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.db.leadership import SharedLeadership, SoleLeadership
     from grange.db.postgres.journal import PostgresJournal
     from grange.identity import ANONYMOUS, Role
+    from grange.main_capacity import FarmCapacity, coordinator_of
     from grange.objects.location import StoreLocation
     from grange.objects.open import joined, open_shelves
     from grange.store.keys import PublicKey, TrustedKeys
@@ -136,6 +137,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             ]
             upstream_keys = [key for each in config.upstreams for key in each.public_keys]
             upstream_keys += [key for _, keys in config.farm.derivation_sources for key in keys]
+            token_key = TokenKey.load(state / "upload-token-key")
             farm = Farm(
                 FarmSettings(
                     store_dir=config.store_dir,
@@ -163,15 +165,29 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                 objects=joined(shelves),
                 shelves=shelves,
                 metrics=metrics,
-                token_key=TokenKey.load(state / "upload-token-key"),
+                token_key=token_key,
                 logs=Logs(state / "logs", log_bytes_max=config.farm.log_bytes_max),
                 upstreams=upstreams,
                 derivation_sources=derivation_sources,
             )
 
+            capacity = None
+            if config.farm.capacity.pools:
+                capacity = FarmCapacity(
+                    farm,
+                    config.farm.capacity,
+                    clock=clock,
+                    store=journal.capacity,
+                    key=token_key.derive("instances"),
+                    state=state,
+                    coordinator=coordinator_of(config),
+                )
+
             def reread() -> None:
                 assert config.reread is not None
                 said = config.reread()
+                if capacity is not None:
+                    capacity.change(said.capacity)
                 farm.rule(said.limits, said.projects, said.policy, said.retention)
                 farm.logs.limit(said.log_bytes_max)
                 for name in said.needs_start(config.farm):
@@ -198,7 +214,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             await farm.publisher.prepare()
             await serve_farm(
                 farm,
-                make_app(farm),
+                make_app(farm) if capacity is None else make_app(farm, capacity.autoscaler),
                 http,
                 agents,
                 config.store_dir,

@@ -1,0 +1,175 @@
+"""Builds the adapters of elastic capacity and hands them to the autoscaler, for `grange.main`."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from grange.autoscaler.metrics import CapacityMetrics
+from grange.autoscaler.service import Autoscaler
+from grange.capacity.facts import LaunchOrder, PoolName
+from grange.cli.capacity_tables import CapacityFile
+from grange.cli.config import Address, ServeConfig
+from grange.client.credentials import is_loopback
+from grange.cloud.local import LocalCloud, LocalCommand
+from grange.cloud.several import Clouds
+from grange.coordinator.farm import Farm
+from grange.coordinator.workforce import FarmWorkforce
+from grange.errors import FencedError, OperatorError, OutsideError
+from grange.ports import CapacityStore, Clock, Cloud
+
+log = logging.getLogger(__name__)
+
+FORGET_S: Final = 60.0  # between two looks for agents whose instances are gone
+_WILDCARDS: Final = ("0.0.0.0", "::")
+
+# An agent registers by a file: the token is in nobody's list of processes, and builds see none.
+_AS_AGENT: Final = """\
+umask 077
+printf '%s\\n' "$GRANGE_REGISTRATION" >registration || exit
+unset GRANGE_REGISTRATION
+exec "$@"
+"""
+
+
+class FarmCapacity:
+    """A farm's elastic capacity: an autoscaler for each lead, as long as that lasts."""
+
+    def __init__(
+        self,
+        farm: Farm,
+        file: CapacityFile,
+        *,
+        clock: Clock,
+        store: CapacityStore,
+        key: bytes,
+        state: Path,
+        coordinator: str,
+    ) -> None:
+        """`key` is for tokens of registration; `coordinator` is where instances find the farm.
+
+        Raises OperatorError where a cloud cannot be used at all.
+        """
+        self._file = file
+        self._clock = clock
+        self._store = store
+        self._coordinator = coordinator
+        self._metrics = CapacityMetrics(farm.metrics.registry)
+        self._workforce = FarmWorkforce(farm.loop, farm.accounts, farm.keeper, key)
+        self._workforce.offer(file.pools)
+        self._local = LocalCloud(
+            file.local.folder or state / "instances",
+            self._agent,
+            clock=clock,
+            boot_s=file.local.boot_s,
+            grace_s=file.local.grace_s,
+        )
+        self._cloud = Clouds((self._local,), self._clouds(file))
+        self._current: Autoscaler | None = None
+        farm.while_leading.append(self.run)
+
+    def autoscaler(self) -> Autoscaler:
+        """That of this lead. Raises OutsideError where this process does not lead."""
+        if self._current is None:
+            raise OutsideError("this coordinator does not lead, or has just begun to; ask again")
+        return self._current
+
+    async def run(self) -> None:
+        """Until cancelled: size the pools."""
+        autoscaler = self._current = Autoscaler(
+            self._file.rules,
+            self._file.pools,
+            clock=self._clock,
+            store=self._store,
+            cloud=self._cloud,
+            workforce=self._workforce,
+            metrics=self._metrics,
+            interval_s=self._file.interval_s,
+        )
+        self._workforce.seat = autoscaler.slot
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(autoscaler.run())
+                group.create_task(self._forget())
+        finally:
+            self._current = None
+
+    def change(self, file: CapacityFile) -> None:
+        """Go by these pools from now on."""
+        self._file = file
+        self._cloud.change_pools(self._clouds(file))
+        self._workforce.offer(file.pools)
+        if self._current is not None:
+            self._current.change_pools(file.pools)
+
+    async def close(self) -> None:
+        await self._cloud.close()
+
+    def _clouds(self, file: CapacityFile) -> dict[PoolName, Cloud]:
+        return dict.fromkeys(file.local.pools, self._local)
+
+    async def _agent(self, order: LaunchOrder) -> LocalCommand:
+        """An agent in a process of this machine. Its pool says all of what it offers."""
+        local = self._file.local.pools.get(order.pool.name)
+        if local is None:
+            raise OperatorError(f"pool {order.pool.name} is no pool of local processes any more")
+        token = await self._workforce.registration(order)
+        environment = {**local.environment, "GRANGE_REGISTRATION": token}
+        if local.command:
+            return LocalCommand(local.command, environment)
+        return LocalCommand(
+            ("/bin/sh", "-c", _AS_AGENT, "sh", *agent_command(order, self._coordinator),
+             *(() if self._file.ca is None else ("--ca", str(self._file.ca.absolute()))),
+             *local.agent_options),
+            environment,
+        )  # fmt: skip
+
+    async def _forget(self) -> None:
+        while True:
+            await asyncio.sleep(FORGET_S)
+            try:
+                await self._workforce.forget_gone()
+            except FencedError:
+                raise
+            except OutsideError as error:
+                log.warning("agents whose instances are gone are not forgotten: %s", error)
+
+
+def agent_command(order: LaunchOrder, coordinator: str) -> Sequence[str]:
+    """An agent in its working directory, which has its token in `registration`."""
+    pool = order.pool
+    command = [sys.executable, "-m", "grange.main", "agent", "run", "--name", order.slot]
+    command += ["--coordinator", coordinator, "--token-file", "registration"]
+    command += ["--state-dir", "state", "--store", "store", "--max-jobs", str(pool.capacity)]
+    for option, values in (
+        ("--system", pool.systems),
+        ("--feature", pool.features),
+        ("--mandatory-feature", pool.mandatory_features),
+    ):
+        command += [word for value in values for word in (option, value)]
+    return command
+
+
+def coordinator_of(config: ServeConfig) -> str:
+    """Where instances find the farm. Raises OperatorError where that cannot be told."""
+    file, listens = config.farm.capacity, config.agents
+    scheme = "http" if config.farm.tls is None else "https"
+    said = file.coordinator
+    if said is None:
+        if listens.port == 0:
+            raise OperatorError(
+                "instances cannot know on which port agents are listened for; name one with "
+                "--listen-agents"
+            )
+        host = "127.0.0.1" if listens.host in _WILDCARDS else listens.host
+        said = str(Address(host, listens.port))
+    url = said if "://" in said else f"{scheme}://{said}"
+    if file.ec2_pools and is_loopback(urlsplit(url).hostname or ""):
+        raise OperatorError(
+            f"instances of {', '.join(file.ec2_pools)} cannot reach a farm at {url}; set "
+            'coordinator = "HOST:PORT" in [capacity], as they see it'
+        )
+    return url
