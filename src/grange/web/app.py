@@ -11,14 +11,17 @@ from starlette.types import Scope
 
 from grange import __version__
 from grange.cache.reader import First
+from grange.capacity.facts import SlotId
 from grange.client.models import Problem
 from grange.coordinator.farm import Farm
+from grange.coordinator.workforce import registered_by
 from grange.errors import GrangeError
 from grange.identity import Identity, Role
 from grange.web.accounts import account_calls
 from grange.web.answers import answer, problem
 from grange.web.builds import build_calls
-from grange.web.capacity import AutoscalerOf, capacity_calls, no_pools
+from grange.web.capacity import capacity_calls, no_pools
+from grange.web.capacity_claims import AutoscalerOf, SlotOf
 from grange.web.copies import copy_calls
 from grange.web.door import Door
 from grange.web.farm import farm_calls
@@ -87,8 +90,20 @@ def _api(farm: Farm, views: Views, autoscaler_of: AutoscalerOf) -> APIRouter:
     hook_calls(api, farm)
     ingest_calls(api, farm, views)
     retention_calls(api, farm, views)
-    capacity_calls(api, autoscaler_of)
+    capacity_calls(api, autoscaler_of, _slot_of(farm))
     return api
+
+
+def _slot_of(farm: Farm) -> SlotOf:
+    """By what agents registered with, so that none says where it is."""
+
+    async def slot_of(who: Identity) -> SlotId | None:
+        if who.agent is None:
+            return None
+        launch = registered_by(await farm.keeper.find(who.agent))
+        return None if launch is None else launch.slot
+
+    return slot_of
 
 
 def _watch_calls(app: FastAPI, farm: Farm, views: Views) -> None:

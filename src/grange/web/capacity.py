@@ -1,44 +1,29 @@
-"""Elastic capacity: reservations, how pools and slots stand, and what operators say of them."""
+"""Elastic capacity: how pools and slots stand, and what operators say of them."""
 
-from collections.abc import Callable
-from http import HTTPStatus
 from typing import Annotated, Final, assert_never
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request
 
 from grange import __version__
 from grange.autoscaler.service import Autoscaler
-from grange.autoscaler.sights import Told
 from grange.capacity.events import OperatorSaid, Verb
 from grange.capacity.facts import (
-    Claim,
-    InstanceId,
-    Need,
-    Notice,
     PoolName,
-    Reservation,
     ReservationId,
-    ReservationState,
     Slot,
     SlotId,
     SlotState,
 )
 from grange.client.capacity_models import (
-    LIST_MAX,
-    WAIT_MAX_S,
     CapacityEventView,
     CapacityStatus,
     ConsoleView,
     CostView,
     Done,
     ExplanationView,
-    HintRequest,
-    NoticeRequest,
     OrphanView,
     PoolVerbRequest,
     PrewarmRequest,
-    ReservationView,
-    ReserveRequest,
     SlotVerb,
     SlotVerbRequest,
     SlotView,
@@ -47,17 +32,12 @@ from grange.client.models import LIMIT_MAX, NAME_MAX
 from grange.errors import ConflictError, NotFoundError, OperatorError
 from grange.identity import Identity, Role
 from grange.web import capacity_views as views
+from grange.web.capacity_claims import AutoscalerOf, NameQuery, SlotOf, claim_calls
 from grange.web.rights import did, needs
-
-AutoscalerOf = Callable[[], Autoscaler]  # raises GrangeError where this process has none that acts
 
 EVENTS_MAX: Final = 10_000
 
-ReservationPath = Annotated[str, Path(max_length=64)]
 NamePath = Annotated[str, Path(max_length=NAME_MAX)]
-NameQuery = Annotated[str | None, Query(max_length=NAME_MAX)]
-Asker = Annotated[Identity, needs(Role.SUBMIT, Role.OPERATE)]
-Looker = Annotated[Identity, needs(Role.READ, Role.SUBMIT, Role.OPERATE)]
 Operator = Annotated[Identity, needs(Role.OPERATE)]
 
 
@@ -69,129 +49,15 @@ def no_pools() -> Autoscaler:
     )
 
 
-def capacity_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
-    """Under /capacity of `api`."""
-    _reservation_calls(api, autoscaler_of)
-    _one_reservation_calls(api, autoscaler_of)
-    _word_calls(api, autoscaler_of)
+def capacity_calls(
+    api: APIRouter, autoscaler_of: AutoscalerOf, slot_of: SlotOf | None = None
+) -> None:
+    """Under /capacity of `api`. `slot_of` is as for `claim_calls`."""
+    claim_calls(api, autoscaler_of, slot_of)
     _look_calls(api, autoscaler_of)
     _explain_calls(api, autoscaler_of)
     _slot_calls(api, autoscaler_of)
     _pool_calls(api, autoscaler_of)
-
-
-# --- Reservations and hints ---------------------------------------------------------------------
-
-
-def _reservation_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
-    @api.post("/capacity/reservations", status_code=HTTPStatus.CREATED)
-    async def reserve(request: ReserveRequest, who: Asker, response: Response) -> ReservationView:
-        """201 for a new one, 200 for that which the key has already; 409 where it has another
-        claim. One that no pool can ever serve is failed from the first, with the reason."""
-        who.demand_build_of(request.project)
-        claim = Claim(
-            key=request.key,
-            system=request.system,
-            features=tuple(sorted(set(request.features))),
-            project=request.project,
-            priority=request.priority,
-            size=request.size,
-            deadline_s=request.deadline_s,
-            is_on_demand=request.is_on_demand,
-            by=(request.by or who.name)[:NAME_MAX],
-        )
-        told = await autoscaler_of().reserve(claim)
-        if not told.is_new:
-            response.status_code = HTTPStatus.OK
-        return views.reservation(told)
-
-    @api.get("/capacity/reservations")
-    async def reservations(
-        who: Looker,
-        state: Annotated[list[ReservationState], Query(max_length=len(ReservationState))] = [],  # noqa: B006 - FastAPI copies it
-        project: NameQuery = None,
-        limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = 1_000,
-    ) -> list[ReservationView]:
-        """The oldest first, ended ones for a while; without the right to read, those of one's own
-        projects."""
-
-        def is_wanted(one: Reservation) -> bool:
-            is_meant = project in (None, one.claim.project) and (not state or one.state in state)
-            return is_meant and _may_see(who, one)
-
-        found = autoscaler_of().reservations(is_wanted, limit)
-        return [views.reservation(each) for each in found]
-
-
-def _one_reservation_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
-    @api.get("/capacity/reservations/{id}")
-    async def reservation(
-        id: ReservationPath,  # noqa: A002 - what the path calls it
-        who: Looker,
-        version: Annotated[int | None, Query(ge=0, le=LIMIT_MAX)] = None,
-        wait_s: Annotated[float, Query(ge=0, le=86_400, allow_inf_nan=False)] = 0.0,
-    ) -> ReservationView:
-        """Where `version` is what it has now, after a change or `wait_s`, at most 60 s."""
-        autoscaler = autoscaler_of()
-        told = _seen(autoscaler, id, who)
-        if version is not None and wait_s:
-            told = await autoscaler.wait(told.reservation.id, version, min(wait_s, WAIT_MAX_S))
-        return views.reservation(told)
-
-    @api.post("/capacity/reservations/{id}/heartbeat")
-    async def renew(id: ReservationPath, who: Asker) -> ReservationView:  # noqa: A002
-        """Renews its lease, and tells what has become of it."""
-        autoscaler = autoscaler_of()
-        return views.reservation(await autoscaler.renew(_owned(autoscaler, id, who)))
-
-    @api.post("/capacity/reservations/{id}/release")
-    async def release(id: ReservationPath, who: Asker) -> ReservationView:  # noqa: A002
-        """From any state, as often as one likes."""
-        autoscaler = autoscaler_of()
-        return views.reservation(await autoscaler.release(_owned(autoscaler, id, who)))
-
-
-def _word_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
-    @api.post("/capacity/hints")
-    async def hint(request: HintRequest, who: Asker) -> Done:
-        """Work that is expected: instances may be launched for it before it is asked for."""
-        who.demand_build_of(request.project)
-        need = Need(
-            request.system,
-            tuple(sorted(set(request.features))),
-            waiting=request.waiting,
-            project=request.project,
-            is_hint=True,
-        )
-        await autoscaler_of().hint(request.key, need, request.for_s)
-        return Done(said=f"{request.waiting} places are expected for {request.for_s:g} s")
-
-    @api.post("/capacity/notices", dependencies=[needs(Role.BUILD, Role.OPERATE)])
-    async def notice(request: NoticeRequest) -> Done:
-        """An instance says that it was told to go. One that is not known is nobody's concern."""
-        instance = InstanceId(request.instance)
-        await autoscaler_of().notice(Notice(instance, request.deadline_s, "agent"))
-        return Done(said=f"{instance} is warned")
-
-
-def _may_see(who: Identity, one: Reservation) -> bool:
-    is_own = who.projects is None or one.claim.project in who.projects
-    return who.may(Role.READ) or who.may(Role.OPERATE) or is_own
-
-
-def _seen(autoscaler: Autoscaler, id_: str, who: Identity) -> Told:
-    """Raises NotFoundError, also for one that is not the caller's to see."""
-    told = autoscaler.reservation(ReservationId(id_))
-    if not _may_see(who, told.reservation):
-        raise NotFoundError(f"there is no reservation {id_} of your projects")
-    return told
-
-
-def _owned(autoscaler: Autoscaler, id_: str, who: Identity) -> ReservationId:
-    """Raises NotFoundError, ForbiddenError for one that is another project's."""
-    told = autoscaler.reservation(ReservationId(id_))
-    who.demand_build_of(told.reservation.claim.project)
-    return told.reservation.id
 
 
 # --- How things stand ---------------------------------------------------------------------------
@@ -250,13 +116,6 @@ def _explain_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
         _check_pool(autoscaler, pool)
         return ExplanationView(text=autoscaler.explain_pool(PoolName(pool)))
 
-    @api.get("/capacity/reservations/{id}/explain")
-    async def explain_reservation(id: ReservationPath, who: Looker) -> ExplanationView:  # noqa: A002
-        """Why it stands as it does."""
-        autoscaler = autoscaler_of()
-        told = _seen(autoscaler, id, who)
-        return ExplanationView(text=autoscaler.explain_reservation(told.reservation.id))
-
     @api.get("/capacity/slots/{slot}/console", dependencies=[needs(Role.READ)])
     async def console(slot: NamePath) -> ConsoleView:
         """What the latest instance that failed to become ready had printed."""
@@ -272,10 +131,10 @@ def _check_pool(autoscaler: Autoscaler, pool: str | None) -> None:
 
 
 def _slot(autoscaler: Autoscaler, id_: str) -> Slot:
-    for each in autoscaler.slots():
-        if each.slot.id == id_:
-            return each.slot
-    raise NotFoundError(f"there is no slot {id_}; `grange capacity slots` lists them")
+    found = autoscaler.slot(SlotId(id_))
+    if found is None:
+        raise NotFoundError(f"there is no slot {id_}; see grange capacity slots")
+    return found
 
 
 # --- What operators say -------------------------------------------------------------------------
