@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "pause": Entry("capacity_say", "pause", "Launch nothing more: of a pool, or at all."),
     "resume": Entry("capacity_say", "resume", "End a pause, and what failures hold back."),
     "reconcile-now": Entry("capacity_say", "reconcile_now", "Look, plan and act at once."),
+    "simulate": Entry("simulate", "simulate", "Say what a trace would cost, and who would wait."),
 }
 
 
