@@ -10,145 +10,24 @@ from grange.capacity.facts import (
     Claim,
     DrainCause,
     Instance,
-    InstanceId,
     InstanceState,
     LaunchFailure,
-    LaunchOrder,
     Market,
     Need,
     Notice,
     Observation,
-    Offering,
     Pause,
-    Pool,
     PoolName,
-    Presence,
     ReadyBy,
     ReservationId,
     ReservationState,
     Rules,
     Server,
     ServerMode,
-    Slot,
     SlotId,
     SlotState,
 )
-
-SYSTEM = "x86_64-linux"
-ONE, TWO = Offering("small", "a", 0.1, 0.3), Offering("small", "b", 0.2, 0.4)
-POOL = Pool(PoolName("x86"), (SYSTEM,), offerings=(ONE, TWO), max=4, batch_s=0.0)
-WALL_S = 1_800_000_000.0
-
-
-class Place:
-    """A core, and a world around it that does at once what it is told."""
-
-    def __init__(self, *pools: Pool, by: ReadyBy = ReadyBy.SERVER, settle_s: float = 0.0) -> None:
-        self.pools = pools or (POOL,)
-        self.rules = Rules("farm", by, settle_s=settle_s)
-        self.now = 0.0
-        self.instances: dict[InstanceId, Instance] = {}
-        self.servers: dict[SlotId, Server] = {}
-        self.running: dict[SlotId, int] = {}
-        self.draining: set[SlotId] = set()
-        self.needs: tuple[Need, ...] | None = ()
-        self.slots: dict[SlotId, Slot] = {}
-        self.orders: list[LaunchOrder] = []
-        self.effects: list[do.Effect] = []
-        self.answer: LaunchFailure | None = None  # to launches, in place of an instance
-        self.is_mute = False  # launches are not answered
-        self.core = Capacity(self.rules, self.pools)
-        self.tell(on.Recalled(wall_s=WALL_S))
-
-    def tell(self, *events: on.Event) -> list[do.Effect]:
-        effects = self.core.handle(self.now, events)
-        self.effects += effects
-        answers: list[on.Event] = []
-        for each in effects:
-            match each:
-                case do.SaveSlot(slot):
-                    self.slots[slot.id] = slot
-                case do.Launch(order):
-                    self.orders.append(order)
-                    if not self.is_mute:
-                        answers.append(self._launch(order))
-                case do.Terminate(_, instance):
-                    dead = self.instances[instance]
-                    self.instances[instance] = dataclasses.replace(
-                        dead, state=InstanceState.TERMINATED
-                    )
-                case do.SetServer(slot_id, mode, address):
-                    self.servers[slot_id] = Server(slot_id, address, mode, bool(address), 0)
-                case do.SetAgent(slot_id, _, is_draining):
-                    (self.draining.add if is_draining else self.draining.discard)(slot_id)
-                case _:
-                    pass
-        return effects + (self.tell(*answers) if answers else [])
-
-    def _launch(self, order: LaunchOrder) -> on.LaunchAnswered:
-        if self.answer is not None:
-            return on.LaunchAnswered(order.slot, order.token, self.answer, "no luck")
-        id_ = InstanceId(f"i-{len(self.instances)}")
-        self.instances[id_] = Instance(
-            id_,
-            InstanceState.RUNNING,
-            order.slot,
-            order.generation,
-            order.token,
-            order.market,
-            order.offerings[0],
-            WALL_S + self.now,
-            f"10.0.0.{len(self.instances)}",
-            order.pool.config_hash,
-        )
-        return on.LaunchAnswered(order.slot, order.token, self.instances[id_])
-
-    def look(self, after_s: float = 1.0) -> list[do.Effect]:
-        self.now += after_s
-        for slot in self.core.seats:
-            idle = Server(slot, "127.0.0.1", ServerMode.MAINTENANCE, False, 0)
-            self.servers.setdefault(slot, idle)
-        presences = [
-            Presence(s.id, s.instance, self.running.get(s.id, 0), s.id in self.draining)
-            for s in self.slots.values()
-            if s.instance in self.instances
-            and self.instances[s.instance].state is InstanceState.RUNNING
-        ]
-        return self.tell(
-            on.Observed(
-                Observation(
-                    tuple(self.instances.values()),
-                    tuple(self.servers.values()),
-                    tuple(presences),
-                    needs=self.needs,
-                    wall_s=WALL_S + self.now,
-                )
-            )
-        )
-
-    def looks(self, n: int, after_s: float = 1.0) -> None:
-        for _ in range(n):
-            self.look(after_s)
-
-    def ask(self, key: str, **claim: object) -> ReservationId:
-        fields = {"key": key, "system": SYSTEM} | claim
-        id_ = ReservationId(key)
-        self.tell(on.ReservationAsked(id_, Claim(**fields)))  # type: ignore[arg-type]
-        return id_
-
-    def state(self, id_: ReservationId) -> ReservationState:
-        told = self.core.reservation(id_)
-        assert told is not None
-        return told.state
-
-    def states(self) -> list[str]:
-        return sorted(str(each.state) for each in self.core.slots() if each.instance)
-
-    def again(self, *pools: Pool) -> None:
-        """The daemon is started anew on what was saved."""
-        kept = tuple(held.reservation for held in self.core.held.values())
-        self.core = Capacity(self.rules, pools or self.pools)
-        self.tell(on.Recalled(tuple(self.slots.values()), kept, wall_s=WALL_S + self.now))
+from tests.unit.capacity_place import POOL, SYSTEM, WALL_S, Place
 
 
 def said(effects: Iterable[do.Effect]) -> list[do.Effect]:
@@ -644,26 +523,6 @@ def test_with_the_database_lost_instances_are_adopted_by_their_tags() -> None:
     assert len(place.orders) == 1
 
 
-def test_an_orphan_is_reaped_after_two_looks_and_five_minutes() -> None:
-    place = Place()
-    place.look()
-    stray = Instance(
-        InstanceId("stray"),
-        InstanceState.RUNNING,
-        SlotId("x86-9"),
-        3,
-        "t",
-        Market.SPOT,
-        ONE,
-        WALL_S,
-    )
-    place.instances[stray.id] = stray
-    place.looks(5, after_s=50.0)
-    assert not any(isinstance(each, do.Terminate) for each in place.effects)
-    place.looks(2, after_s=60.0)
-    assert do.Terminate(None, stray.id) in place.effects
-
-
 def test_a_pool_that_shrinks_drains_the_slots_beyond_it() -> None:
     place = Place()
     for n in range(4):
@@ -744,3 +603,17 @@ def test_slots_are_worn_out_by_uses() -> None:
         place.tell(on.ReservationReleased(build))
     place.looks(6)
     assert [s.state for s in place.core.slots()] == [SlotState.EMPTY]
+
+
+def test_a_need_that_must_be_on_demand_is_bought_so() -> None:
+    """As the last try of a farm's step whose agents were interrupted."""
+    place = Place(by=ReadyBy.AGENT)
+    place.needs = (Need(SYSTEM, waiting=1),)
+    place.looks(3)
+    place.needs = (Need(SYSTEM, running=1), Need(SYSTEM, waiting=1, is_on_demand=True))
+    place.looks(3)
+    assert [each.market for each in place.orders] == [Market.SPOT, Market.ON_DEMAND]
+    spot = Place(dataclasses.replace(POOL, fallback=None), by=ReadyBy.AGENT)
+    spot.needs = (Need(SYSTEM, waiting=1, is_on_demand=True),)
+    spot.looks(3)
+    assert spot.orders == []

@@ -1,20 +1,33 @@
 """Instances that no slot is known to own: given their slots by tag, or ended."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, assert_never
 
 from grange.capacity import effects as do
 from grange.capacity import launching
-from grange.capacity.facts import Instance, InstanceId, InstanceState
+from grange.capacity.facts import (
+    Instance,
+    InstanceId,
+    InstanceState,
+    PoolName,
+    ReadyBy,
+    ServerMode,
+    Timeouts,
+)
 from grange.capacity.memory import Memory
+from grange.capacity.sight import Look
 from grange.capacity.state import IN_FLIGHT, VACANT, Orphan
 
 ORPHAN_LOOKS: Final = 2
 ORPHAN_S: Final = 300.0  # a launch of another life may yet be claimed
+QUIET_LOOKS: Final = 2
 
 
-def adopt(memory: Memory, listed: Mapping[InstanceId, Instance]) -> None:
+def adopt(memory: Memory, listed: Mapping[InstanceId, Instance], look: Look) -> None:
     """Give instances their slots by tag; end those that nobody owns."""
+    for id_ in look.addresses:  # of the dead too: a device outlives its instance
+        if id_ in listed and listed[id_].state is InstanceState.TERMINATED:
+            memory.act(do.ForgetDevice(id_))
     strays = [
         each
         for each in listed.values()
@@ -25,7 +38,7 @@ def adopt(memory: Memory, listed: Mapping[InstanceId, Instance]) -> None:
         del memory.orphans[gone]
     for each in strays:
         if not _claimed(memory, each):
-            _reap(memory, each)
+            _reap(memory, each, look)
     for pool in memory.pools.values():
         pool.orphans = 0
     for orphan in memory.orphans.values():
@@ -51,14 +64,73 @@ def _claimed(memory: Memory, instance: Instance) -> bool:
     return True
 
 
-def _reap(memory: Memory, instance: Instance) -> None:
+def _reap(memory: Memory, instance: Instance, look: Look) -> None:
+    """End it when nobody can own it any more and nothing is done on it; after a drain's term
+    whatever is done."""
     orphan = memory.orphans.get(instance.id)
     if orphan is None:
-        seat = memory.seats.get(instance.slot) if instance.slot is not None else None
-        orphan = Orphan(0, memory.now, seat.slot.pool if seat else None)
+        orphan = Orphan(0, memory.now, _pool_of(memory, instance))
         memory.orphans[instance.id] = orphan
         memory.tell("no slot owns this instance", instance=instance.id, pool=orphan.pool)
     orphan.sightings += 1
-    if orphan.sightings >= ORPHAN_LOOKS and memory.now - orphan.first_at > ORPHAN_S:
+    orphan.quiet_looks = orphan.quiet_looks + 1 if _is_quiet(memory, instance, look) else 0
+    age_s = memory.now - orphan.first_at
+    is_over = orphan.sightings >= ORPHAN_LOOKS and age_s > _wait_s(memory, instance, look)
+    if (is_over and orphan.quiet_looks >= QUIET_LOOKS) or age_s > _drain_s(memory, orphan):
         memory.act(do.Terminate(None, instance.id))
         memory.act(do.ForgetDevice(instance.id))
+
+
+def _pool_of(memory: Memory, instance: Instance) -> PoolName | None:
+    """By the name of its slot, which may be none of the pool's any more."""
+    name = PoolName((instance.slot or "").rpartition("-")[0])
+    return name if name in memory.pools else None
+
+
+def _wait_s(memory: Memory, instance: Instance, look: Look) -> float:
+    """Of a slot that is forgotten nobody knows whether it served: its sessions may live on unseen
+    in a balancer that was reloaded."""
+    is_known = instance.slot in memory.seats or instance.id in look.builders
+    if is_known or memory.rules.ready_by is not ReadyBy.SERVER:
+        return ORPHAN_S
+    return max(ORPHAN_S, memory.rules.reload_s)
+
+
+def _drain_s(memory: Memory, orphan: Orphan) -> float:
+    pool = memory.pools[orphan.pool].pool if orphan.pool in memory.pools else None
+    return (pool.timeouts if pool else Timeouts()).drain_s
+
+
+def _is_quiet(memory: Memory, instance: Instance, look: Look) -> bool:
+    """Nothing is done on it, as far as is known, and new work is kept from it."""
+    if look.builders.get(instance.id):
+        return False
+    match memory.rules.ready_by:
+        case ReadyBy.SERVER:
+            return look.servers is not None and _is_quiet_server(memory, instance, look)
+        case ReadyBy.AGENT:
+            return look.presences is not None and _is_quiet_agent(memory, instance, look)
+        case _:
+            assert_never(memory.rules.ready_by)
+
+
+def _is_quiet_server(memory: Memory, instance: Instance, look: Look) -> bool:
+    here = {instance.address, look.addresses.get(instance.id, "")} - {""}
+    servers = [each for each in (look.servers or {}).values() if each.address in here]
+    is_shut = True
+    for each in servers:
+        if each.mode is ServerMode.READY and each.slot not in memory.seats:
+            memory.act(do.SetServer(each.slot, ServerMode.DRAIN, each.address))
+            is_shut = False
+    return is_shut and not any(each.sessions for each in servers)
+
+
+def _is_quiet_agent(memory: Memory, instance: Instance, look: Look) -> bool:
+    is_quiet = True
+    for each in (look.presences or {}).values():
+        is_forgotten = each.slot == instance.slot and each.slot not in memory.seats
+        if each.instance == instance.id or (each.instance is None and is_forgotten):
+            if not each.is_draining:
+                memory.act(do.SetAgent(each.slot, instance.id, is_draining=True))
+            is_quiet &= each.is_draining and not each.running
+    return is_quiet

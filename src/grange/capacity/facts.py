@@ -132,6 +132,7 @@ class Need:
     running: int = 0
     project: str = "default"
     is_hint: bool = False  # expected soon, and not asked for yet
+    is_on_demand: bool = False  # as for the last try of what was interrupted before
 
 
 @dataclass(frozen=True, slots=True)

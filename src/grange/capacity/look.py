@@ -1,26 +1,21 @@
 """What an observation means for each slot. Each look compares what is with what should be, so that
 nothing depends on having seen it become so: a balancer that was restarted is simply set again."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 from grange.capacity import adoption, budget, draining, launching
 from grange.capacity import effects as do
 from grange.capacity.facts import (
     DrainCause,
-    Instance,
-    InstanceId,
     InstanceState,
     Observation,
     Presence,
     ReadyBy,
-    Server,
     ServerMode,
-    SlotId,
     SlotState,
 )
 from grange.capacity.memory import Memory
+from grange.capacity.sight import Look
 from grange.capacity.state import STARTING, PoolState, Seat
 
 MISSING_LOOKS: Final = 3  # lists lag: one that lacks an instance proves nothing
@@ -30,32 +25,14 @@ DOWN_S: Final = 180.0  # checks may flap for so long
 QUIET_READS: Final = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """An observation, by what it is looked up by. None: not known this time."""
-
-    listed: Mapping[InstanceId, Instance] | None
-    servers: Mapping[SlotId, Server] | None
-    presences: Mapping[SlotId, Presence] | None
-    addresses: Mapping[InstanceId, str]
-    builders: Mapping[InstanceId, int]
-
-
 def observe(memory: Memory, seen: Observation) -> None:
     if seen.wall_s:
         memory.wall_ahead_s = seen.wall_s - memory.now
     memory.needs = seen.needs
-    listed, servers, presences = seen.instances, seen.servers, seen.presences
-    look = Look(
-        None if listed is None else {each.id: each for each in listed},
-        None if servers is None else {each.slot: each for each in servers},
-        None if presences is None else {each.slot: each for each in presences},
-        dict(seen.addresses),
-        dict(seen.builders),
-    )
+    look = Look.of(seen)
     if look.listed is not None:
         memory.is_observed = True
-        adoption.adopt(memory, look.listed)
+        adoption.adopt(memory, look.listed, look)
     for seat in memory.seats.values():
         _look(memory, seat, look)
     budget.meter(memory)

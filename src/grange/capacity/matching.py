@@ -24,7 +24,8 @@ class Kind:
 
     @classmethod
     def of_need(cls, need: Need) -> "Kind":
-        return cls(need.system, frozenset(need.features), frozenset(need.tags))
+        features, tags = frozenset(need.features), frozenset(need.tags)
+        return cls(need.system, features, tags, need.is_on_demand)
 
 
 @dataclass(frozen=True, slots=True)

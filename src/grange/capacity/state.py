@@ -127,3 +127,4 @@ class Orphan:
     sightings: int
     first_at: float
     pool: PoolName | None = None
+    quiet_looks: int = 0  # in a row, at one that new work is kept from and that does none

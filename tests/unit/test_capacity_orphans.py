@@ -1,0 +1,141 @@
+"""Instances that no slot owns: ended when nothing is done on them, and counted until then."""
+
+from dataclasses import replace
+
+import pytest
+
+from grange.capacity import effects as do
+from grange.capacity.facts import (
+    Instance,
+    InstanceId,
+    InstanceState,
+    Market,
+    Need,
+    PoolName,
+    Presence,
+    ReadyBy,
+    ReservationState,
+    Server,
+    ServerMode,
+    SlotId,
+)
+from tests.unit.capacity_place import ONE, POOL, SYSTEM, WALL_S, Place
+
+ADDRESS = "10.0.9.9"
+
+
+def stray(slot: str = "x86-9", at: str = ADDRESS) -> Instance:
+    return Instance(
+        InstanceId("stray"),
+        InstanceState.RUNNING,
+        SlotId(slot),
+        3,
+        "another token",
+        Market.SPOT,
+        ONE,
+        WALL_S,
+        at,
+    )
+
+
+def place_with(each: Instance, **options: object) -> Place:
+    place = Place(**options)  # type: ignore[arg-type]
+    place.look()
+    place.instances[each.id] = each
+    return place
+
+
+def is_ended(place: Place) -> bool:
+    return do.Terminate(None, InstanceId("stray")) in place.effects
+
+
+def test_an_orphan_is_reaped_after_two_looks_and_five_minutes() -> None:
+    place = place_with(stray(), reload_s=0.0)
+    place.looks(5, after_s=50.0)
+    assert not is_ended(place)
+    place.looks(2, after_s=60.0)
+    assert is_ended(place)
+    assert do.ForgetDevice(InstanceId("stray")) in place.effects
+
+
+def test_one_of_a_slot_that_is_forgotten_may_have_sessions_in_a_balancer_of_before() -> None:
+    place = place_with(stray())
+    place.looks(13, after_s=50.0)
+    assert not is_ended(place)
+    place.looks(1, after_s=50.0)
+    assert is_ended(place)
+
+
+def test_one_of_a_slot_that_is_known_has_none() -> None:
+    place = Place()
+    build = place.ask("b")
+    place.looks(4)
+    (slot,) = (each.id for each in place.core.slots() if each.instance)
+    place.instances[InstanceId("stray")] = stray(slot)
+    place.look(5.0)
+    place.looks(4, after_s=80.0)
+    assert is_ended(place)
+    assert place.state(build) is not ReservationState.LOST
+
+
+def test_one_with_sessions_of_a_pool_that_is_gone_is_drained_first() -> None:
+    """Its pool and the database were removed: only the balancer tells that it works."""
+    place = place_with(stray(), reload_s=0.0)
+    slot = SlotId("x86-9")
+    place.servers[slot] = Server(slot, ADDRESS, ServerMode.READY, True, 2)
+    place.look()
+    assert place.servers[slot].mode is ServerMode.DRAIN, "nothing new goes there"
+    place.servers[slot] = Server(slot, ADDRESS, ServerMode.DRAIN, True, 1)
+    place.looks(20, after_s=60.0)
+    assert not is_ended(place)
+    place.servers[slot] = Server(slot, ADDRESS, ServerMode.DRAIN, True, 0)
+    place.look()
+    assert not is_ended(place), "one look proves nothing"
+    place.look()
+    assert is_ended(place)
+
+
+def test_a_balancer_that_cannot_be_asked_may_have_sessions() -> None:
+    place = place_with(stray(), reload_s=0.0)
+    place.looks(2, after_s=200.0)
+    for _ in range(5):
+        place.now += 200.0
+        place.observe(servers=None)
+    assert not is_ended(place)
+
+
+def test_its_term_to_drain_has_an_end() -> None:
+    place = place_with(stray(), reload_s=0.0)
+    slot = SlotId("x86-9")
+    for _ in range(4):
+        place.servers[slot] = Server(slot, ADDRESS, ServerMode.DRAIN, True, 1)
+        place.look(POOL.timeouts.drain_s / 4 + 1)
+    assert not is_ended(place)
+    place.look(1.0)
+    place.look(POOL.timeouts.drain_s)
+    assert is_ended(place)
+
+
+def test_one_with_builds_of_an_agent_is_drained_first() -> None:
+    place = place_with(stray(), by=ReadyBy.AGENT)
+    agent = Presence(SlotId("x86-9"), InstanceId("stray"), 1, False)
+    place.strangers = [agent]
+    place.look()
+    assert do.SetAgent(agent.slot, InstanceId("stray"), True) in place.effects
+    place.strangers = [replace(agent, is_draining=True)]
+    place.looks(10, after_s=60.0)
+    assert not is_ended(place)
+    place.strangers = [replace(agent, running=0, is_draining=True)]
+    place.looks(2)
+    assert is_ended(place)
+
+
+@pytest.mark.parametrize("slot", ["x86-9", "x86-2"])
+def test_orphans_count_against_the_most_of_their_pool(slot: str) -> None:
+    """Of a number beyond it too."""
+    place = place_with(stray(slot), by=ReadyBy.AGENT)
+    place.core.seats[SlotId("x86-2")].is_blank = False  # else it would be given its slot
+    place.needs = (Need(SYSTEM, waiting=9),)
+    place.looks(4)
+    assert len(place.orders) == 3
+    assert "1 instances without a slot" in place.core.explain(PoolName("x86"))
