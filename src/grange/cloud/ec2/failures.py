@@ -11,9 +11,19 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     ConnectTimeoutError,
+    CredentialRetrievalError,
     EndpointConnectionError,
-    HTTPClientError,
+    LoginError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProxyConnectionError,
+    SSOError,
+    TokenRetrievalError,
 )
+from botocore.parsers import ResponseParserError
 
 from grange.capacity.facts import LaunchFailure
 
@@ -70,7 +80,8 @@ MEANINGS: Final[dict[str, LaunchFailure]] = {
 }
 """By EC2's code. Codes that are not here are judged by `meaning`."""
 
-USED_TOKENS: Final = {"IdempotentParameterMismatch", "IdempotentInstanceTerminated"}
+TOKEN_OF_THE_DEAD: Final = "IdempotentInstanceTerminated"
+USED_TOKENS: Final = {"IdempotentParameterMismatch", TOKEN_OF_THE_DEAD}
 TEMPLATE_GONE: Final = {
     "InvalidLaunchTemplateName.NotFoundException",
     "InvalidLaunchTemplateId.NotFound",
@@ -83,6 +94,22 @@ DENIED: Final = {
     "AWS.SimpleQueueService.AccessDenied",
 }
 
+_NOT_SENT: Final = (
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    MetadataRetrievalError,
+    ProxyConnectionError,
+    TokenRetrievalError,
+)
+_OURS: Final = (
+    LoginError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    SSOError,
+)
 _SEVERITY: Final = (
     LaunchFailure.CONFIG,
     LaunchFailure.QUOTA,
@@ -107,15 +134,15 @@ class Refusal:
         return f"{self.code}: {self.message}"[:TEXT_MAX]
 
 
-def refusal(error: ClientError | BotoCoreError) -> Refusal:
+def refusal(error: ClientError | BotoCoreError | ResponseParserError) -> Refusal:
     if isinstance(error, ClientError):
         said: dict[str, Any] = error.response
         about = said.get("Error", {})
         status = int(said.get("ResponseMetadata", {}).get("HTTPStatusCode", 400))
         code = str(about.get("Code", "")) or f"HTTP {status}"
         return Refusal(code, str(about.get("Message", "")), status)
-    was_sent = not isinstance(error, EndpointConnectionError | ConnectTimeoutError)
-    is_ours = not isinstance(error, HTTPClientError)
+    is_ours = isinstance(error, _OURS)
+    was_sent = not is_ours and not isinstance(error, _NOT_SENT)
     return Refusal(type(error).__name__, str(error), 0, was_sent, is_ours)
 
 

@@ -1,0 +1,167 @@
+"""Amazon EC2 as a cloud: fleets of one, spot by default, found again by their tags alone."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from grange.capacity.facts import (
+    Instance,
+    InstanceId,
+    InstanceState,
+    LaunchFailure,
+    LaunchOrder,
+    Notice,
+    Offering,
+    PoolName,
+)
+from grange.cloud.ec2 import failures, listing, rights, template
+from grange.cloud.ec2.calls import Calls, Lane, RefusedError
+from grange.cloud.ec2.notices import Notices
+from grange.cloud.ec2.prices import Prices
+from grange.cloud.ec2.settings import Ec2Pool, Ec2Settings
+from grange.cloud.ec2.templates import Templates
+from grange.cloud.ec2.troubles import troubles
+from grange.errors import GrangeError, OutsideError
+from grange.ports import Clock, LaunchAnswer
+
+PAGES_MAX: Final = 100  # of a thousand instances each
+PAGE: Final = 1000
+CONSOLE_CHARS: Final = 64 << 10  # EC2 keeps as many bytes
+
+_log = logging.getLogger(__name__)
+
+
+class Ec2Cloud:
+    """`grange.ports.Cloud`. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        settings: Ec2Settings,
+        pools: Mapping[PoolName, Ec2Pool],
+        user_data: Callable[[LaunchOrder], Awaitable[str]],
+        *,
+        clock: Clock,
+    ) -> None:
+        """`user_data` is the same for the same token, however often it is asked for. Raises
+        OperatorError where there is no region or profile to call with."""
+        self._settings = settings
+        self._pools = dict(pools)
+        self._user_data = user_data
+        self._clock = clock
+        self._calls = Calls(settings)
+        self._templates = Templates(settings.farm, self._calls, clock)
+        self._notices = Notices(settings, self._calls, clock)
+        self._prices = Prices(self._calls, clock)
+
+    def change_pools(self, pools: Mapping[PoolName, Ec2Pool]) -> None:
+        self._pools = dict(pools)
+
+    async def launch(self, order: LaunchOrder) -> LaunchAnswer:
+        pool = self._pools.get(order.pool.name)
+        if pool is None:
+            return LaunchAnswer(LaunchFailure.CONFIG, f"pool {order.pool.name} is not of EC2")
+        try:
+            user_data = await self._user_data(order)
+            await self._templates.ensure(pool, order.market)
+            if len(order.offerings) == 1:
+                return await self._run(order, pool, user_data)
+            return await self._fleet(order, pool, user_data)
+        except RefusedError as error:
+            return await self._refused(order, pool, error)
+        except OutsideError as error:
+            return LaunchAnswer(LaunchFailure.THROTTLED, str(error))
+        except GrangeError as error:
+            return LaunchAnswer(LaunchFailure.CONFIG, str(error))
+
+    async def instances(self) -> tuple[Instance, ...]:
+        return await self._listed(template.FARM, self._settings.farm, "list its instances")
+
+    async def terminate(self, instance: InstanceId) -> None:
+        try:
+            await self._calls.ask("ec2", "terminate_instances", InstanceIds=[instance])
+        except RefusedError as error:
+            if error.refused.code not in failures.NO_SUCH_INSTANCE:
+                raise await rights.raised(self._calls, f"end {instance}", error) from None
+
+    async def console(self, instance: InstanceId) -> str:
+        try:
+            said = await self._calls.ask("ec2", "get_console_output", InstanceId=instance)
+        except RefusedError as error:
+            if error.refused.code in failures.NO_SUCH_INSTANCE:
+                return ""
+            raise await rights.raised(self._calls, f"read what {instance} printed", error) from None
+        return str(said.get("Output") or "")[-CONSOLE_CHARS:]
+
+    def notices(self) -> AsyncIterator[Notice]:
+        return self._notices.all()
+
+    def inject(self, notice: Notice) -> None:
+        """One that came another way: from the instance itself. May be called from this loop only;
+        whoever follows `notices` gets it."""
+        self._notices.inject(notice)
+
+    async def appraise(self, offerings: Sequence[Offering]) -> tuple[Offering, ...]:
+        """The same, with today's spot price and the number of vCPUs where they are not known and
+        EC2 tells them. Never raises."""
+        return await self._prices.appraise(offerings)
+
+    async def troubles(self) -> tuple[str, ...]:
+        said = await troubles(self._settings, tuple(self._pools.values()), self._calls)
+        return (*said, *self._notices.troubles())
+
+    async def close(self) -> None:
+        await self._calls.close()
+
+    async def _run(self, order: LaunchOrder, pool: Ec2Pool, user_data: str) -> LaunchAnswer:
+        params = template.run_params(self._settings.farm, pool, order, user_data)
+        said = await self._calls.ask("ec2", "run_instances", lane=Lane.LAUNCH, **params)
+        (made,) = said["Instances"]
+        return LaunchAnswer(listing.instance(made, self._pools))
+
+    async def _fleet(self, order: LaunchOrder, pool: Ec2Pool, user_data: str) -> LaunchAnswer:
+        params = template.fleet_params(self._settings.farm, pool, order, user_data)
+        said = await self._calls.ask("ec2", "create_fleet", lane=Lane.LAUNCH, **params)
+        answer = listing.fleet_answer(said, order, pool, self._clock.wall_s())
+        for each in said.get("Errors") or ():
+            if answer.answer is LaunchFailure.CONFIG and each.get("ErrorCode") in failures.DENIED:
+                why = await rights.missing(self._calls, "ec2:CreateFleet", each["ErrorMessage"])
+                return LaunchAnswer(answer.answer, why, answer.failed)
+        return answer
+
+    async def _refused(
+        self, order: LaunchOrder, pool: Ec2Pool, error: RefusedError
+    ) -> LaunchAnswer:
+        if error.refused.code in failures.USED_TOKENS:
+            return await self._spent(order, error)
+        if error.refused.code in failures.TEMPLATE_GONE:
+            self._templates.forget(pool, order.market)
+        explained = await rights.named(self._calls, error)
+        return LaunchAnswer(failures.meaning(error.refused), explained.refused.text)
+
+    async def _spent(self, order: LaunchOrder, error: RefusedError) -> LaunchAnswer:
+        """The token has had an instance: which is told by its tag."""
+        try:
+            found = await self._listed(template.TOKEN, order.token, "find a launch's instance")
+        except GrangeError as unlisted:
+            return LaunchAnswer(LaunchFailure.UNKNOWN, str(unlisted))
+        mine = [each for each in found if each.slot == order.slot]
+        if mine:
+            live = [each for each in mine if each.state is not InstanceState.TERMINATED]
+            return LaunchAnswer((live or mine)[0], error.refused.text)
+        if error.refused.code == failures.TOKEN_OF_THE_DEAD:  # for so long that it is not listed
+            return LaunchAnswer(listing.dead(order, self._clock.wall_s()), error.refused.text)
+        return LaunchAnswer(LaunchFailure.UNKNOWN, error.refused.text)
+
+    async def _listed(self, key: str, value: str, what: str) -> tuple[Instance, ...]:
+        try:
+            found = await self._calls.pages(
+                "ec2",
+                "describe_instances",
+                "Reservations",
+                pages_max=PAGES_MAX,
+                Filters=[{"Name": f"tag:{key}", "Values": [value]}],
+                MaxResults=PAGE,
+            )
+        except RefusedError as error:
+            raise await rights.raised(self._calls, what, error) from None
+        return tuple(listing.instance(each, self._pools) for each in listing.instances_of(found))
