@@ -1,0 +1,208 @@
+"""An autoscaler that does as a test says, on a unix socket of the test's own reactor."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from urllib.parse import unquote
+
+from twisted.internet import defer
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from grange.client.capacity_models import HintRequest, ReservationView, ReserveRequest
+from grange.client.capacity_requests import BASE
+
+PREFIX = BASE.encode()
+
+
+@dataclass
+class Held:
+    """A reservation, and who waits for news of it."""
+
+    id: str
+    request: ReserveRequest
+    state: str = "pending"
+    version: int = 1
+    slot: str | None = None
+    why: str = "no instance is free"
+    beats: int = 0
+    waiting: list[defer.Deferred[None]] = field(default_factory=list)
+
+
+class ScriptedDaemon:
+    """Grants at once, unless told not to. `calls` is all that was asked of it, in order."""
+
+    def __init__(self, reactor: Any, path: str) -> None:
+        self._reactor = reactor
+        self._path = path
+        self._port: Any = None
+        self._ids = count(1)
+        self._watchers: list[tuple[Callable[[], bool], defer.Deferred[None]]] = []
+        self.held: dict[str, Held] = {}
+        self.hints: dict[str, HintRequest] = {}
+        self.hinted: list[HintRequest] = []
+        self.calls: list[str] = []
+        self.is_generous = True
+        self.lease_s = 90.0
+        self.refusal: tuple[int, str] | None = None  # status and text, for reservations
+
+    # --- What tests do --------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        site = Site(_Door(self))
+        self._port = self._reactor.listenUNIX(self._path, site)
+
+    async def stop(self) -> None:
+        if self._port is not None:
+            port, self._port = self._port, None
+            for held in self.held.values():
+                self._wake(held)
+            await port.stopListening()
+            for connection in list(getattr(port.factory, "open", ())):
+                connection.abortConnection()
+
+    def only(self) -> Held:
+        (held,) = self.held.values()
+        return held
+
+    def set(self, held: Held, state: str, why: str = "", slot: str | None = None) -> None:
+        held.state, held.why = state, why or held.why
+        held.slot = slot or held.slot
+        held.version += 1
+        self._wake(held)
+        self.look()
+
+    def grant(self, held: Held) -> None:
+        self.set(held, "ready", "it has a slot", f"x86-{held.id}")
+
+    def states(self) -> list[str]:
+        return [held.state for held in self.held.values()]
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Looked at after everything that happens here."""
+        if not is_so():
+            seen: defer.Deferred[None] = defer.Deferred()
+            self._watchers.append((is_so, seen))
+            await seen
+
+    def look(self) -> None:
+        for watcher in list(self._watchers):
+            if watcher[0]():
+                self._watchers.remove(watcher)
+                watcher[1].callback(None)
+
+    # --- What is asked of it --------------------------------------------------------------------
+
+    async def answer(self, method: str, path: str, body: bytes, query: dict[str, float]) -> Any:
+        self.calls.append(f"{method} {path}")
+        match [method, *path.split("/")]:
+            case ["POST", "reservations"]:
+                return self._reserve(ReserveRequest.model_validate_json(body))
+            case ["GET", "reservations"]:
+                return 200, [self._view(held) for held in self.held.values() if self._is(held)]
+            case ["GET", "reservations", id_]:
+                return await self._wait(id_, query)
+            case ["POST", "reservations", id_, "heartbeat"] if id_ in self.held:
+                self.held[id_].beats += 1
+                return 200, self._view(self.held[id_])
+            case ["POST", "reservations", id_, "release"] if id_ in self.held:
+                held = self.held[id_]
+                if held.state in ("pending", "ready"):
+                    self.set(held, "cancelled" if held.state == "pending" else "released")
+                return 200, self._view(held)
+            case ["POST", "hints"]:
+                hint = HintRequest.model_validate_json(body)
+                self.hints[hint.key] = hint
+                self.hinted.append(hint)
+                return 200, {"said": "thanks"}
+        return 404, {"fault": "peer", "error": f"there is no {path}"}
+
+    def _is(self, held: Held) -> bool:
+        return held.state in ("pending", "ready")
+
+    def _reserve(self, request: ReserveRequest) -> Any:
+        if self.refusal is not None:
+            status, text = self.refusal
+            return status, {"fault": "peer", "error": text}
+        known = [held for held in self.held.values() if held.request.key == request.key]
+        if known:
+            return 200, self._view(known[0])
+        held = Held(str(next(self._ids)), request)
+        self.held[held.id] = held
+        if self.is_generous:
+            self.grant(held)
+        return 201, self._view(held)
+
+    async def _wait(self, id_: str, query: dict[str, float]) -> Any:
+        if id_ not in self.held:
+            return 404, {"fault": "peer", "error": f"there is no reservation {id_}"}
+        held = self.held[id_]
+        if "version" in query and held.version == query["version"] and query["wait_s"] > 0:
+            news: defer.Deferred[None] = defer.Deferred()
+            held.waiting.append(news)
+            news.addTimeout(query["wait_s"], self._reactor, lambda *_: None)
+            await news
+        return 200, self._view(held)
+
+    def _wake(self, held: Held) -> None:
+        waiting, held.waiting = held.waiting, []
+        for each in waiting:
+            if not each.called:
+                each.callback(None)
+
+    def _view(self, held: Held) -> dict[str, Any]:
+        asked = held.request.model_dump(mode="json", exclude={"deadline_s"})
+        return ReservationView(
+            **asked,
+            id=held.id,
+            state=held.state,
+            version=held.version,
+            slot=held.slot,
+            address="" if held.slot is None else "10.0.0.1:22",
+            reason="" if held.state in ("pending", "ready") else held.why,
+            at_risk="",
+            why=held.why,
+            lease_s=self.lease_s,
+        ).model_dump(mode="json")
+
+
+class _Door(Resource):
+    isLeaf = True  # noqa: N815 - Twisted's name
+
+    def __init__(self, daemon: ScriptedDaemon) -> None:
+        super().__init__()
+        self._daemon = daemon
+
+    def render(self, request: Request) -> int:
+        path = unquote(request.path.removeprefix(PREFIX).decode()).strip("/")
+        query = {name.decode(): _number(values[0]) for name, values in (request.args or {}).items()}
+        body = request.content.read() if request.content is not None else b""
+        gone: list[object] = []
+        request.notifyFinish().addErrback(gone.append)
+
+        def reply(said: tuple[int, Any]) -> None:
+            if not gone:
+                request.setResponseCode(said[0])
+                request.setHeader("Content-Type", "application/json")
+                request.write(json.dumps(said[1]).encode())
+                request.finish()
+            self._daemon.look()
+
+        asked = self._daemon.answer(request.method.decode(), path, body, query)
+        defer.ensureDeferred(asked).addCallback(reply).addErrback(_raise)
+        return NOT_DONE_YET
+
+
+def _number(text: bytes) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text.decode()
+
+
+def _raise(failure: Any) -> None:
+    from twisted.python import log
+
+    log.err(failure, "the scripted daemon")

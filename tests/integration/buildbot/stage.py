@@ -1,0 +1,178 @@
+"""A real master and worker in this process, with a gated builder like buildbot-nix's."""
+
+# Buildbot's own test tools make all warnings errors for the whole process when imported, those of
+# its libraries about each other too.
+import warnings
+
+import buildbot.test.util.integration
+
+warnings.resetwarnings()
+
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any
+
+from buildbot.plugins import schedulers, util
+from buildbot.process.buildstep import BuildStep
+from buildbot.process.results import SUCCESS
+from twisted.internet import defer, reactor
+
+from grange.buildbot.configurator import CapacityConfigurator
+from grange.buildbot.keeper import CapacityKeeper
+from grange.buildbot.policy import KEEPER
+from tests.integration.buildbot.scripted import ScriptedDaemon
+
+BUILDER = "org/repo/nix-build"
+EVAL = "org/repo/nix-eval"
+STORE = "/nix/store"
+DRV = f"{STORE}/{'0' * 32}-hello.drv"
+PLAN = f"this derivation will be built:\n  {DRV}\n"
+
+
+class Work(BuildStep):
+    """What the build does: as a test says."""
+
+    name = "Build flake attr"
+    haltOnFailure = True  # noqa: N815
+    flunkOnFailure = True  # noqa: N815
+    stage: "Stage"
+
+    async def _work(self) -> int:
+        stage = type(self).stage
+        stage.envs.append(dict(self.build.env))
+        self._verdict: defer.Deferred[int] = defer.Deferred()
+        stage.works.put(self._verdict)
+        try:
+            return await self._verdict
+        except defer.CancelledError:
+            return SUCCESS
+
+    def run(self) -> "defer.Deferred[int]":
+        return defer.ensureDeferred(self._work())
+
+    def interrupt(self, reason: Any) -> "defer.Deferred[None]":
+        interrupted = super().interrupt(reason)
+        self._verdict.cancel()
+        return interrupted
+
+
+class Stage(buildbot.test.util.integration.RunMasterBase):
+    timeout = 60
+
+    def setUp(self) -> None:
+        warnings.resetwarnings()
+        self.folder = os.path.abspath(self.mktemp())
+        os.makedirs(self.folder)
+        # Sockets' paths are short: 107 bytes.
+        self.socket = os.path.relpath(f"{self.folder}/s")
+        self.daemon = ScriptedDaemon(reactor, self.socket)
+        self.works: defer.DeferredQueue[defer.Deferred[int]] = defer.DeferredQueue()
+        self.envs: list[dict[str, str]] = []
+        self.finished: defer.DeferredQueue[dict[str, Any]] = defer.DeferredQueue()
+        Work.stage = self
+        self.addCleanup(lambda: defer.ensureDeferred(self.daemon.stop()))
+
+    # --- A master -------------------------------------------------------------------------------
+
+    def config(self, plan: str = PLAN, **settings: Any) -> dict[str, Any]:
+        path = self.fake_nix(plan)
+        env = {"PATH": f"{path}:{os.environ['PATH']}"}
+        return {
+            "builders": [
+                util.BuilderConfig(
+                    name=name,
+                    workernames=["local1"],
+                    factory=util.BuildFactory([Work()]),
+                    env=env,
+                )
+                for name in (BUILDER, EVAL)
+            ],
+            "schedulers": [schedulers.ForceScheduler("force", builderNames=[BUILDER, EVAL])],
+            "configurators": [
+                CapacityConfigurator(**{"url": f"unix:{os.path.abspath(self.socket)}", **settings})
+            ],
+            "multiMaster": False,
+            "db_url": f"sqlite:///{self.folder}/state.sqlite",
+        }
+
+    def fake_nix(self, plan: str) -> str:
+        """A folder with a nix-store that says what `plan` is."""
+        folder = os.path.abspath(self.mktemp())
+        os.makedirs(folder)
+        with open(f"{folder}/plan", "w", encoding="utf-8") as file:
+            file.write(plan)
+        script = f"{folder}/nix-store"
+        with open(script, "w", encoding="utf-8") as file:
+            file.write(f"#!/bin/sh\nexec cat {folder}/plan >&2\n")
+        os.chmod(script, stat.S_IRWXU)
+        return folder
+
+    async def start(self, *, is_up: bool = True, plan: str = PLAN, **settings: Any) -> None:
+        if is_up:
+            self.daemon.listen()
+        await self.start_master(self.config(plan, **settings))
+
+    async def start_master(self, config: dict[str, Any]) -> None:
+        await self.setup_master(config, basedir=f"{self.folder}/master")
+        await self.master.mq.startConsuming(
+            lambda _, build: self.finished.put(build), ("builds", None, "finished")
+        )
+
+    @property
+    def keeper(self) -> CapacityKeeper:
+        found = self.master.service_manager.namedServices[KEEPER]
+        assert isinstance(found, CapacityKeeper)
+        return found
+
+    # --- Builds ---------------------------------------------------------------------------------
+
+    async def request(self, builder: str = BUILDER, **said: Any) -> int:
+        """Ask for a build; its build request."""
+        properties = {"drv_path": DRV, "system": "x86_64-linux", "cacheStatus": "notBuilt", **said}
+        builderid = await self.master.data.updates.findBuilderId(builder)
+        source = dict.fromkeys(("codebase", "repository", "project"), "")
+        _, requests = await self.master.data.updates.addBuildset(
+            waited_for=False,
+            builderids=[builderid],
+            sourcestamps=[{**source, "branch": None, "revision": None}],
+            properties={name: (value, "test") for name, value in properties.items()},
+        )
+        return int(requests[builderid])
+
+    async def end(self, result: int) -> dict[str, Any]:
+        """Have the build that works, or will, end so; the build as it finished."""
+        work = await self.works.get()
+        work.callback(result)
+        return await self.finished.get()
+
+    async def steps_of(self, build: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        steps = await self.master.data.get(("builds", build["buildid"], "steps"))
+        return {step["name"]: step for step in steps}
+
+    async def log_of(self, step: Mapping[str, Any]) -> str:
+        found = await self.master.data.get(("steps", step["stepid"], "logs", "capacity", "contents"))
+        return str(found["content"])
+
+    async def properties_of(self, build: Mapping[str, Any]) -> dict[str, Any]:
+        found = await self.master.data.get(("builds", build["buildid"], "properties"))
+        return {name: value for name, (value, _) in found.items()}
+
+    async def stop_build(self, build: int) -> None:
+        await self.master.data.control("stop", {"reason": "superseded"}, ("builds", build))
+
+    async def until_waiting(self, text: str) -> dict[str, Any]:
+        """A gate's step, once its status says so."""
+        seen: defer.Deferred[dict[str, Any]] = defer.Deferred()
+
+        def look(_: Any, step: dict[str, Any]) -> None:
+            if text in step["state_string"] and not seen.called:
+                seen.callback(step)
+
+        consumer = await self.master.mq.startConsuming(look, ("steps", None, None))
+        found = await seen
+        consumer.stopConsuming()
+        return found
+
+    def lose_worker(self) -> None:
+        self.master.workers.workers["local1"].conn.loseConnection()
