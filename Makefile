@@ -4,10 +4,11 @@ ARGS ?=
 BENCH ?= all
 DEMO_ARGS = $(ARGS) $(if $(KEEP),--keep)
 
-.PHONY: help setup demo clean-demo test check soak bench clean
+.PHONY: help setup demo demo-elastic clean-demo test check soak bench clean
 
 help:
 	@echo "make demo         a farm of two agents on this machine (KEEP=1 leaves it running)"
+	@echo "make demo-elastic a farm without agents: they come with a build and go when it is done"
 	@echo "make test         all tests"
 	@echo "make check        format, lint, types, layers and quick tests, in under a minute"
 	@echo "make soak         simulate farms by the thousand (ARGS=\"--minutes 60\")"
@@ -18,6 +19,9 @@ help:
 
 setup:
 	@tools/bootstrap
+
+demo-elastic: setup
+	@.venv/bin/python tools/demo_elastic.py
 
 demo: setup
 	@.venv/bin/python tools/demo.py $(DEMO_ARGS)
