@@ -75,7 +75,8 @@ class SetServer:
     """Bring the slot's server there from whatever it is.
 
     To DRAIN at another address, or from maintenance: maintenance, address, drain, in this order,
-    so that it is checked before there is traffic. To DRAIN at its own: sessions stay.
+    so that it is checked before there is traffic. To DRAIN at its own: sessions stay. To READY
+    only from full health at this very address, else not at all: it may have been restarted since.
     """
 
     slot: SlotId

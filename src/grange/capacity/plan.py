@@ -41,6 +41,11 @@ class Supply:
     def capacity(self) -> int:
         return self.pool.pool.capacity
 
+    def short_on_demand(self) -> int:
+        """Places asked for on demand that nothing there or on its way can give."""
+        coming = sum(seat.slot.market is Market.ON_DEMAND for seat in self.coming) * self.capacity
+        return max(0, self.wanted_on_demand - self.free_on_demand - coming)
+
     def room(self) -> int:
         """Places that it could still take, with all that it may launch."""
         slots = len(self.coming) + len(self.idle_drained) + len(self.vacant)
@@ -80,6 +85,8 @@ def _drop_vacant(memory: Memory) -> None:
                 del memory.seats[seat.slot.id]
         if pool.is_gone and not pool.seats:
             del memory.pools[pool.pool.name]
+            if pool.pause is not None:
+                memory.pauses[pool.pool.name] = pool.pause
 
 
 def _supply(memory: Memory, pool: PoolState) -> Supply:
@@ -212,9 +219,7 @@ def _grow(memory: Memory, supply: Supply) -> None:
     at_hand = supply.free + len(supply.coming) * capacity
     wanted = max(supply.wanted, supply.hinted, supply.prewarmed * capacity)
     wanted += pool.pool.warm * capacity
-    on_demand = sum(seat.slot.market is Market.ON_DEMAND for seat in supply.coming) * capacity
-    short_on_demand = supply.wanted_on_demand - supply.free_on_demand - on_demand
-    n_on_demand = max(0, math.ceil(short_on_demand / capacity))
+    n_on_demand = math.ceil(supply.short_on_demand() / capacity)
     n = max(math.ceil((wanted - at_hand) / capacity), n_on_demand)
     is_batched = n > 0 and supply.wanted > 0
     least = min(pool.pool.min, pool.pool.max)
@@ -223,10 +228,12 @@ def _grow(memory: Memory, supply: Supply) -> None:
         pool.short_since = None
         return
     supply.idle_drained.sort(key=lambda seat: (-seat.busy, seat.since))
-    while supply.idle_drained and max(n, n_least) > 0:
-        seat = supply.idle_drained.pop(0)
-        draining.undrain(memory, seat, "wanted again")
+    for seat in tuple(supply.idle_drained):
         is_full = seat.slot.market is Market.ON_DEMAND
+        if n <= (0 if is_full else n_on_demand) and n_least <= 0:
+            continue  # spot is of no use to those who must be on demand
+        draining.undrain(memory, seat, "wanted again")
+        supply.idle_drained.remove(seat)
         supply.coming.append(seat)
         n, n_least = n - 1, n_least - 1
         n_on_demand -= is_full
@@ -322,7 +329,9 @@ def _shrink(memory: Memory, supply: Supply) -> None:
         return
     capacity = supply.capacity
     left = len(supply.usable) + len(supply.coming)
-    wanted = max(supply.wanted, supply.hinted, supply.prewarmed * capacity)
+    # Who must be on demand is not served by what is spot: that goes, to make room.
+    served = supply.wanted - supply.short_on_demand()
+    wanted = max(served, supply.hinted, supply.prewarmed * capacity)
     wanted += pool.pool.warm * capacity
     spare = supply.free + len(supply.coming) * capacity - wanted
     idle = [seat for seat in supply.usable if _is_idle(memory, pool, seat)]

@@ -15,12 +15,17 @@ from tests.simulation.capacity.run import draw_pools, simulate
 from tests.simulation.capacity.users import Build
 from tests.simulation.capacity.world import World
 from tests.simulation.mutants import Mutant, planted
-from tests.unit import test_capacity, test_capacity_orphans, test_capacity_overlay
+from tests.unit import (
+    test_capacity,
+    test_capacity_last_try,
+    test_capacity_orphans,
+    test_capacity_overlay,
+)
 
 SEEDS = 20
 SEEDS_MAX = 60
 CALM = Rates()
-RULES = (test_capacity, test_capacity_orphans, test_capacity_overlay)
+RULES = (test_capacity, test_capacity_last_try, test_capacity_orphans, test_capacity_overlay)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
