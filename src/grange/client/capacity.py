@@ -3,9 +3,8 @@
 Blocking: meant for command lines and scripts. Errors are as in `grange.client.api`.
 """
 
-import errno
 import os
-import stat
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +147,8 @@ class CapacityClient(Connection):
 
     def _told(self, request: CapacityRequest, read: Callable[[int, bytes], AnswerT]) -> AnswerT:
         with self._outside():
+            if self._socket is not None:
+                _knock(self._socket)
             answer = self._ask(
                 request.method,
                 request.path.removeprefix(API + "/"),
@@ -168,8 +169,6 @@ class CapacityClient(Connection):
             return
         try:
             yield
-        except httpx.ConnectError as error:
-            raise _closed(self._socket, error) from error
         except httpx.TimeoutException as error:
             raise OutsideError(
                 f"the autoscaler at {self._socket} takes connections and does not answer: it is "
@@ -221,32 +220,35 @@ def _socket_of(url: str) -> Path | None:
     return path
 
 
-def _closed(path: Path, error: Exception) -> OutsideError | ForbiddenError:
-    """Why a socket cannot be connected to, and what to do."""
-    elsewhere = "or name another with --url or GRANGE_CAPACITY_URL"
+def _knock(path: Path) -> None:
+    """See that somebody listens: what keeps one from a socket is told better here than by HTTP.
+
+    Raises OutsideError, or ForbiddenError.
+    """
+    elsewhere = "name another with --url or GRANGE_CAPACITY_URL"
     try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return OutsideError(
-            f"there is no socket {path}; start `grange autoscaler`, whose --socket it is, "
+        with socket.socket(socket.AF_UNIX) as knocking:
+            knocking.settimeout(CONNECT_S)
+            knocking.connect(str(path))
+    except FileNotFoundError as error:
+        raise OutsideError(
+            f"there is no socket {path}; start `grange autoscaler`, whose --socket it is, or "
             f"{elsewhere}"
-        )
-    except PermissionError:
-        return _not_allowed(path)
-    except OSError as wrong:
-        return OutsideError(f"the socket {path} cannot be reached: {wrong.strerror}")
-    if not stat.S_ISSOCK(mode):
-        return OutsideError(f"{path} is no socket, {elsewhere.removeprefix('or ')}")
-    if not os.access(path, os.W_OK):
-        return _not_allowed(path)
-    return OutsideError(
-        f"nobody listens at the socket {path}: its autoscaler has ended, or just starts "
-        f"({error}); see its log and start it, {elsewhere}"
-    )
-
-
-def _not_allowed(path: Path) -> ForbiddenError:
-    return ForbiddenError(
-        f"you may not open the socket {path} ({os.strerror(errno.EACCES)}): be its owner or of "
-        "its group; who may open it may steer all capacity"
-    )
+        ) from error
+    except PermissionError as error:
+        raise ForbiddenError(
+            f"you may not open the socket {path}: be its owner or of its group; who may open it "
+            "may steer all capacity"
+        ) from error
+    except ConnectionRefusedError as error:
+        if not path.is_socket():
+            raise OutsideError(f"{path} is no socket; {elsewhere}") from error
+        raise OutsideError(
+            f"nobody listens at the socket {path}: its autoscaler has ended, or just starts; see "
+            f"its log and start it, or {elsewhere}"
+        ) from error
+    except OSError as error:
+        raise OutsideError(
+            f"the socket {path} cannot be reached ({error}); see the autoscaler's log, or "
+            f"{elsewhere}"
+        ) from error
