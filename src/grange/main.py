@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from grange.cli.app import Adapters, make_cli
 
 if TYPE_CHECKING:
+    from grange.cli.capacity_tables import AloneFile, CapacityFile
     from grange.cli.config import AgentOptions, ServeConfig
     from grange.cli.db import JournalTools
     from grange.client.sources import LocalStore
@@ -39,6 +40,8 @@ def main() -> None:
             run_agent=run_agent,
             local_store=local_store,
             journal_tools=journal_tools,
+            run_autoscaler=run_autoscaler,
+            capacity_troubles=capacity_troubles,
         )
     )()
 
@@ -313,6 +316,25 @@ def _nix_config(*, is_sandboxed: bool) -> str:
         # Debian's nix-bin does not make the build users that Nix asks for when it runs as root.
         lines.append("build-users-group =")
     return "\n".join(lines)
+
+
+def run_autoscaler(file: "AloneFile", reread: "Callable[[], AloneFile]") -> None:
+    """Run an autoscaler without a farm until told to stop."""
+    import uvloop
+
+    from grange.clock import SystemClock
+    from grange.main_autoscaler import run_alone
+
+    _log_to_stderr()
+    uvloop.run(run_alone(file, reread, SystemClock(), _say))
+
+
+def capacity_troubles(file: "AloneFile | CapacityFile") -> list[str]:
+    """What of the outside is not as the file needs it."""
+    from grange.clock import SystemClock
+    from grange.main_autoscaler import troubles_of
+
+    return asyncio.run(troubles_of(file, SystemClock()))
 
 
 def local_store(root: str | None) -> "LocalStore":

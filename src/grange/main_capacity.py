@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 
 from grange.autoscaler.metrics import CapacityMetrics
 from grange.autoscaler.service import Autoscaler
-from grange.capacity.facts import LaunchOrder, PoolName
+from grange.capacity.facts import LaunchOrder
 from grange.cli.capacity_tables import CapacityFile
 from grange.cli.config import Address, ServeConfig
 from grange.client.credentials import is_loopback
-from grange.cloud.local import LocalCloud, LocalCommand
-from grange.cloud.several import Clouds
+from grange.cloud.local import LocalCommand
 from grange.coordinator.farm import Farm
 from grange.coordinator.workforce import FarmWorkforce
 from grange.errors import FencedError, OperatorError, OutsideError
-from grange.ports import CapacityStore, Clock, Cloud
+from grange.main_clouds import PoolClouds, filled, user_data_of
+from grange.ports import CapacityStore, Clock
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +60,13 @@ class FarmCapacity:
         self._metrics = CapacityMetrics(farm.metrics.registry)
         self._workforce = FarmWorkforce(farm.loop, farm.accounts, farm.keeper, key)
         self._workforce.offer(file.pools)
-        self._local = LocalCloud(
-            file.local.folder or state / "instances",
-            self._agent,
+        self._clouds = PoolClouds(
+            file,
+            folder=state / "instances",
             clock=clock,
-            boot_s=file.local.boot_s,
-            grace_s=file.local.grace_s,
+            command=self._agent,
+            user_data=self._user_data,
         )
-        self._cloud = Clouds((self._local,), self._clouds(file))
         self._current: Autoscaler | None = None
         farm.while_leading.append(self.run)
 
@@ -84,7 +83,7 @@ class FarmCapacity:
             self._file.pools,
             clock=self._clock,
             store=self._store,
-            cloud=self._cloud,
+            cloud=self._clouds.cloud,
             workforce=self._workforce,
             metrics=self._metrics,
             interval_s=self._file.interval_s,
@@ -94,22 +93,20 @@ class FarmCapacity:
             async with asyncio.TaskGroup() as group:
                 group.create_task(autoscaler.run())
                 group.create_task(self._forget())
+                group.create_task(self._clouds.keep_prices(autoscaler))
         finally:
             self._current = None
 
     def change(self, file: CapacityFile) -> None:
         """Go by these pools from now on."""
         self._file = file
-        self._cloud.change_pools(self._clouds(file))
+        self._clouds.change(file)
         self._workforce.offer(file.pools)
         if self._current is not None:
             self._current.change_pools(file.pools)
 
     async def close(self) -> None:
-        await self._cloud.close()
-
-    def _clouds(self, file: CapacityFile) -> dict[PoolName, Cloud]:
-        return dict.fromkeys(file.local.pools, self._local)
+        await self._clouds.cloud.close()
 
     async def _agent(self, order: LaunchOrder) -> LocalCommand:
         """An agent in a process of this machine. Its pool says all of what it offers."""
@@ -126,6 +123,11 @@ class FarmCapacity:
              *local.agent_options),
             environment,
         )  # fmt: skip
+
+    async def _user_data(self, order: LaunchOrder) -> str:
+        token = await self._workforce.registration(order)
+        text = user_data_of(self._file, order)
+        return filled(text, order, coordinator=self._coordinator, registration=token)
 
     async def _forget(self) -> None:
         while True:

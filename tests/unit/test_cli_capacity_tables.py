@@ -203,7 +203,7 @@ def test_what_is_wrong_in_the_farms_file_is_named(
         (POOL + COMMAND, "haproxy is missing"),
         (POOL + HAPROXY, r"pools\.x86\.local\.command is missing: without a farm"),
         (POOL + COMMAND + HAPROXY + 'backend = "all"', r"haproxy\.backend is 'all'"),
-        (POOL + COMMAND + HAPROXY + '[daemon]\nlisten = "::1:7"', "name a token_file"),
+        (POOL + COMMAND + HAPROXY + '[daemon]\nlisten = "::1:7"', "name a tokens_file"),
         (POOL + COMMAND + HAPROXY + '[daemon]\nsocket_mode = "rw"', r"daemon\.socket_mode is 'rw'"),
         (POOL + COMMAND + HAPROXY + "[retries]\nbackoff_s = 1", "retries is not known"),
         ("[pools", "is not TOML"),

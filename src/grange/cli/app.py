@@ -16,6 +16,7 @@ from grange import errors
 from grange.cli.lazy import Entry, LazyGroup
 
 if TYPE_CHECKING:
+    from grange.cli.capacity_tables import AloneFile, CapacityFile
     from grange.cli.config import AgentOptions, ServeConfig
     from grange.cli.db import JournalTools
     from grange.client.sources import LocalStore
@@ -34,6 +35,10 @@ class Adapters:
     run_agent: "Callable[[AgentOptions], None]"
     local_store: "Callable[[str | None], LocalStore]"  # a chroot store's directory, or the system's
     journal_tools: "Callable[[], JournalTools]"
+    # Given the file, and what reads it anew. As what follows, not for tests of other commands.
+    run_autoscaler: "Callable[[AloneFile, Callable[[], AloneFile]], None] | None" = None
+    # What of the outside is not as the file needs it.
+    capacity_troubles: "Callable[[AloneFile | CapacityFile], list[str]] | None" = None
 
 
 _COMMANDS: Final = {
@@ -62,6 +67,7 @@ _COMMANDS: Final = {
     "audit": Entry("token", "audit", "Show who did what."),
     "serve": Entry("serve", "serve", "Run a farm: coordinator, cache and web."),
     "agent": Entry("agent", "agent", "Run agents, and say who may be one."),
+    "autoscaler": Entry("autoscaler", "autoscaler", "Run elastic capacity alone, without a farm."),
     "cache": Entry("cache", "cache", "Serve a binary cache alone, without a farm."),
     "db": Entry("db", "db", "Migrate, check and move the farm's journal."),
     "store": Entry("store", "store", "Bring the cache's stores level."),

@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "prewarm": Entry("capacity_say", "prewarm", "Have slots ready for a while."),
     "pause": Entry("capacity_say", "pause", "Launch nothing more: of a pool, or at all."),
     "resume": Entry("capacity_say", "resume", "End a pause, and what failures hold back."),
+    "check-config": Entry("capacity_check", "check_config", "Say what is wrong with a file."),
     "reconcile-now": Entry("capacity_say", "reconcile_now", "Look, plan and act at once."),
     "simulate": Entry("simulate", "simulate", "Say what a trace would cost, and who would wait."),
 }

@@ -4,6 +4,7 @@ They stand in the farm's file (`grange serve --config`), where instances are age
 in a file of their own (`grange autoscaler --config`), where they are servers behind HAProxy.
 """
 
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -100,7 +101,10 @@ class CapacityTables(Table):
         """Relative paths are relative to `folder`."""
         said, farm = self.capacity, self.capacity.farm or FARM
         shared = [farm, ready_by.value, said.coordinator, said.ca]
-        pools = [each.pool(name, ready_by, shared) for name, each in self.pools.items()]
+        texts = {name: each.user_data(folder) for name, each in self.pools.items()}
+        pools = [
+            each.pool(name, ready_by, [*shared, texts[name]]) for name, each in self.pools.items()
+        ]
         of_ec2 = {each.name for each in pools if self.pools[each.name].cloud == "ec2"}
         return CapacityFile(
             Rules(
@@ -130,6 +134,7 @@ class CapacityTables(Table):
                 for pool in pools
                 if pool.name in of_ec2
             },
+            user_data={PoolName(name): text for name, text in texts.items() if text is not None},
         )
 
 
@@ -166,15 +171,15 @@ class _Daemon(Table):
     socket: Text = str(SOCKET)
     socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0660"
     listen: Text | None = None
-    token_file: Text | None = None
+    tokens_file: Text | None = None
     state_dir: Text = "/var/lib/grange-autoscaler"
 
     @model_validator(mode="after")
     def _is_guarded(self) -> Self:
-        if self.listen is not None and self.token_file is None:
+        if self.listen is not None and self.tokens_file is None:
             raise ValueError(
-                "listen is open to other programs: name a token_file with a secret in it, which "
-                "they show"
+                "listen is open to other programs: name a tokens_file that says who may ask "
+                "(docs/operating/capacity.md)"
             )
         return self
 
@@ -206,6 +211,7 @@ class CapacityFile:
     local: LocalSettings = field(default_factory=LocalSettings)
     ec2: Ec2Settings = Ec2Settings(FARM)
     ec2_pools: Mapping[PoolName, Ec2Pool] = field(default_factory=dict)
+    user_data: Mapping[PoolName, str] = field(default_factory=dict)  # that operators wrote
 
     def needs_start(self, old: "CapacityFile") -> list[str]:
         """What is said otherwise than in `old` and takes a restart to hold."""
@@ -232,7 +238,17 @@ class AloneFile:
     socket_mode: int
     state_dir: Path
     listen: str | None = None  # host:port
-    token_file: Path | None = None
+    tokens_file: Path | None = None
+
+    def needs_start(self, old: "AloneFile") -> list[str]:
+        """What is said otherwise than in `old` and takes a restart to hold."""
+        of_daemon = operator.attrgetter("socket", "socket_mode", "state_dir", "listen")
+        differs = {
+            "[haproxy]": self.haproxy != old.haproxy,
+            "[daemon]": of_daemon(self) != of_daemon(old) or self.tokens_file != old.tokens_file,
+        }
+        said = [name for name, is_so in differs.items() if is_so]
+        return said + self.capacity.needs_start(old.capacity)
 
 
 def read_alone_file(path: Path) -> AloneFile:
@@ -267,5 +283,5 @@ def read_alone_file(path: Path) -> AloneFile:
         int(daemon.socket_mode, 8),
         folder / daemon.state_dir,
         daemon.listen,
-        None if daemon.token_file is None else folder / daemon.token_file,
+        None if daemon.tokens_file is None else folder / daemon.tokens_file,
     )

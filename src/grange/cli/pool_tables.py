@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 from grange.capacity.facts import Market, Offering, Pool, PoolName, ReadyBy, Timeouts
 from grange.cli.tables import Table, Text
 from grange.cloud.ec2.settings import Ec2Pool
+from grange.errors import OperatorError
 
 SLOTS_MAX: Final = 10_000  # of a pool: what the plan was measured with
 JOIN_S: Final = 600.0  # from running to joined: all of the machine's own start is in it
@@ -73,6 +75,7 @@ class _LocalPool(Table):
 class _Ec2Pool(Table):
     image: Annotated[str, Field(pattern=r"^ami-[0-9a-f]+$")]
     subnets: Annotated[dict[Text, Subnet], Field(min_length=1, max_length=_PARTS_MAX)]
+    user_data: Text | None = None  # a file
     security_groups: list[Annotated[str, Field(pattern=r"^sg-[0-9a-f]+$")]] = Field(
         default_factory=list
     )
@@ -142,6 +145,19 @@ class PoolTable(Table):
             ]
         )
 
+    def user_data(self, folder: Path) -> str | None:
+        """The text that its instances are to begin with; None: as Grange makes it.
+
+        Raises OperatorError for a file that cannot be read.
+        """
+        if self.ec2 is None or self.ec2.user_data is None:
+            return None
+        path = folder / self.ec2.user_data
+        try:
+            return path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OperatorError(f"user data in {path} cannot be read: {error}") from error
+
     def config_hash(self, shared: object) -> str:
         """Of all that shapes an instance, `shared` by all pools and its own: another one has
         drifted. Limits, money and what may be chosen from do not shape it."""
@@ -203,6 +219,7 @@ class PoolTable(Table):
             self.nested_virtualization,
             self.timeouts.timeouts(ready_by),
             self.config_hash(shared),
+            is_zonal=self.ec2 is None or len(self.ec2.subnets) == 1,
         )
 
 

@@ -44,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-class _Http(uvicorn.Server):
+class Http(uvicorn.Server):
     """Leaves signals to us."""
 
     @contextlib.contextmanager
@@ -115,18 +115,18 @@ async def serve(
             await grpc_server.stop(GOODBYE_S / 2)
             await asyncio.wait((serving,))
         if working.done() and not working.cancelled() and (fault := working.exception()):
-            raise _blame(fault)
+            raise blame(fault)
     finally:
         for task in (working, stop, ready):
             await _end(task)
         await farm.leadership.release()
 
 
-def _web_server(app: Any, tls: ServerTls | None) -> _Http:
+def _web_server(app: Any, tls: ServerTls | None) -> Http:
     config = http_config(app, GOODBYE_S)
     config.load()
     config.ssl = None if tls is None else tls.context
-    return _Http(config)
+    return Http(config)
 
 
 def _reload(tls: ServerTls | None, reread: Callable[[], None] | None) -> None:
@@ -147,7 +147,7 @@ def _reload(tls: ServerTls | None, reread: Callable[[], None] | None) -> None:
             log.info("%s was read anew", what)
 
 
-def _blame(error: BaseException) -> BaseException:
+def blame(error: BaseException) -> BaseException:
     """What to end the process with: an error for its operator, or a fault of our own, logged."""
     told = error
     while isinstance(told, BaseExceptionGroup):
