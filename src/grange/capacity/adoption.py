@@ -69,7 +69,8 @@ def _reap(memory: Memory, instance: Instance, look: Look) -> None:
     whatever is done."""
     orphan = memory.orphans.get(instance.id)
     if orphan is None:
-        orphan = Orphan(0, memory.now, _pool_of(memory, instance))
+        price, vcpus = instance.offering.price(instance.market), instance.offering.vcpus
+        orphan = Orphan(0, memory.now, _pool_of(memory, instance), price, vcpus)
         memory.orphans[instance.id] = orphan
         memory.tell("no slot owns this instance", instance=instance.id, pool=orphan.pool)
     orphan.sightings += 1

@@ -82,6 +82,8 @@ def objection(
     hourly, monthly = pool.pool.hourly_budget, pool.pool.monthly_budget
     if hourly is not None:
         rate = asked + sum(price(each) for each in pool.seats if each.slot.state not in VACANT)
+        orphans = memory.orphans.values()
+        rate += sum(each.price for each in orphans if each.pool == pool.pool.name)
         if rate > hourly + 1e-9:
             return f"one more would cost ${rate:.2f} an hour, and hourly_budget is ${hourly:.2f}"
     if monthly is not None:
@@ -92,6 +94,7 @@ def objection(
             return f"monthly_budget of ${monthly:.2f} is used up"
     if limit := memory.rules.vcpus_max:
         used = sum(_vcpus(seat) for each in memory.pools.values() for seat in each.seats)
+        used += sum(each.vcpus for each in memory.orphans.values())
         used += max((each.vcpus for each in offerings), default=0)
         if used > limit:
             return f"one more would make {used} vCPUs, and vcpus_max is {limit}"

@@ -40,6 +40,8 @@ def observe(memory: Memory, seen: Observation) -> None:
 
 def _look(memory: Memory, seat: Seat, look: Look) -> None:
     pool = memory.pools[seat.slot.pool]
+    if look.presences is not None and _presence(seat, look) is None:
+        seat.absent_at = memory.now
     match seat.slot.state:
         case SlotState.EMPTY | SlotState.COOLING:
             _keep_out(memory, seat, look)
@@ -312,6 +314,12 @@ def _see_off(memory: Memory, seat: Seat, look: Look) -> None:
     memory.act(do.Terminate(seat.slot.id, seat.slot.instance))
 
 
+def _is_useless(memory: Memory, seat: Seat) -> bool:
+    """Of a slot that starts: nobody works there. An agent that has joined is given work by the farm
+    before we hear of it, and so only a look of this moment tells."""
+    return memory.rules.ready_by is not ReadyBy.AGENT or seat.absent_at == memory.now
+
+
 def watch(memory: Memory, seat: Seat) -> None:
     """What comes with time alone: terms that have run out."""
     pool = memory.pools[seat.slot.pool]
@@ -323,9 +331,9 @@ def watch(memory: Memory, seat: Seat) -> None:
             if seat.retry_at is None and memory.now - seat.asked_at >= terms.launch_s:
                 launching.doubt(memory, seat, "no answer")
             launching.resume(memory, pool, seat)
-        case SlotState.BOOTING if in_state_s >= terms.boot_s:
+        case SlotState.BOOTING if in_state_s >= terms.boot_s and _is_useless(memory, seat):
             draining.fail_start(memory, seat, f"did not boot in {terms.boot_s:g} s")
-        case SlotState.BINDING if in_state_s >= terms.bind_s:
+        case SlotState.BINDING if in_state_s >= terms.bind_s and _is_useless(memory, seat):
             draining.fail_start(memory, seat, f"passed no check in {terms.bind_s:g} s")
         case SlotState.READY:
             if seat.down_since is not None and memory.now - seat.down_since >= DOWN_S:

@@ -45,6 +45,7 @@ class Memory:
         self.orphans: dict[InstanceId, Orphan] = {}
         self.needs: tuple[Need, ...] | None = ()
         self.pause: Pause | None = None  # of all
+        self.pauses: dict[PoolName, str] = {}  # of pools that are not configured just now
         self.numbers = 0
         self.matches = Matches(pools)
         self.timers: list[float] = []

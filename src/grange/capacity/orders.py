@@ -93,6 +93,8 @@ def _pause(memory: Memory, name: PoolName | None, reason: str) -> None:
         memory.pause = Pause(None, reason)
     elif name in memory.pools:
         memory.pools[name].pause = reason
+    else:
+        memory.pauses[name] = reason
     memory.save_pause(name, reason)
     memory.tell(f"paused: {reason}", pool=name)
 
@@ -100,6 +102,9 @@ def _pause(memory: Memory, name: PoolName | None, reason: str) -> None:
 def _resume(memory: Memory, name: PoolName | None) -> None:
     if name is None:
         memory.pause = None
+    for absent in [each for each in memory.pauses if name in (None, each)]:
+        del memory.pauses[absent]
+        memory.save_pause(absent, None)
     for pool in _pools(memory, name):
         if pool.pause is not None:
             pool.pause = None

@@ -36,7 +36,10 @@ def set_pools(memory: Memory, pools: tuple[Pool, ...]) -> None:
         known = memory.pools.get(pool.name)
         if known is None:
             known = memory.pools[pool.name] = PoolState(
-                pool, allowance=float(pool.launches_max), allowance_at=memory.now
+                pool,
+                allowance=float(pool.launches_max),
+                allowance_at=memory.now,
+                pause=memory.pauses.pop(pool.name, None),
             )
         if known.pool != pool:
             known.pool, known.breaker = pool, ""
@@ -78,6 +81,8 @@ def recall(memory: Memory, event: on.Recalled) -> None:
             memory.pause = pause
         elif pause.pool in memory.pools:
             memory.pools[pause.pool].pause = pause.reason
+        else:
+            memory.pauses[pause.pool] = pause.reason
     for spending in event.spending:
         _spending(memory, spending.pool, spending.month, spending.dollars, spending.wall_s)
     for reservation in event.reservations:

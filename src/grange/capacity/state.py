@@ -40,6 +40,7 @@ class Seat:
     drain_until: float | None = None
     missing: int = 0  # looks in a row that did not show its instance
     missing_since: float = 0.0
+    absent_at: float | None = None  # the latest look that showed no agent in it
     launched_at: float | None = None  # as its cloud says
     asked_at: float = 0.0  # the latest launch call
     retry_at: float | None = None
@@ -62,7 +63,8 @@ class Seat:
     def is_usable(self) -> bool:
         """New work may come to it."""
         slot = self.slot
-        return slot.state is SlotState.READY and self.is_serving and not slot.is_quarantined
+        is_kept = not slot.is_quarantined and not self.is_retired
+        return slot.state is SlotState.READY and self.is_serving and is_kept
 
 
 @dataclass(slots=True, eq=False)
@@ -127,4 +129,6 @@ class Orphan:
     sightings: int
     first_at: float
     pool: PoolName | None = None
+    price: float = 0.0  # dollars an hour
+    vcpus: int = 0
     quiet_looks: int = 0  # in a row, at one that new work is kept from and that does none

@@ -10,6 +10,7 @@ from grange.capacity.facts import (
     LaunchFailure,
     LaunchOrder,
     Offering,
+    PoolName,
 )
 
 LISTED_DEAD_S = 200.0
@@ -32,6 +33,10 @@ class Rates:
     forgotten: float = 0.0  # crashes that lose the database too
     careless: float = 0.0  # users that vanish
     lag_s: float = 0.0  # of lists
+    said: float = 0.0  # by an operator, in a second
+    changed: float = 0.0  # pools, in a second
+    hinted: float = 0.0  # in a second
+    doubled: float = 0.0  # instances that come to have two devices on the overlay for a while
 
     @classmethod
     def swarm(cls, rng: random.Random) -> "Rates":
@@ -52,6 +57,16 @@ class Rates:
             some(0.4),
             some(0.3),
             some(25.0),
+        )
+
+    def meddled(self, rng: random.Random) -> "Rates":
+        """With operators and hints as well, each at times."""
+
+        def some(most: float) -> float:
+            return rng.random() * most if rng.random() < 0.4 else 0.0
+
+        return replace(
+            self, said=some(0.03), changed=some(0.01), hinted=some(0.03), doubled=some(0.4)
         )
 
 
@@ -83,6 +98,7 @@ class Cloud:
     refusals: int = 0
     misused: list[str] = field(default_factory=list)  # tokens asked for with other parameters
     numbers: int = 0
+    aliases: dict[str, InstanceId] | None = None  # addresses on the overlay; None: there is none
 
     def launch(self, order: LaunchOrder, now: float) -> Instance | LaunchFailure:
         self.launches += 1
@@ -179,23 +195,26 @@ class Cloud:
                 each.dead_at = now
         return warned
 
+    def at(self, address: str) -> list[Machine]:
+        """Who lives at an address at which builders are reached."""
+        if self.aliases is None:
+            return [each for each in self.live() if each.instance.address == address]
+        id_ = self.aliases.get(address)
+        return [self.machines[id_]] if id_ is not None and self.machines[id_].is_live else []
+
     def is_up(self, address: str, now: float) -> bool:
         """Something answers there, as a builder should."""
-        return any(
-            each.is_live
-            and each.instance.address == address
-            and each.boots_at is not None
-            and now >= each.boots_at
-            for each in self.machines.values()
-        )
+        return any(each.boots_at is not None and now >= each.boots_at for each in self.at(address))
 
     def live(self) -> list[Machine]:
         return [each for each in self.machines.values() if each.is_live]
 
-    def bill(self, now: float) -> float:
-        """Dollars so far."""
+    def bill(self, now: float, pool: PoolName | None = None) -> float:
+        """Dollars so far, of a pool or of all."""
         total = 0.0
         for each in self.machines.values():
+            if pool not in (None, each.order.pool.name):
+                continue
             lived = (now if each.dead_at is None else each.dead_at) - each.born
             price = each.instance.offering.price(each.instance.market)
             total += max(lived, FLOOR_S) * price / 3600.0

@@ -16,9 +16,9 @@ CALM_S = 6000.0  # longer than any back-off
 QUIET_S = 900.0
 
 OFFERINGS = (
-    Offering("small", "a", 0.10, 0.30),
-    Offering("large", "a", 0.12, 0.35),
-    Offering("small", "b", 0.11, 0.31),
+    Offering("small", "a", 0.10, 0.30, 4),
+    Offering("large", "a", 0.12, 0.35, 8),
+    Offering("small", "b", 0.11, 0.31, 4),
 )
 TERMS = Timeouts(launch_s=60, boot_s=150, bind_s=60, drain_s=20_000, lease_s=60)
 
@@ -80,12 +80,28 @@ def draw_builds(rng: random.Random, rates: Rates) -> list[Build]:
 
 
 def simulate(seed: int, rates: Rates | None = None, ready_by: ReadyBy | None = None) -> Verdict:
-    rng = random.Random(seed)
-    rates = Rates.swarm(rng) if rates is None else rates
+    rng, more = random.Random(seed), random.Random(f"{seed} more")
+    if rates is None:
+        rates = Rates.swarm(rng).meddled(more)
     if ready_by is None:
         ready_by = rng.choice([ReadyBy.SERVER, ReadyBy.SERVER, ReadyBy.AGENT])
-    world = World(seed, rates, draw_pools(rng), ready_by)
+    pools = draw_pools(rng)
+    if more.random() < 0.2:
+        pools = tuple(replace(pool, monthly_budget=more.uniform(0.02, 0.3)) for pool in pools)
+    world = World(
+        seed,
+        rates,
+        pools,
+        ready_by,
+        has_overlay=ready_by is ReadyBy.SERVER and more.random() < 0.5,
+        vcpus_max=more.choice([0, 0, 0, 16, 24]),
+    )
     world.builds = draw_builds(rng, rates)
+    if more.random() < 0.5:
+        for build in world.builds:
+            build.priority = more.choice([0, 0, 5])
+            build.size = more.randint(1, pools[0].capacity)
+            build.patience_s = more.choice([None, None, 120.0])
     try:
         world.run(TROUBLED_S)
         world.heal()

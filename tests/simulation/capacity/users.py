@@ -24,6 +24,9 @@ class Build:
     is_done: bool = False
     agent: SlotId | None = None  # with the farm: where it runs
     ends_at: float = 0.0
+    priority: int = 0
+    size: int = 1
+    patience_s: float | None = None  # for how long it is of use to wait
 
     @property
     def key(self) -> str:

@@ -35,6 +35,8 @@ from grange.capacity.facts import (
 from tests.simulation.capacity.audit import Audit
 from tests.simulation.capacity.balancer import Balancer, Row, Session
 from tests.simulation.capacity.cloud import WALL_S, Cloud, Rates
+from tests.simulation.capacity.hand import Hand
+from tests.simulation.capacity.overlay import Overlay
 from tests.simulation.capacity.users import OVER, Build
 
 STEP_S = 2.0
@@ -90,12 +92,22 @@ class World:
         rates: Rates,
         pools: tuple[Pool, ...],
         ready_by: ReadyBy = ReadyBy.SERVER,
+        *,
+        has_overlay: bool = False,
+        vcpus_max: int = 0,
     ) -> None:
         self.rng = random.Random(seed)
         self.rates, self.pools = rates, pools
-        self.rules = Rules("sim", ready_by, settle_s=rates.lag_s, reload_s=400.0)
+        self.configured = pools  # just now; operators change them for a while
+        self.rules = Rules("sim", ready_by, has_overlay, rates.lag_s, 400.0, vcpus_max)
         self.now = 0.0
+        self.healed_at: float | None = None
         self.cloud = Cloud(self.rng, rates)
+        self.overlay: Overlay | None = None
+        if has_overlay:
+            draws = random.Random(f"{seed} overlay")
+            self.overlay = Overlay(self.cloud, draws, rates.doubled)
+        self.hand = Hand(self, seed)
         self.balancer = Balancer(self.cloud)
         self.disk = Disk()
         self.builds: list[Build] = []
@@ -105,6 +117,7 @@ class World:
         self.acts = 0
         self.digest = hashlib.sha256()
         self.down_until = 0.0
+        self.lives = 0
         self.audit = Audit(self)
         self.core: Capacity | None = None
         self.begin()
@@ -113,7 +126,8 @@ class World:
         """A new life."""
         self.answers.clear()
         self.calls.clear()
-        self.core = Capacity(self.rules, self.pools)
+        self.core = Capacity(self.rules, self.configured)
+        self.lives += 1
         self.tell([self.disk.recalled(self.now)])
 
     def tell(self, events: Iterable[on.Event]) -> None:
@@ -171,7 +185,10 @@ class World:
             case do.SetAgent(_, instance, is_draining):
                 self.acts += 1
                 (self.draining.add if is_draining else self.draining.discard)(instance)
-            case do.ForgetDevice() | do.SaveConsole() | do.TellReservation():
+            case do.ForgetDevice(instance):
+                if self.overlay is not None:
+                    self.overlay.forget(instance)
+            case do.SaveConsole() | do.TellReservation():
                 pass
             case _:
                 raise AssertionError(f"{act} is not an act")
@@ -179,11 +196,14 @@ class World:
     def step(self) -> None:
         self.now += STEP_S
         warned = self.cloud.advance(self.now, STEP_S)
+        if self.overlay is not None:
+            self.overlay.advance(self.now)
         self.balancer.advance(self.now)
         if self.rates.restarted and self.rng.random() < self.rates.restarted * STEP_S:
             self.balancer.restart(is_reload=self.rng.random() < 0.5)
         if self.core is None and self.now >= self.down_until:
             self.begin()
+        self.hand.step(self.rates, STEP_S)
         self.tell([on.NoticeCame(Notice(each, s, "poll")) for each, s in warned])
         due = [said for at, said in self.answers if at <= self.now]
         self.answers = [each for each in self.answers if each[0] > self.now]
@@ -207,6 +227,10 @@ class World:
     def heal(self) -> None:
         """Nothing fails from here on."""
         self.rates = self.cloud.rates = replace(Rates(), lag_s=self.rates.lag_s)
+        self.healed_at = self.now
+        self.hand.mend()
+        if self.overlay is not None:
+            self.overlay.doubled = 0.0
 
     def _observe(self) -> Observation:
         def lost() -> bool:
@@ -215,10 +239,15 @@ class World:
         for slot in self.core.seats if self.core and not self.balancer.rows else ():
             self.balancer.rows[slot] = Row()
         is_farm = self.rules.ready_by is ReadyBy.AGENT
+        listed = None if lost() else self.cloud.listed(self.now)
+        nodes: tuple[tuple[InstanceId, str], ...] = ()
+        if self.overlay is not None and listed is not None and not lost():
+            nodes = self.overlay.addresses(listed)
         return Observation(
-            None if lost() else self.cloud.listed(self.now),
+            listed,
             None if lost() else self.balancer.seen(self.now),
             None if lost() else self._presences() if is_farm else (),
+            nodes,
             needs=None if is_farm and lost() else self._needs() if is_farm else (),
             wall_s=WALL_S + self.now,
         )
@@ -242,7 +271,14 @@ class World:
             if session is None:
                 is_last = build.tries == 2
                 claim = Claim(
-                    build.key, SYSTEM, build.features, build.project, is_on_demand=is_last
+                    build.key,
+                    SYSTEM,
+                    build.features,
+                    build.project,
+                    build.priority,
+                    build.size,
+                    build.patience_s,
+                    is_on_demand=is_last,
                 )
                 self.tell([on.ReservationAsked(build.id, claim)])
             return
