@@ -94,7 +94,8 @@ class Decisions:
                     self._reject(batch, OVER)
                     raise
                 except Exception as error:
-                    log.exception("a commit ended in doubt; reading back what holds")
+                    is_ours = not isinstance(error, GrangeError)
+                    log.error("in doubt, reading back what holds: %s", error, exc_info=is_ours)
                     core = await self._doubt(actor, batch, error)
                     continue
                 actor.decided(core, events, effects)

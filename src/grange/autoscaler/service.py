@@ -68,6 +68,7 @@ HINTS_MAX: Final = 10_000
 ROUND_S: Final = 60.0  # for the acts of a round that somebody waits for
 WAIT_MAX_S: Final = 300.0  # proxies and clients give up sooner
 PRUNE_S: Final = 3600.0
+PRUNE_AGAIN_S: Final = 60.0  # where it failed
 KEPT_S: Final = 30 * 86_400.0  # events, for people
 SETTINGS_S: Final = 300.0  # between two looks at what keeps the settings from working
 AGAIN_S: Final = 5.0
@@ -348,6 +349,7 @@ class Autoscaler:
     async def _tidy(self) -> None:
         """Forget what is old, here and in the store."""
         while True:
+            pause_s = PRUNE_S
             core = await self._ready_core()
             self._tellings.keep(core.held)
             try:
@@ -356,9 +358,10 @@ class Autoscaler:
                 raise
             except (GrangeError, OSError) as error:
                 self._troubles.began("what is old cannot be forgotten", error)
+                pause_s = PRUNE_AGAIN_S
             else:
                 self._troubles.ended("what is old cannot be forgotten")
-            await asyncio.sleep(PRUNE_S)
+            await asyncio.sleep(pause_s)
 
     async def _try_settings(self) -> None:
         doors = (self._doors.cloud, self._doors.balancer, self._doors.overlay)
