@@ -68,6 +68,7 @@ class PoolSight:
     limit: str  # what keeps it from launching more, in words; "" for nothing
     pause: str | None
     breaker: str  # what an operator must do; "" where nothing
+    failures: int  # instances in a row that never became ready
     spent: float  # dollars in `month`
     month: str
     is_gone: bool  # no longer configured
@@ -134,6 +135,7 @@ def pool_sight(state: PoolState) -> PoolSight:
         limit=state.limit,
         pause=state.pause,
         breaker=state.breaker,
+        failures=state.failures,
         spent=state.spent,
         month=state.month,
         is_gone=state.is_gone,

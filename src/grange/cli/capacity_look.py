@@ -58,9 +58,10 @@ def slots(*, pool: str | None, is_all: bool, as_json: bool, url: str) -> None:
         print_json(answer)
         return
     shown = [each for each in answer if is_all or each.state is not SlotState.EMPTY]
-    _list(screens.SLOT_COLUMNS, (screens.slot_row(each) for each in shown), "All slots are empty.")
-    if shown and len(shown) < len(answer):
-        click.echo(f"{count(len(answer) - len(shown), 'slot')} more, empty: --all shows them.")
+    if shown:
+        screens.print_slots(shown)
+    if empty := len(answer) - len(shown):
+        click.echo(f"{count(empty, 'empty slot')}; --all shows them.")
 
 
 @click.command()
@@ -92,8 +93,10 @@ def reservations(
     if as_json:
         print_json(answer)
         return
-    rows = (screens.reservation_row(each) for each in answer)
-    _list(screens.RESERVATION_COLUMNS, rows, "There are no such reservations.")
+    if answer:
+        screens.print_reservations(answer)
+    else:
+        click.echo("There are no such reservations.")
     if len(answer) == limit:
         click.echo(f"The first {limit}; --limit shows more.")
     if any(each.state is ReservationState.PENDING for each in answer):
@@ -170,9 +173,7 @@ def _explain_slot(client: CapacityClient, slot: SlotView, *, as_json: bool) -> N
         told = {"slot": slot, "events": events_, "console": console}
         print_json({name: _plain(value) for name, value in told.items()})
         return
-    _list(screens.SLOT_COLUMNS, [screens.slot_row(slot)], "")
-    for one in slot.reservations:
-        click.echo(f"reserved by {one}")
+    screens.print_slot(slot)
     _list(screens.EVENT_COLUMNS, map(screens.event_row, events_), "Nothing of it is remembered.")
     if console:
         lines = clean(console).splitlines()[-CONSOLE_LINES:]

@@ -20,7 +20,8 @@ from grange.client.capacity_models import (
     SlotView,
 )
 
-BAR_CELLS: Final = 24
+BAR_CELLS: Final = 20
+COUNT_CELLS: Final = 17  # of what is beside a bar: "$112.08 of $900.00"
 SLOT_STYLES: Final = {
     SlotState.EMPTY: "dim",
     SlotState.LAUNCHING: "cyan",
@@ -64,7 +65,8 @@ def print_status(status: CapacityStatus, url: str) -> None:
     screen.print(head)
     for pool in status.pools:
         screen.print()
-        screen.print(_pool_grid(pool))
+        for each in _pool_lines(pool):
+            screen.print(each)
     if not status.pools:
         screen.print("There are no pools: [pools.NAME] in the file, docs/operating/capacity.md.")
     elif any(pool.slots.keys() - {SlotState.EMPTY} for pool in status.pools):
@@ -72,9 +74,10 @@ def print_status(status: CapacityStatus, url: str) -> None:
         screen.print()
         screen.print(Text("  ".join([*signs, f"{_VACANT} empty"]), "dim"))
     screen.print()
-    for line in [*wrong(status), *worth_knowing(status)]:
+    said = [*wrong(status), *worth_knowing(status)]
+    for line in said:
         screen.print(line, soft_wrap=True)
-    if not wrong(status):
+    if not said:
         screen.print(Text("Nothing is wrong.", "green"))
 
 
@@ -85,7 +88,14 @@ def wrong(status: CapacityStatus) -> list[Text]:
     for pool in status.pools:
         if pool.breaker and pool.breaker not in told:
             lines.append(Text(f"! pool {pool.name}: {clean(pool.breaker)}", "bold red"))
+        elif _is_failing(pool):
+            lines.append(Text(f"! pool {pool.name}: {clean(pool.limit)}", "bold red"))
     return lines
+
+
+def _is_failing(pool: PoolView) -> bool:
+    """Nothing more is launched because instances did not become ready."""
+    return bool(pool.failures and pool.limit)
 
 
 def worth_knowing(status: CapacityStatus) -> Iterator[Text]:
@@ -98,7 +108,8 @@ def worth_knowing(status: CapacityStatus) -> Iterator[Text]:
     for pool in status.pools:
         if pool.paused is not None:
             yield Text(f"~ pool {pool.name} is paused: {clean(pool.paused)}", "bold yellow")
-        if pool.limit and pool.limit != pool.breaker and pool.paused is None:
+        is_told = pool.paused is not None or _is_failing(pool) or pool.limit == pool.breaker
+        if pool.limit and not is_told:
             yield Text(f"~ pool {pool.name}: {clean(pool.limit)}", "yellow")
         if pool.is_gone:
             yield Text(f"~ pool {pool.name} is configured no longer, and ends", "yellow")
@@ -117,35 +128,28 @@ def _reservations_line(status: CapacityStatus) -> Text:
     return Text(", ").join(parts) if parts else Text("none", "dim")
 
 
-def _pool_grid(pool: PoolView) -> Table:
+def _pool_lines(pool: PoolView) -> Iterator[Text | Table]:
+    offers = ", ".join([*pool.systems, *pool.features])
+    yield Text.assemble((pool.name, "bold"), "  ", (offers, "dim"))
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", min_width=12, overflow="fold")
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(no_wrap=True, min_width=BAR_CELLS)
-    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, min_width=COUNT_CELLS)
     grid.add_column(overflow="fold")
     taken = sum(number for state, number in pool.slots.items() if state is not SlotState.EMPTY)
-    grid.add_row(
-        pool.name, "slots", _slots_bar(pool), f"{taken} of {pool.max}", _states_line(pool.slots)
-    )
+    grid.add_row("  slots", _slots_bar(pool), f"{taken} of {pool.max}", _states_line(pool.slots))
     wanted = Text(f"{pool.demand} wanted", "yellow" if pool.demand > pool.places else "")
-    grid.add_row(
-        Text(", ".join(pool.systems), "dim"),
-        "places",
-        _bar(pool.used, pool.places),
-        f"{pool.used} of {pool.places}",
-        wanted,
-    )
+    used = _bar(pool.used, pool.places, "yellow")
+    grid.add_row("  places", used, f"{pool.used} of {pool.places}", wanted)
     limit = "" if pool.hourly_budget is None else f" of {dollars(pool.hourly_budget)}"
     budget = "" if pool.monthly_budget is None else f" of {dollars(pool.monthly_budget)}"
     grid.add_row(
-        Text(", ".join(pool.features), "dim"),
-        "money",
-        _bar(pool.spent, pool.monthly_budget or 0.0),
+        "  money",
+        _bar(pool.spent, pool.monthly_budget or 0.0, "bold red"),
         f"{dollars(pool.spent)}{budget}",
-        f"in {pool.month or 'no month yet'}, {dollars(pool.hourly)}{limit} an hour now",
+        f"{dollars(pool.hourly)}{limit} an hour",
     )
-    return grid
+    yield grid
 
 
 def _states_line(slots: dict[SlotState, int]) -> Text:
@@ -170,78 +174,131 @@ def _slots_bar(pool: PoolView) -> Text:
     return bar.append(_VACANT * (cells - len(bar)), "dim")
 
 
-def _bar(part: float, whole: float) -> Text:
+def _bar(part: float, whole: float, full_style: str) -> Text:
     if whole <= 0:
         return Text()
     full = min(BAR_CELLS, round(part * BAR_CELLS / whole))
-    style = "red" if part >= whole else "yellow" if part >= 0.8 * whole else "green"
+    style = full_style if part >= whole else "green"
     return Text.assemble(("█" * full, style), (_VACANT * (BAR_CELLS - full), "dim"))
 
 
 def dollars(amount: float) -> str:
-    """``$0.143``, ``$12.40``, ``$1,204``: as many digits as matter."""
+    """``$0.143``, ``$0.50``, ``$12.40``, ``$1,204``: as many digits as matter."""
     if amount >= 1000:
         return f"${amount:,.0f}"
-    return f"${amount:.3f}" if 0 < amount < 1 else f"${amount:.2f}"
+    cents = f"${amount:.2f}"
+    return cents if amount >= 1 or abs(float(cents[1:]) - amount) < 0.0005 else f"${amount:.3f}"
 
 
 # --- Lists --------------------------------------------------------------------------------------
 
-SLOT_COLUMNS: Final = ("slot", "state", "for", "places", "sessions", "instance", "an hour", "notes")
+SLOT_COLUMNS: Final = ("slot", "state", "for", "places", "busy", "an hour", "instance", "")
 
 
-def slot_row(slot: SlotView) -> tuple[str | Text, ...]:
-    where = " ".join(filter(None, (slot.instance, slot.type, slot.zone, slot.market)))
+def print_slots(slots: Iterable[SlotView]) -> None:
+    """A line each, and what is odd about it beneath."""
+    _print_lines(SLOT_COLUMNS, [(_slot_row(slot), [*notes(slot)]) for slot in slots])
+
+
+def _slot_row(slot: SlotView) -> tuple[str | Text, ...]:
     is_taken = slot.instance is not None
     return (
         slot.id,
-        state_text(slot),
+        Text(str(slot.state), SLOT_STYLES[slot.state]),
         duration(slot.since_s),
         f"{slot.used} of {slot.places}" if is_taken else "",
         str(max(slot.sessions, slot.builds)) if is_taken else "",
-        where,
         dollars(slot.price_hour) if slot.price_hour else "",
-        "; ".join(notes(slot)),
+        slot.instance or "",
+        Text(" ".join(filter(None, (slot.type, slot.zone, slot.market, slot.address))), "dim"),
     )
 
 
-def state_text(slot: SlotView) -> Text:
-    text = Text(str(slot.state), SLOT_STYLES[slot.state])
-    if slot.state is SlotState.READY and not slot.is_usable and not slot.is_quarantined:
-        text.append(", takes no work", "yellow")
-    return text
+def print_slot(slot: SlotView) -> None:
+    """One, at length."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    state = Text.assemble((str(slot.state), SLOT_STYLES[slot.state]))
+    grid.add_row(slot.id, state.append(f" for {duration(slot.since_s)}", ""))
+    if slot.instance is not None:
+        where = " ".join(filter(None, (slot.type, slot.zone, slot.market)))
+        grid.add_row("instance", f"{slot.instance}, {where}")
+        grid.add_row("address", slot.address or "none yet")
+        grid.add_row("price", f"{dollars(slot.price_hour)} an hour")
+        grid.add_row("places", f"{slot.used} of {slot.places} reserved")
+        builds = f", {count(slot.builds, 'build')} by its own word" if slot.builds else ""
+        grid.add_row("sessions", f"{slot.sessions}{builds}")
+        if slot.server:
+            health = (
+                "" if slot.is_healthy is None else f", {'' if slot.is_healthy else 'not '}healthy"
+            )
+            grid.add_row("server", f"{slot.server}{health}")
+    for one in slot.reservations:
+        grid.add_row("reserved by", one)
+    for note in notes(slot):
+        grid.add_row("", Text(note, "yellow"))
+    console().print(grid)
 
 
 def notes(slot: SlotView) -> Iterator[str]:
+    """What is odd about it."""
     if slot.is_quarantined:
         yield "in quarantine"
     if slot.drain_cause and slot.state in (SlotState.DRAINING, SlotState.TERMINATING):
-        left = "" if slot.drain_s is None else f", ended in {duration(slot.drain_s)} at the latest"
+        is_left = slot.drain_s is not None and slot.state is SlotState.DRAINING
+        left = f", ended in {duration(slot.drain_s)} at the latest" if is_left else ""
         yield f"because of {slot.drain_cause}{left}"
+    if slot.state is SlotState.READY and slot.is_healthy is False:
+        yield f"fails the balancer's checks, and takes no work ({slot.server or 'no server'})"
+    elif slot.state is SlotState.READY and not slot.is_usable and not slot.is_quarantined:
+        yield "takes no work just now"
     if slot.idle_s is not None and slot.state is SlotState.READY:
         yield f"idle for {duration(slot.idle_s)}"
-    if slot.is_healthy is False and slot.state is SlotState.READY:
-        yield f"fails the balancer's checks ({slot.server or 'no server'})"
     if slot.failures:
         yield f"{count(slot.failures, 'failure')} in a row"
 
 
-RESERVATION_COLUMNS: Final = ("id", "state", "slot", "places", "asks for", "project", "by", "notes")
+RESERVATION_COLUMNS: Final = ("id", "state", "slot", "places", "asks for", "project", "by")
 
 
-def reservation_row(one: ReservationView) -> tuple[str | Text, ...]:
-    asks = " ".join([one.system, *one.features, *(["on demand"] if one.is_on_demand else [])])
-    note = "; ".join(filter(None, (one.at_risk, one.reason)))
+def print_reservations(reservations: Iterable[ReservationView]) -> None:
+    _print_lines(
+        RESERVATION_COLUMNS,
+        [
+            (_reservation_row(one), [*filter(None, (one.at_risk, one.reason))])
+            for one in reservations
+        ],
+    )
+
+
+def _reservation_row(one: ReservationView) -> tuple[str | Text, ...]:
+    on_demand = ["on demand"] if one.is_on_demand else []
     return (
         one.id[:8],
         Text(str(one.state), RESERVATION_STYLES[one.state]),
         one.slot or "",
         str(one.size),
-        asks,
+        " ".join([one.system, *one.features, *on_demand]),
         one.project,
-        one.by,
-        Text(note, "bold yellow" if one.at_risk else ""),
+        Text(one.by, "dim"),
     )
+
+
+def _print_lines(
+    columns: Sequence[str], rows: Sequence[tuple[Sequence[str | Text], Sequence[str]]]
+) -> None:
+    """In columns, with notes beneath a row. The last column gives way where a line is too long."""
+    screen = console()
+    cells = [[Text(each, "dim") for each in columns]]
+    cells += [[each if isinstance(each, Text) else Text(each) for each in row] for row, _ in rows]
+    widths = [max(each.cell_len for each in column) for column in zip(*cells, strict=True)]
+    for row, (_, notes_) in zip(cells, [((), ()), *rows], strict=True):
+        for cell, width in zip(row[:-1], widths, strict=False):
+            cell.pad_right(width - cell.cell_len)
+        screen.print(Text("  ").join(row), no_wrap=True, overflow="ellipsis", crop=True)
+        if notes_:
+            screen.print(Text(f"  {clean('; '.join(notes_))}", "yellow"), soft_wrap=True)
 
 
 EVENT_COLUMNS: Final = ("when", "of", "what")
@@ -268,7 +325,15 @@ def orphan_row(orphan: OrphanView) -> tuple[str | Text, ...]:
     )
 
 
-COST_COLUMNS: Final = ("pool", "month", "spent", "budget", "an hour now", "of it idle", "budget")
+COST_COLUMNS: Final = (
+    "pool",
+    "month",
+    "spent",
+    "budget",
+    "an hour",
+    "of it idle",
+    "an hour's budget",
+)
 
 
 def cost_rows(costs: Sequence[CostView]) -> Iterable[tuple[str | Text, ...]]:

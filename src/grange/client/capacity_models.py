@@ -184,6 +184,7 @@ class PoolView(BaseModel):
     limit: str  # what keeps it from launching more, in words; "" for nothing
     paused: str | None  # why; None: it is not
     breaker: str  # what an operator must do; "" for nothing
+    failures: int = 0  # instances in a row that never became ready
     is_gone: bool  # no longer configured
     month: str  # "2026-11", UTC
     spent: float  # in that month

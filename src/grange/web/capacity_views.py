@@ -2,7 +2,7 @@
 
 from grange.autoscaler.service import Autoscaler
 from grange.autoscaler.sights import CostSight, OrphanSight, PoolSight, SlotSight, Told
-from grange.capacity.facts import Pool, PoolName
+from grange.capacity.facts import Pool, PoolName, ReservationState, SlotState
 from grange.client.capacity_models import (
     CapacityEventView,
     CapacityStatus,
@@ -42,10 +42,11 @@ def reservation(told: Told) -> ReservationView:
 def status(autoscaler: Autoscaler, version: str) -> CapacityStatus:
     costs = {each.pool: each for each in autoscaler.cost()}
     pools = autoscaler.pools()
+    states = autoscaler.reservation_states()
     return CapacityStatus(
         version=version,
         pools=[pool(each, costs[each.pool.name]) for each in pools],
-        reservations=dict(sorted(autoscaler.reservation_states().items())),
+        reservations={state: states[state] for state in ReservationState if states.get(state)},
         orphans=len(autoscaler.orphans()),
         paused=autoscaler.pause(),
         troubles=autoscaler.troubles(),
@@ -64,7 +65,7 @@ def pool(sight: PoolSight, price: CostSight) -> PoolView:
         max=known.max,
         warm=known.warm,
         capacity=known.capacity,
-        slots=dict(sorted(sight.slots.items())),
+        slots={state: sight.slots[state] for state in SlotState if sight.slots.get(state)},
         usable=sight.usable,
         places=sight.places,
         used=sight.used,
@@ -73,6 +74,7 @@ def pool(sight: PoolSight, price: CostSight) -> PoolView:
         limit=sight.limit,
         paused=sight.pause,
         breaker=sight.breaker,
+        failures=sight.failures,
         is_gone=sight.is_gone,
         month=sight.month,
         spent=sight.spent,
