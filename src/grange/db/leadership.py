@@ -92,8 +92,7 @@ def state_folder(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OperatorError(
-            f"the state directory {path} cannot be used: {error.strerror}; "
-            "choose another with --state-dir"
+            f"the state directory {path} cannot be used: {error.strerror}; choose another"
         ) from error
     return path
 
@@ -105,15 +104,15 @@ def only_coordinator(state_dir: Path, who: str = "coordinator") -> Iterator[None
         lock = (state_dir / "lock").open("w")
     except OSError as error:
         raise OperatorError(
-            f"the state directory {state_dir} cannot be used: {error.strerror}; "
-            "choose another with --state-dir"
+            f"the state directory {state_dir} cannot be used: {error.strerror}; choose another"
         ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OperatorError(
-                f"another {who} runs on {state_dir}; stop it, or give this one its own --state-dir"
+                f"another {who} runs on {state_dir}; stop it, or give this one a state "
+                "directory of its own"
             ) from None
         yield
 
