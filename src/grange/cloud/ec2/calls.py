@@ -38,7 +38,7 @@ class RefusedError(Exception):
 
 
 class Calls:
-    def __init__(self, settings: Ec2Settings) -> None:
+    def __init__(self, settings: Ec2Settings, session: Session | None = None) -> None:
         """Raises OperatorError where there is no region, or no such profile."""
         config = Config(
             connect_timeout=CONNECT_S,
@@ -47,12 +47,17 @@ class Calls:
             max_pool_connections=settings.launches_at_once + READS_AT_ONCE,
         )
         try:
-            session = Session(
+            session = session or Session(
                 profile_name=settings.profile or None, region_name=settings.region or None
             )
             services = ("ec2", "sts", "sqs") if settings.sqs_url else ("ec2", "sts")
             self._clients: Mapping[str, Any] = {
-                name: session.client(name, endpoint_url=settings.endpoint or None, config=config)
+                name: session.client(
+                    name,
+                    region_name=settings.region or None,
+                    endpoint_url=settings.endpoint or None,
+                    config=config,
+                )
                 for name in services
             }
         except (BotoCoreError, ValueError) as error:

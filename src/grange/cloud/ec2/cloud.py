@@ -4,6 +4,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
+from boto3 import Session
+
 from grange.capacity.facts import (
     Instance,
     InstanceId,
@@ -41,14 +43,16 @@ class Ec2Cloud:
         user_data: Callable[[LaunchOrder], Awaitable[str]],
         *,
         clock: Clock,
+        session: Session | None = None,
     ) -> None:
-        """`user_data` is the same for the same token, however often it is asked for. Raises
-        OperatorError where there is no region or profile to call with."""
+        """`user_data` is the same for the same token, however often it is asked for. `session` is
+        in place of one of the settings' profile. Raises OperatorError where there is no region or
+        profile to call with."""
         self._settings = settings
         self._pools = dict(pools)
         self._user_data = user_data
         self._clock = clock
-        self._calls = Calls(settings)
+        self._calls = Calls(settings, session)
         self._templates = Templates(settings.farm, self._calls, clock)
         self._notices = Notices(settings, self._calls, clock)
         self._prices = Prices(self._calls, clock)
