@@ -25,6 +25,8 @@ _COMMANDS: Final = {
     "resume": Entry("capacity_say", "resume", "End a pause, and what failures hold back."),
     "check-config": Entry("capacity_check", "check_config", "Say what is wrong with a file."),
     "reconcile-now": Entry("capacity_say", "reconcile_now", "Look, plan and act at once."),
+    "haproxy-config": Entry("wiring", "haproxy_config_command", "Print HAProxy's configuration."),
+    "nix-machines": Entry("wiring", "nix_machines", "Print what a client of Nix needs."),
     "simulate": Entry("simulate", "simulate", "Say what a trace would cost, and who would wait."),
 }
 

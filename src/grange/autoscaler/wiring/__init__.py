@@ -1,6 +1,7 @@
 """Text for the machines around the autoscaler: HAProxy, clients' Nix, and new instances. Pure."""
 
 from grange.autoscaler.wiring.haproxy import haproxy_config
+from grange.autoscaler.wiring.nix import NixClient, NixFiles, nix_machines
 from grange.autoscaler.wiring.ports import Wiring
 
-__all__ = ["Wiring", "haproxy_config"]
+__all__ = ["NixClient", "NixFiles", "Wiring", "haproxy_config", "nix_machines"]

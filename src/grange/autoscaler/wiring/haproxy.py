@@ -35,7 +35,7 @@ defaults
     timeout check 3s
     # How long a build waits for room where all builders are full
     timeout queue 5m
-    # Above the longest time for which a build may say nothing, since SSH sends nothing either
+    # Above the longest build: a client's SSH may be told to send nothing of its own meanwhile
     timeout client 24h
     timeout server 24h
     # A host that is gone leaves its sessions within two minutes
