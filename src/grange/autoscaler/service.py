@@ -110,6 +110,7 @@ class Autoscaler:
         self._troubles = Troubles(clock)
         self._tellings = Tellings()
         self._decisions = Decisions(rules, pools, store, clock)
+        self.ready = self._decisions.ready  # set while it knows what is durable
         self._acts = Acts(
             self._doors, self._troubles, metrics, self._is_wanted, self._decisions.tell
         )

@@ -186,7 +186,7 @@ class Audit:
             claim(len(ours) == pool.min, f"{len(ours)} instances of {pool.name}, min {pool.min}")
         for slot, row in world.balancer.rows.items():
             seat = core.seats.get(slot)
-            is_used = seat is not None and seat.slot.state in SERVING
+            is_used = seat is not None and seat.slot.state in (SlotState.BINDING, *SERVING)
             is_shut = row.mode is ServerMode.MAINTENANCE
             claim(is_used or is_shut, f"the server of {slot} is open and nobody sits there")
         # Of what died while nobody knew of it, the overlay itself must rid itself.

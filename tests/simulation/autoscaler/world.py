@@ -210,12 +210,13 @@ class World:
                 self.note("the balancer restarts")
                 self.balancer.restart(is_reload=self.rng.random() < 0.5)
             if self.chance(self.troubles.leapt * STEP_S):
-                by_s = self.rng.choice([-3600.0, 3600.0, 30.0])
-                self.note(f"the wall clock leaps by {by_s}")
-                self.clock = VirtualClock(self.loop, self.clock.wall_s() + by_s)
-                if self.scaler is not None:
-                    self.scaler._clock = self.clock
+                self.leap(self.rng.choice([-3600.0, 3600.0, 30.0]))
             self.audit.stepped()
+
+    def leap(self, by_s: float) -> None:
+        """The wall clock is set."""
+        self.note(f"the wall clock leaps by {by_s}")
+        self.clock._epoch += by_s
 
     async def until(self, end: float) -> None:
         """Let it run. Raises what a task found to be broken."""
