@@ -1,13 +1,15 @@
 """Reservations: asked for, given a slot, renewed, and ended in one of six ways."""
 
 import heapq
-from typing import assert_never
+from typing import Final, assert_never
 
 from grange.capacity import events as on
 from grange.capacity.facts import Reservation, ReservationId, ReservationState, SlotState
 from grange.capacity.matching import Kind
 from grange.capacity.memory import Memory
-from grange.capacity.state import OPEN, Held, Seat
+from grange.capacity.state import OPEN, Held, PoolState, Seat
+
+HOLDS_MAX: Final = 500  # what was longer ago fades
 
 
 def ask(memory: Memory, event: on.ReservationAsked) -> None:
@@ -81,6 +83,8 @@ def end(memory: Memory, held: Held, state: ReservationState, reason: str) -> Non
     if seat is not None and (places := seat.leases.pop(held.reservation.id, 0)):
         seat.used -= places
         memory.places[held.reservation.claim.project] -= places
+        if state is ReservationState.RELEASED and held.granted_at is not None:
+            _learn(memory.pools[seat.slot.pool], memory.now - held.granted_at)
         if seat.is_empty:
             seat.idle_since = memory.now
     memory.settle(held, state=state, reason=reason)
@@ -88,9 +92,16 @@ def end(memory: Memory, held: Held, state: ReservationState, reason: str) -> Non
     _put_away(memory, held)
 
 
+def _learn(pool: PoolState, held_s: float) -> None:
+    """A claim held its places for so long."""
+    pool.holds = min(pool.holds + 1, HOLDS_MAX)
+    pool.hold_s += (held_s - pool.hold_s) / pool.holds
+
+
 def grant(memory: Memory, held: Held, seat: Seat) -> None:
     """Give it places in a slot."""
     hold(memory, held, seat)
+    held.granted_at = memory.now
     held.lease_until = memory.now + lease_s(memory, held.reservation)
     _watch(memory, held)
     memory.amend(seat, uses=seat.slot.uses + 1)

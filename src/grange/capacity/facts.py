@@ -119,6 +119,7 @@ class Pool:
     timeouts: Timeouts = field(default_factory=Timeouts)
     config_hash: str = ""  # instances launched with another one have drifted
     is_zonal: bool = True  # one launch is for one zone, and so are its tokens
+    patience_s: float = 0.0  # a claim may wait so long for places that others are done with
 
 
 @dataclass(frozen=True, slots=True)

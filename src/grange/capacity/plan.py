@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from grange.capacity import budget, claims, draining, launching, look
+from grange.capacity import budget, claims, draining, launching, look, patience
 from grange.capacity.facts import DrainCause, Market, PoolName, ReservationState, SlotState
 from grange.capacity.matching import Kind
 from grange.capacity.memory import Memory
@@ -69,7 +69,7 @@ def plan(memory: Memory, queues: Queues) -> None:
     for supply in supplies.values():
         _force_out(memory, supply)
         if is_known:
-            _grow(memory, supply)
+            _grow(memory, queues, supply)
             _shrink(memory, supply)
         else:
             supply.pool.limit = "demand is not known: nothing is launched, and nothing is reaped"
@@ -213,7 +213,7 @@ def _ask(
         supplies[own[0]].wanted_on_demand += places if kind.is_on_demand else 0
 
 
-def _grow(memory: Memory, supply: Supply) -> None:
+def _grow(memory: Memory, queues: Queues, supply: Supply) -> None:
     pool, capacity = supply.pool, supply.capacity
     pool.demand, pool.limit = supply.wanted, ""
     at_hand = supply.free + len(supply.coming) * capacity
@@ -240,7 +240,26 @@ def _grow(memory: Memory, supply: Supply) -> None:
         n = max(n, n_on_demand)
     if is_batched and not _is_gathered(memory, pool):
         n = 0
+    if n > 0 and is_batched and patience.is_patient(memory, pool):
+        n = _hope(memory, queues, supply, n, n_on_demand)
     _launch(memory, supply, max(n, n_least), n_on_demand)
+
+
+def _hope(memory: Memory, queues: Queues, supply: Supply, n: int, n_on_demand: int) -> int:
+    """Of `n` slots those that are needed even if what is held comes free as it did of late."""
+    pool, capacity = supply.pool, supply.capacity
+    at_hand = supply.free + len(supply.coming) * capacity
+    kept = max(supply.hinted, supply.prewarmed) + pool.pool.warm * capacity
+    busy = sum(min(seat.busy, capacity) for seat in supply.usable)
+    least = max(
+        n_on_demand,
+        patience.slots(pool, supply.wanted, at_hand, busy),
+        math.ceil((patience.late(memory, queues, pool) - at_hand) / capacity),
+        math.ceil((kept - at_hand) / capacity),
+    )
+    if least < n:
+        pool.limit = f"{supply.wanted} may wait up to {pool.pool.patience_s:g} s for what is held"
+    return min(n, least)
 
 
 def _is_gathered(memory: Memory, pool: PoolState) -> bool:

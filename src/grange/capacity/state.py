@@ -76,6 +76,7 @@ class Held:
     asked_at: float
     lease_until: float
     give_up_at: float | None
+    granted_at: float | None = None  # in this life
     ended_at: float | None = None
 
 
@@ -107,6 +108,8 @@ class PoolState:
     saved_at: float = 0.0
     orphans: int = 0
     demand: int = 0  # places that the latest plan wanted of it
+    hold_s: float = 0.0  # how long claims held their places of late, in the mean of `holds`
+    holds: int = 0
     limit: str = ""  # what keeps it from launching all that is wanted, in words
 
     def is_broken(self, now: float) -> bool:
@@ -120,6 +123,13 @@ class Hint:
     until: float
     pool: PoolName | None = None
     slots: int = 0
+    busy_before: int | None = None  # places, when it was first planned for
+
+    def left(self, places: int, busy: int) -> int:
+        """Of so many expected, what has not come yet."""
+        if self.busy_before is None:
+            self.busy_before = busy
+        return max(0, places - max(0, busy - self.busy_before))
 
 
 @dataclass(slots=True)
