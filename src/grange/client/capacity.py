@@ -232,8 +232,8 @@ def _knock(path: Path) -> None:
             knocking.connect(str(path))
     except FileNotFoundError as error:
         raise OutsideError(
-            f"there is no socket {path}; start `grange autoscaler`, whose --socket it is, or "
-            f"{elsewhere}"
+            f"there is no socket {path}; start `grange autoscaler`, whose file says in [daemon] "
+            f"where its socket is, or {elsewhere}"
         ) from error
     except PermissionError as error:
         raise ForbiddenError(

@@ -172,7 +172,7 @@ def _shown_by(scope: Scope, known: dict[bytes, Identity]) -> Identity:
     found = [each for mine, each in known.items() if hmac.compare_digest(mine, digest)]
     if len(values) > 1 or scheme.lower() != b"bearer" or not found:
         raise UnauthenticatedError(
-            "the token that was shown is not one of this autoscaler's: see the file that its "
-            "--token-file names, and what --token-file or GRANGE_TOKEN name here"
+            "the token that was shown is not one of this autoscaler's: see its tokens_file, and "
+            "what --token-file or GRANGE_TOKEN name on your side"
         )
     return found[0]
