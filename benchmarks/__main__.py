@@ -19,6 +19,7 @@ from benchmarks import (
     hooks,
     ingest,
     memory,
+    reserve,
     restart,
     wire,
 )
@@ -41,6 +42,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "failover": failover.failover,
     "hooks": hooks.hooks,
     "capacity": capacity.capacity,
+    "reserve": reserve.reserve,
 }
 
 
