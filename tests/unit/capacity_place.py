@@ -82,7 +82,9 @@ class Place:
                         dead, state=InstanceState.TERMINATED
                     )
                 case do.SetServer(slot_id, mode, address):
-                    self.servers[slot_id] = Server(slot_id, address, mode, bool(address), 0)
+                    old = self.servers.get(slot_id)
+                    n = old.sessions if old is not None and old.address == address else 0
+                    self.servers[slot_id] = Server(slot_id, address, mode, bool(address), n)
                 case do.SetAgent(slot_id, _, is_draining):
                     (self.draining.add if is_draining else self.draining.discard)(slot_id)
                 case do.ForgetDevice(instance):

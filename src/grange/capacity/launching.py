@@ -29,6 +29,7 @@ QUOTA_MAX_S: Final = 3600.0
 BREAKER_S: Final = 600.0  # an operator's mistake is tried again now and then
 RETRY_S: Final = 2.0
 RETRY_MAX_S: Final = 60.0
+TRIES_MAX: Final = 10  # of a token: one that is never answered keeps its slot from others
 
 
 def token_of(farm: str, seat: Seat, zone: str) -> str:
@@ -194,6 +195,7 @@ def is_resumable(memory: Memory, pool: PoolState, seat: Seat) -> bool:
     return not (
         pool.is_gone
         or seat.is_retired
+        or seat.tries > TRIES_MAX
         or seat.slot.config_hash != pool.pool.config_hash
         or pool.pause is not None
         or memory.pause is not None

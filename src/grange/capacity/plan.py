@@ -34,6 +34,7 @@ class Supply:
     free_on_demand: int = 0
     wanted: int = 0
     wanted_on_demand: int = 0
+    busy: int = 0  # of all its slots
     hinted: int = 0
     prewarmed: int = 0
 
@@ -94,6 +95,7 @@ def _supply(memory: Memory, pool: PoolState) -> Supply:
     capacity = pool.pool.capacity
     for seat in pool.seats:
         state = seat.slot.state
+        supply.busy += min(seat.busy, capacity)
         if state is SlotState.EMPTY:
             if not seat.is_retired:
                 supply.vacant.append(seat)
@@ -176,20 +178,24 @@ def _spread(memory: Memory, queues: Queues, supplies: dict[PoolName, Supply]) ->
     )
     for kind, match, n in ranked:
         _ask(kind, match.own, match.others, n, supplies)
-    for hinted, places in _hints(memory):
-        for name in memory.matches.of(hinted).own[:1]:
-            supplies[name].hinted += places
-    for hint in memory.hints.values():
-        if hint.pool in supplies:
-            supplies[hint.pool].prewarmed += hint.slots
+    _expect(memory, supplies)
 
 
-def _hints(memory: Memory) -> list[tuple[Kind, int]]:
+def _expect(memory: Memory, supplies: dict[PoolName, Supply]) -> None:
+    """What is announced and has not come yet. What comes takes the place of what was announced."""
     for key in [key for key, hint in memory.hints.items() if hint.until <= memory.now]:
         del memory.hints[key]
-    needs = [hint.need for hint in memory.hints.values() if hint.pool is None]
-    needs += [need for need in memory.needs or () if need.is_hint]
-    return [(Kind.of_need(need), need.waiting) for need in needs]
+    for hint in memory.hints.values():
+        if hint.pool is None:
+            for name in memory.matches.of(Kind.of_need(hint.need)).own[:1]:
+                supplies[name].hinted += hint.left(hint.need.waiting, supplies[name].busy)
+        elif hint.pool in supplies:
+            supply = supplies[hint.pool]
+            supply.prewarmed += hint.left(hint.slots * supply.capacity, supply.busy)
+    for need in memory.needs or ():
+        if need.is_hint:
+            for name in memory.matches.of(Kind.of_need(need)).own[:1]:
+                supplies[name].hinted += need.waiting
 
 
 def _ask(
@@ -217,7 +223,7 @@ def _grow(memory: Memory, queues: Queues, supply: Supply) -> None:
     pool, capacity = supply.pool, supply.capacity
     pool.demand, pool.limit = supply.wanted, ""
     at_hand = supply.free + len(supply.coming) * capacity
-    wanted = max(supply.wanted, supply.hinted, supply.prewarmed * capacity)
+    wanted = max(supply.wanted, supply.hinted, supply.prewarmed)
     wanted += pool.pool.warm * capacity
     n_on_demand = math.ceil(supply.short_on_demand() / capacity)
     n = max(math.ceil((wanted - at_hand) / capacity), n_on_demand)
@@ -350,7 +356,7 @@ def _shrink(memory: Memory, supply: Supply) -> None:
     left = len(supply.usable) + len(supply.coming)
     # Who must be on demand is not served by what is spot: that goes, to make room.
     served = supply.wanted - supply.short_on_demand()
-    wanted = max(served, supply.hinted, supply.prewarmed * capacity)
+    wanted = max(served, supply.hinted, supply.prewarmed)
     wanted += pool.pool.warm * capacity
     spare = supply.free + len(supply.coming) * capacity - wanted
     idle = [seat for seat in supply.usable if _is_idle(memory, pool, seat)]

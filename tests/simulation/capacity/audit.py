@@ -11,12 +11,14 @@ from grange.capacity.facts import (
     PoolName,
     ReadyBy,
     Reservation,
+    ReservationId,
     ReservationState,
     Slot,
     SlotId,
     SlotState,
 )
 from grange.capacity.matching import Kind
+from grange.capacity.state import IN_FLIGHT
 from tests.simulation.capacity.balancer import Row
 from tests.simulation.capacity.cloud import Machine
 
@@ -226,6 +228,11 @@ class Audit:
         builds = [b for b in world.builds if b.agent == slot and b.agent and not b.is_done]
         claim(not builds, f"{machine.instance.id} is terminated with builds")
 
+    def asked_again(self, id_: ReservationId) -> None:
+        """A key is known by its first id for as long as its reservation is."""
+        core = self.world.core
+        claim(core is None or core.reservation(id_) is None, f"{id_} is a second one")
+
     def connecting(self, slot: SlotId, row: Row) -> None:
         there = self.world.cloud.at(row.address)
         claim(row.is_trusted, f"traffic to {slot} that was not freshly checked")
@@ -250,6 +257,8 @@ class Audit:
         if most := world.rules.vcpus_max:
             vcpus = sum(each.instance.offering.vcpus for each in live)
             claim(vcpus <= most, f"{vcpus} vCPUs, {most} at most")
+        for seat in world.core.seats.values() if world.core else ():
+            claim(seat.used == sum(seat.leases.values()), f"{seat.slot.id} counts places wrongly")
         used: Counter[SlotId] = Counter()
         for each in world.disk.reservations.values():
             if each.state is ReservationState.READY and each.slot is not None:
@@ -271,7 +280,12 @@ class Audit:
         stuck = [h.reservation.id for h in core.held.values() if h.ended_at is None]
         claim(not stuck, f"{stuck} never ended")
         owned = {seat.slot.instance for seat in core.seats.values()}
-        strays = [m.instance.id for m in world.cloud.live() if m.instance.id not in owned]
+        asked = {seat.slot.token for seat in core.seats.values() if seat.slot.state in IN_FLIGHT}
+        strays = [
+            machine.instance.id
+            for machine in world.cloud.live()
+            if machine.instance.id not in owned and machine.order.token not in asked
+        ]
         claim(not strays, f"{strays} are leaked")
         self._devices()
         for pool in world.pools:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from grange.capacity import events as on
 from grange.capacity.events import Verb
-from grange.capacity.facts import InstanceId, Need, Pool, PoolName
+from grange.capacity.facts import InstanceId, Need, Notice, Pool, PoolName
 from tests.simulation.capacity.cloud import Rates
 
 if TYPE_CHECKING:
@@ -50,15 +50,25 @@ class Hand:
         core, rng = self._world.core, self._rng
         assert core is not None
         verb = rng.choice(list(Verb))
-        slot = rng.choice(list(core.seats)) if core.seats else None
+        taken = [s for s, seat in core.seats.items() if seat.slot.instance is not None]
+        slots = taken if taken and rng.random() < 0.7 else list(core.seats)
+        slot = rng.choice(slots) if slots else None
         pool = rng.choice([None, *core.pools])
         if verb is Verb.TERMINATE and slot is not None:
             instance = core.seats[slot].slot.instance
             if instance is not None:
                 self.condemned.add(instance)
+        if rng.random() < 0.2 and slot is not None and core.seats[slot].slot.instance:
+            self._recommend(core.seats[slot].slot.instance)
+            return
         self.said.append(verb)
         said = on.OperatorSaid(verb, slot, pool, rng.randint(1, 3), PREWARMED_S, "ann", "drawn")
         self._world.tell([said])
+
+    def _recommend(self, instance: InstanceId | None) -> None:
+        """The cloud's word that it would be better to move."""
+        if instance is not None:
+            self._world.tell([on.NoticeCame(Notice(instance, None, "drawn"))])
 
     def _change(self) -> None:
         world, rng = self._world, self._rng

@@ -95,6 +95,7 @@ def simulate(seed: int, rates: Rates | None = None, ready_by: ReadyBy | None = N
         ready_by,
         has_overlay=ready_by is ReadyBy.SERVER and more.random() < 0.5,
         vcpus_max=more.choice([0, 0, 0, 16, 24]),
+        has_builders=more.random() < 0.3,
     )
     world.builds = draw_builds(rng, rates)
     if more.random() < 0.5:

@@ -95,9 +95,11 @@ class World:
         *,
         has_overlay: bool = False,
         vcpus_max: int = 0,
+        has_builders: bool = False,
     ) -> None:
         self.rng = random.Random(seed)
         self.rates, self.pools = rates, pools
+        self.has_builders = has_builders  # they tell how many sessions they have
         self.configured = pools  # just now; operators change them for a while
         self.rules = Rules("sim", ready_by, has_overlay, rates.lag_s, 400.0, vcpus_max)
         self.now = 0.0
@@ -248,8 +250,18 @@ class World:
             None if lost() else self.balancer.seen(self.now),
             None if lost() else self._presences() if is_farm else (),
             nodes,
+            builders=self._builders() if self.has_builders and not lost() else (),
             needs=None if is_farm and lost() else self._needs() if is_farm else (),
             wall_s=WALL_S + self.now,
+        )
+
+    def _builders(self) -> tuple[tuple[InstanceId, int], ...]:
+        """What each builder says of itself, sessions that no balancer shows included."""
+        return tuple(
+            (machine.instance.id, sum(self.cloud.at(s.address) == [machine] for s in sessions))
+            for sessions in [self.balancer.sessions]
+            for machine in self.cloud.live()
+            if machine.boots_at is not None and self.now >= machine.boots_at
         )
 
     # With reservations.
@@ -283,6 +295,10 @@ class World:
                 self.tell([on.ReservationAsked(build.id, claim)])
             return
         if self.now >= build.renew_at:
+            if self.rates.said:  # as a client that did not hear the answer
+                again = ReservationId(f"another {build.id}")
+                self.tell([on.ReservationAsked(again, told.claim)])
+                self.audit.asked_again(again)
             build.renew_at = self.now + RENEW_S
             self.tell([on.ReservationRenewed(build.id)])
         if told.state in OVER and session is None:
