@@ -23,6 +23,8 @@ RETRY_S: Final = 5.0
 RETRY_MAX_S: Final = 60.0
 HELD_MAX: Final = 1000  # notices that nobody has taken yet
 STRANGE_MAX: Final = 1000
+_REQUESTS: Final = "spot requests"
+_QUEUE: Final = "the queue"
 _INTERRUPTION: Final = "EC2 Spot Instance Interruption Warning"
 _REBALANCE: Final = "EC2 Instance Rebalance Recommendation"
 _MARKED: Final = ("marked-for-termination", "marked-for-stop")
@@ -57,9 +59,9 @@ class Notices:
 
     async def all(self) -> AsyncIterator[Notice]:
         self._marked.clear()
-        sources = [asyncio.create_task(self._repeat("spot requests", self._poll))]
+        sources = [asyncio.create_task(self._repeat(_REQUESTS, self._poll))]
         if self._settings.sqs_url:
-            sources.append(asyncio.create_task(self._repeat("the queue", self._receive)))
+            sources.append(asyncio.create_task(self._repeat(_QUEUE, self._receive)))
         try:
             while True:
                 told = await self._found.get()
@@ -84,9 +86,11 @@ class Notices:
                 await asyncio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RETRY_MAX_S)
             else:
-                if self._failing.pop(source, None):
-                    _log.info("%s can be asked for notices again", source)
                 wait_s = RETRY_S
+
+    def _answered(self, source: str) -> None:
+        if self._failing.pop(source, None):
+            _log.info("%s can be asked for notices again", source)
 
     async def _poll(self) -> None:
         marked = await self._calls.pages(
@@ -97,6 +101,7 @@ class Notices:
             Filters=[{"Name": "status-code", "Values": list(_MARKED)}],
             MaxResults=1000,
         )
+        self._answered(_REQUESTS)
         found = {InstanceId(each["InstanceId"]): each for each in marked if "InstanceId" in each}
         for instance in found.keys() - self._marked:
             since = found[instance]["Status"]["UpdateTime"].timestamp()
@@ -116,6 +121,7 @@ class Notices:
             MaxNumberOfMessages=MESSAGES_AT_ONCE,
             WaitTimeSeconds=WAIT_S,
         )
+        self._answered(_QUEUE)
         done: list[dict[str, str]] = []
         for each in answer.get("Messages", ()):
             notice = self._read(each)
