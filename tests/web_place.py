@@ -23,6 +23,8 @@ from grange.scheduler.facts import Limits
 from grange.store.keys import SecretKey
 from grange.store.path import NIX_STORE
 from grange.web.app import make_app
+from grange.web.capacity import no_pools
+from grange.web.capacity_claims import AutoscalerOf
 from grange.web.rights import table
 from grange.wire.callers import RIGHTS
 
@@ -75,10 +77,12 @@ def shown(token: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def web_place(folder: Path, *, may_all_read: bool = False) -> AsyncIterator[WebPlace]:
+async def web_place(
+    folder: Path, *, may_all_read: bool = False, autoscaler_of: AutoscalerOf = no_pools
+) -> AsyncIterator[WebPlace]:
     """It leads, and answers."""
     farm = make_farm(folder, may_all_read=may_all_read)
-    app = make_app(farm)
+    app = make_app(farm, autoscaler_of)
     running = asyncio.create_task(farm.run())
     transport = httpx.ASGITransport(app, client=("192.0.2.9", 4711))
     try:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,11 +12,19 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from grange.capacity.facts import LaunchFailure, ReservationState, SlotState
+from grange.autoscaler.sights import Told
+from grange.capacity.facts import (
+    LaunchFailure,
+    Notice,
+    ReservationId,
+    ReservationState,
+    SlotState,
+    Timeouts,
+)
 from grange.cli.app import Adapters, make_cli
 from grange.cli.capacity import capacity
 from grange.web.capacity_app import by_socket, make_capacity_app
-from tests.capacity_web import SYSTEM, CapacityPlace, capacity_place, serving, unix_socket
+from tests.capacity_web import POOL, SYSTEM, CapacityPlace, capacity_place, serving, unix_socket
 
 Run = Callable[..., Awaitable[Result]]
 
@@ -88,6 +97,42 @@ async def test_a_command_runs_while_its_places_are_held(
     assert "2 places of slot x86-1." in done.stderr
     [told] = place.autoscaler.reservations()
     assert (told.reservation.id, told.reservation.state) == (id_, ReservationState.RELEASED)
+
+
+async def test_the_lease_is_renewed_while_it_runs_and_danger_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = replace(POOL, timeouts=Timeouts(lease_s=6.0))
+    async with capacity_place(tmp_path / "state", [pool]) as place:
+        autoscaler, may_end = place.autoscaler, tmp_path / "may end"
+        renew = autoscaler.renew
+
+        async def renewed(id_: ReservationId) -> Told:
+            told = await renew(id_)
+            if told.reservation.at_risk:
+                may_end.touch()
+            elif told.reservation.slot is not None:
+                [instance] = place.cloud.running
+                await autoscaler.notice(Notice(instance, 120.0, "agent"))
+            return told
+
+        monkeypatch.setattr(autoscaler, "renew", renewed)
+        app = make_capacity_app(autoscaler, by_socket, place.registry)
+        code = f"import os, time\nwhile not os.path.exists({str(may_end)!r}): time.sleep(0.01)"
+        async with serving(app, unix_socket(tmp_path / "b.sock")):
+            done = await asyncio.to_thread(
+                invoke,
+                f"unix:{tmp_path}/b.sock",
+                "reserve",
+                SYSTEM,
+                "--",
+                sys.executable,
+                "-c",
+                code,
+            )
+        assert (done.exit_code, done.stderr.count("taken away in 120 s")) == (0, 1)
+        [told] = autoscaler.reservations()
+        assert told.reservation.state is ReservationState.RELEASED
 
 
 async def test_who_gets_no_slot_runs_nothing_and_is_told_why(
