@@ -331,6 +331,19 @@ async def test_a_token_of_one_long_dead_is_of_a_dead_instance(
     assert (last.slot, last.state) == (made.slot, InstanceState.TERMINATED)
 
 
+async def test_a_token_that_was_used_for_nothing_is_not_asked_for_ever(
+    world: FakeEc2, kind: Ec2Kind, way: str
+) -> None:
+    world.fail(ACTIONS[way], "IdempotentParameterMismatch", times=1000)
+    assert (await launch(kind, way)).answer is LaunchFailure.UNKNOWN
+    world.clock.ahead(299)
+    assert (await launch(kind, way)).answer is LaunchFailure.UNKNOWN
+    world.clock.ahead(2)
+    last = (await launch(kind, way)).answer
+    assert isinstance(last, Instance)
+    assert (last.token, last.state) == ("token-1-1", InstanceState.TERMINATED)
+
+
 async def test_one_token_in_two_zones_is_two_instances(world: FakeEc2, kind: Ec2Kind) -> None:
     """Which is why tokens of pools that name a zone have it in them."""
     one, other = kind.pool.offerings

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 from grange.capacity.facts import Instance, InstanceId, LaunchFailure, LaunchOrder, Notice, PoolName
 from grange.ports import Cloud, LaunchAnswer
@@ -55,11 +56,20 @@ class Clouds:
         async def follow(cloud: Cloud) -> None:
             async for each in cloud.notices():
                 await found.put(each)
+                await found.join()  # dealt with, as its cloud may take it once it is asked on
 
-        following = [asyncio.create_task(follow(each)) for each in self._clouds]
+        following: list[asyncio.Task[Any]] = [
+            asyncio.create_task(follow(each)) for each in self._clouds
+        ]
         try:
             while True:
-                yield await found.get()
+                getting = asyncio.create_task(found.get())
+                following.append(getting)
+                await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
+                if not getting.done():  # a fault of ours: clouds mend theirs
+                    await asyncio.gather(*(each for each in following if each.done()))
+                yield following.pop().result()
+                found.task_done()
         finally:
             for each in following:
                 each.cancel()

@@ -28,6 +28,8 @@ from grange.ports import Clock, LaunchAnswer
 
 PAGES_MAX: Final = 100  # of a thousand instances each
 PAGE: Final = 1000
+LISTED_S: Final = 300.0  # later than this EC2 lists nothing of what it launched
+SPENT_MAX: Final = 1000
 CONSOLE_CHARS: Final = 64 << 10  # EC2 keeps as many bytes
 
 _log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Ec2Cloud:
         self._templates = Templates(settings.farm, self._calls, clock)
         self._notices = Notices(settings, self._calls, clock)
         self._prices = Prices(self._calls, clock)
+        self._spent_at: dict[str, float] = {}  # tokens refused as used, of which nothing is listed
 
     def change_pools(self, pools: Mapping[PoolName, Ec2Pool]) -> None:
         self._pools = dict(pools)
@@ -143,7 +146,8 @@ class Ec2Cloud:
         return LaunchAnswer(failures.meaning(error.refused), explained.refused.text)
 
     async def _spent(self, order: LaunchOrder, error: RefusedError) -> LaunchAnswer:
-        """The token has had an instance: which is told by its tag."""
+        """The token has been used: for which instance is told by its tag. Where there is none for
+        long, it was for a launch that came to nothing."""
         try:
             found = await self._listed(template.TOKEN, order.token, "find a launch's instance")
         except GrangeError as unlisted:
@@ -152,7 +156,11 @@ class Ec2Cloud:
         if mine:
             live = [each for each in mine if each.state is not InstanceState.TERMINATED]
             return LaunchAnswer((live or mine)[0], error.refused.text)
-        if error.refused.code == failures.TOKEN_OF_THE_DEAD:  # for so long that it is not listed
+        now = self._clock.monotonic_s()
+        if order.token not in self._spent_at and len(self._spent_at) >= SPENT_MAX:
+            del self._spent_at[next(iter(self._spent_at))]
+        since = self._spent_at.setdefault(order.token, now)
+        if error.refused.code == failures.TOKEN_OF_THE_DEAD or now - since >= LISTED_S:
             return LaunchAnswer(listing.dead(order, self._clock.wall_s()), error.refused.text)
         return LaunchAnswer(LaunchFailure.UNKNOWN, error.refused.text)
 
