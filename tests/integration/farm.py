@@ -121,6 +121,13 @@ class Process:
         self.popen.wait()
 
 
+def _mounts(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/mountinfo").read_text()
+    except OSError:  # it has ended
+        return ""
+
+
 class Gates:
     """A folder that builders see as /gates."""
 
@@ -349,9 +356,14 @@ class Farm:
                 return
         pytest.fail(f"the log of attempt {attempt} ends without {text!r}: {seen!r}")
 
-    def no_process(self, argument: str) -> None:
-        """Wait until no builder with this argument is left."""
-        until(lambda: not processes_with(argument), f"builder {argument} should be gone")
+    def builders(self, name: str) -> list[int]:
+        """Processes that build steps of this name; of this farm, whatever else runs here."""
+        mark = "/".join(self.root.parts[-3:])  # a file system may begin anywhere above
+        return [pid for pid in processes_with(name) if mark in _mounts(pid)]
+
+    def no_process(self, name: str) -> None:
+        """Wait until no builder of steps of this name is left."""
+        until(lambda: not self.builders(name), f"builder {name} should be gone")
 
     def log(self, attempt: int) -> bytes:
         return b"".join(self.client.log(attempt))

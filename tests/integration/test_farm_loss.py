@@ -14,7 +14,6 @@ from grange.errors import OutsideError
 from tests.integration import farm as farms
 from tests.integration.farm import Farm, Gates, running_farm, until, wait_at
 from tests.integration.farm_proxy import Proxy
-from tests.peers import processes_with
 
 pytestmark = pytest.mark.peer
 
@@ -120,16 +119,16 @@ def test_builds_outlive_a_killed_coordinator(farm: Farm) -> None:
         )
     )
     before = farm.at_gate(build, "outlived")
-    [builder] = processes_with("outlived")
+    [builder] = farm.builders("outlived")
     assert farm.coordinator is not None
     farm.coordinator.kill()
     past = farm.gates["c1"].folder / "past"
     farm.open("outlived")
     until(past.exists, "the builder should go on without a coordinator")
-    assert processes_with("outlived") == [builder]
+    assert farm.builders("outlived") == [builder]
     farm.start_coordinator()
     farm.await_log(before.id, b"while it was gone\n")
-    assert processes_with("outlived") == [builder]
+    assert farm.builders("outlived") == [builder]
     farm.open("unreported")
     farm.succeed(build)
     for name in ("input", "outlived", "last"):
@@ -154,7 +153,7 @@ def test_what_was_built_while_the_coordinator_was_gone_is_delivered(farm: Farm) 
     farm.open("finished")
     roots = farm.root / "agents/d1/state/roots"
     until(lambda: any(roots.iterdir()), "the agent should hold what it built")
-    assert not processes_with("finished")
+    assert not farm.builders("finished")
     farm.start_coordinator()
     farm.succeed(build)
     [after] = farm.attempts(build)
@@ -182,12 +181,12 @@ def test_an_agent_back_after_a_short_cut_carries_on(patient: Farm) -> None:
         before = farm.at_gate(build)
         farm.gates["p2"] = farm.gates["p1"]
         farm.add_agent("p2")  # which could take it, and is not given it
-        [builder] = processes_with("cut")
+        [builder] = farm.builders("cut")
         proxy.cut()
         until(lambda: farm.agent_states().get("p1") == "cut off", "the cut should be seen")
         proxy.restore()
         farm.await_agent("p1")
-        assert processes_with("cut") == [builder]
+        assert farm.builders("cut") == [builder]
         farm.gates["p1"].open("cut")
         farm.succeed(build)
         [after] = farm.attempts(build)

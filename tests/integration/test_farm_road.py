@@ -11,7 +11,6 @@ from grange.store.derivation import parse
 from grange.store.narinfo import parse as parse_narinfo
 from grange.store.path import NIX_STORE
 from tests.integration.farm import Farm, running_farm, wait_at
-from tests.peers import processes_with
 
 pytestmark = pytest.mark.peer
 
@@ -163,7 +162,7 @@ def test_cancel_kills_the_builder_and_retry_builds(farm: Farm) -> None:
     drv = farm.step("for-ever", wait_at("for-ever") + "echo > $out")
     id_ = build(farm, drv, "--detach").strip()
     attempt = farm.at_gate(farm.client.build(id_))
-    assert processes_with("for-ever")
+    assert farm.builders("for-ever")
     [shown] = [each for each in as_json(farm, "agents") if attempt.id in each["attempts"]]
     assert shown["name"] == attempt.agent_name
     assert as_json(farm, "show", id_)["steps"][0]["state"] == "building"

@@ -423,7 +423,7 @@ def test_another_coordinator_goes_on_where_the_killed_one_was(tmp_path: Path) ->
 
 
 def test_bad_hooks_harm_themselves_alone(tmp_path: Path) -> None:
-    orphan = f"orphan-of-{tmp_path.name}"
+    orphan = f"orphan-of-{'-'.join(tmp_path.parts[-2:])}"
     hang = json.dumps(["/bin/sh", "-c", f"sh -c 'sleep 1000; :' {orphan} & sleep 1000"])
     config = f"""
     [hooks.hangs]
