@@ -40,7 +40,7 @@ def adopt(memory: Memory, listed: Mapping[InstanceId, Instance], look: Look) -> 
         if not _claimed(memory, each):
             _reap(memory, each, look)
     for pool in memory.pools.values():
-        pool.orphans = 0
+        pool.orphans, pool.is_seen = 0, True
     for orphan in memory.orphans.values():
         if orphan.pool in memory.pools:
             memory.pools[orphan.pool].orphans += 1
@@ -74,6 +74,7 @@ def _reap(memory: Memory, instance: Instance, look: Look) -> None:
         memory.orphans[instance.id] = orphan
         memory.tell("no slot owns this instance", instance=instance.id, pool=orphan.pool)
     orphan.sightings += 1
+    orphan.pool = _pool_of(memory, instance)  # which may have come back
     orphan.quiet_looks = orphan.quiet_looks + 1 if _is_quiet(memory, instance, look) else 0
     age_s = memory.now - orphan.first_at
     is_over = orphan.sightings >= ORPHAN_LOOKS and age_s > _wait_s(memory, instance, look)

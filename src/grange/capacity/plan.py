@@ -136,6 +136,8 @@ def closed(memory: Memory, pool: PoolState) -> str:
     if memory.now < pool.hold_until:
         wait_s = pool.hold_until - memory.now
         return f"{pool.failures} instances in a row never became ready; next try in {wait_s:.0f} s"
+    if not pool.is_seen:
+        return "its instances of before were not looked for yet"
     if memory.now < memory.launch_from:
         return "instances of before this start may not be listed yet"
     if budget.is_exhausted(memory, pool):

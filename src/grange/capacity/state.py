@@ -107,6 +107,7 @@ class PoolState:
     spent: float = 0.0
     saved_at: float = 0.0
     orphans: int = 0
+    is_seen: bool = False  # its instances were looked for since it was configured
     demand: int = 0  # places that the latest plan wanted of it
     hold_s: float = 0.0  # how long claims held their places of late, in the mean of `holds`
     holds: int = 0
