@@ -112,7 +112,7 @@ async def test_all_a_program_started_ends_with_it(tmp_path: Path) -> None:
 
 
 async def test_a_program_is_killed_at_its_limit_with_all_it_started(tmp_path: Path) -> None:
-    name = f"killed-in-{tmp_path.name}"
+    name = f"killed-in-{os.getpid()}-{tmp_path.name}"
     hook = shell(f"sh -c 'sleep 1000; :' {name} & trap '' TERM; sleep 1000", timeout_s=0.2)
     told = await fault(hook)
     assert str(told) == "it had not ended after 0.2 s, and was killed"
@@ -125,7 +125,7 @@ async def test_a_program_that_floods_is_killed() -> None:
 
 
 async def test_a_program_ends_where_its_try_is_cancelled(tmp_path: Path) -> None:
-    name = f"cancelled-in-{tmp_path.name}"
+    name = f"cancelled-in-{os.getpid()}-{tmp_path.name}"
     started = tmp_path / "started"
     hook = shell(f": > {started}; sh -c 'sleep 1000; :' {name}")
     sending = asyncio.create_task(hook.send(call()))
