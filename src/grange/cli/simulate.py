@@ -65,7 +65,7 @@ class _PoolsFile(Table):
     "--config",
     type=click.Path(path_type=Path),
     help="A file with [pools.NAME] tables, the farm's or the autoscaler's, instead of a pool of "
-    "12 slots for 4 builds each.",
+    "32 slots for a build each.",
 )
 @click.option("--policy", "wanted", multiple=True, help="Only these; give it several times.")
 @click.option("--list", "lists", is_flag=True, help="Say which policies there are, and end.")
@@ -80,7 +80,7 @@ class _PoolsFile(Table):
     help="As of a CI with a gate, or of a farm's own queue.",
 )  # fmt: skip
 @click.option(
-    "--slo", default=300.0, show_default=True, type=click.FloatRange(0),
+    "--slo", default=600.0, show_default=True, type=click.FloatRange(0),
     help="Seconds of p95 wait that always-on fleets are sized for.",
 )  # fmt: skip
 @click.option("--hint-places", default=4, show_default=True, type=click.IntRange(1, 10_000))

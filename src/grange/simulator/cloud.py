@@ -60,6 +60,7 @@ class Machine:
     dies_at: float  # taken away, unless ended before
     is_noticed: bool
     dead_at: float | None = None
+    running: Instance | None = None  # as it is listed then
     warm_at: float | None = None  # it has fetched what all builds share
     upload_until: float = 0.0
     held: int = 0  # places, by builds
@@ -182,7 +183,10 @@ class VirtualCloud:
             return replace(machine.instance, state=state)
         if now < machine.runs_at:
             return machine.instance
-        return replace(machine.instance, state=InstanceState.RUNNING, address=machine.address)
+        if machine.running is None:
+            is_running = InstanceState.RUNNING
+            machine.running = replace(machine.instance, state=is_running, address=machine.address)
+        return machine.running
 
     def cost(self, end: float) -> float:
         """Dollars, up to `end` for what still runs then."""

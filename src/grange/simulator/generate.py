@@ -18,7 +18,7 @@ class Shape:
     """What a generated trace is like. Medians and sigmas are of lognormal distributions."""
 
     days: float = 7.0  # the first is a Monday
-    evals_a_day: float = 185.0  # of a working day
+    evals_a_day: float = 100.0  # of a working day
     batch: float = 6.0  # builds that an evaluation finds, in the median
     batch_sigma: float = 1.1
     batch_max: int = 400

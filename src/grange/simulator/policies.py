@@ -40,19 +40,18 @@ class Policy:
 
 
 def default_pool() -> Pool:
-    """What is simulated where no pool is configured: machines of eight cores for four builds."""
-    types = (("c7a.2xlarge", 0.143, 0.357), ("m7a.2xlarge", 0.158, 0.400))
+    """What is simulated where no pool is configured: machines of two cores, a build on each."""
+    types = (("c7i.large", 0.0358, 0.08925), ("m7i.large", 0.0395, 0.1008))
     offerings = tuple(
-        Offering(name, zone, spot + extra, full, 8)
+        Offering(name, zone, spot + extra, full, 2)
         for name, spot, full in types
-        for zone, extra in (("a", 0.0), ("b", 0.003))
+        for zone, extra in (("a", 0.0), ("b", 0.0007))
     )
     return Pool(
         PoolName("x86"),
         ("x86_64-linux",),
         offerings=offerings,
-        max=12,
-        capacity=4,
+        max=32,
         is_zonal=False,
     )
 
@@ -79,9 +78,14 @@ def policies(builds: Sequence[Build], pools: Pools, slo_s: float) -> list[Policy
     return [
         Policy("configured", "the pools as they are configured", lambda given: given),
         Policy("hints", "the same, and evaluations say when they begin", lambda given: given, True),
+        Policy(
+            "patient-5",
+            "lets builds wait up to 5 minutes for places in use; ends what is idle at once",
+            _each(idle_s=0.0, patience_s=300.0),
+        ),
+        Policy("patient-7", "the same, up to 7 minutes", _each(idle_s=0.0, patience_s=420.0)),
         Policy("no-grace", "ends instances as soon as they are idle", _each(idle_s=0.0)),
         Policy("idle-10", "keeps idle instances for 10 minutes", _each(idle_s=600.0)),
-        Policy("idle-10-hints", "the same, with hints", _each(idle_s=600.0), True),
         Policy("idle-30", "keeps idle instances for 30 minutes", _each(idle_s=1800.0)),
         Policy("warm-1", "keeps one slot more than is used", _each(warm=1)),
         Policy(

@@ -28,6 +28,7 @@ from grange.capacity.facts import (
     SlotId,
     SlotState,
 )
+from grange.capacity.state import VACANT
 from grange.simulator.cloud import ENDING_S, NOTICE_S, WALL_S, Climate, Machine, VirtualCloud
 from grange.simulator.demand import Demand, Queue, Reservations
 from grange.simulator.trace import Build
@@ -92,6 +93,7 @@ class World:
         self._looks_at = math.inf
         self._slots: dict[SlotId, Slot] = {}
         self._draining: set[SlotId] = set()
+        self._seated: dict[SlotId, None] = {}  # slots that are not vacant
         self._rows: dict[SlotId, _Row] = {}
         self._by_address: dict[str, Machine] = {}
         self._pools = {pool.name: pool for pool in scene.pools}
@@ -236,6 +238,10 @@ class World:
             (self._draining.add if slot.state is SlotState.DRAINING else self._draining.discard)(
                 slot.id
             )
+            if slot.state in VACANT:
+                self._seated.pop(slot.id, None)
+            else:
+                self._seated[slot.id] = None
             self.look()
         self._slots[slot.id] = slot
 
@@ -290,7 +296,7 @@ class World:
         self.look()
 
     def _observe(self) -> Observation:
-        servers = () if self._is_farm else tuple(map(self._server, self._rows, self._rows.values()))
+        servers = () if self._is_farm else tuple(map(self._server, self._seated))
         return Observation(
             self.cloud.listed(self.now),
             servers,
@@ -299,8 +305,8 @@ class World:
             wall_s=WALL_S + self.now,
         )
 
-    def _server(self, slot: SlotId, row: _Row) -> Server:
-        is_well = False
+    def _server(self, slot: SlotId) -> Server:
+        row, is_well = self._rows[slot], False
         if row.mode is not ServerMode.MAINTENANCE and self.now >= row.checked_at:
             machine = self._by_address.get(row.address)
             is_well = machine is not None and machine.is_up(self.now)
