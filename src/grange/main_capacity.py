@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +118,10 @@ class FarmCapacity:
         environment = {**local.environment, "GRANGE_REGISTRATION": token}
         if local.command:
             return LocalCommand(local.command, environment)
+        if order.pool.features:  # its Nix is to know of them, too
+            said = environment.get("NIX_CONFIG", os.environ.get("NIX_CONFIG", ""))
+            more = f"extra-system-features = {' '.join(order.pool.features)}"
+            environment["NIX_CONFIG"] = f"{said}\n{more}"
         return LocalCommand(
             ("/bin/sh", "-c", _AS_AGENT, "sh", *agent_command(order, self._coordinator),
              *(() if self._file.ca is None else ("--ca", str(self._file.ca.absolute()))),

@@ -10,7 +10,13 @@ import pytest
 
 from grange.capacity.facts import SlotState
 from grange.client.capacity import CapacityClient
-from grange.client.capacity_models import CapacityEventView, SlotView
+from grange.client.capacity_models import (
+    CapacityEventView,
+    PoolVerbRequest,
+    SlotVerb,
+    SlotVerbRequest,
+    SlotView,
+)
 from tests.integration.farm import NIX_CONFIG, Farm, Gates, make_farm, until, wait_at
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
@@ -28,12 +34,13 @@ batch_s = 0
 idle_s = 1
 life_min_s = 0
 types.process = {{ on_demand = 36.0 }}
-local.agent_options = ["--load-per-cpu", "1000", "--store-free-percent", "0"]
 local.environment.NIX_CONFIG = '''
 {nix}
 extra-sandbox-paths = /gates={gates}
 '''
 """
+
+AGENTS = 'local.agent_options = ["--load-per-cpu", "1000", "--store-free-percent", "0"]\n'
 
 
 class ElasticFarm(Farm):
@@ -49,10 +56,10 @@ class ElasticFarm(Farm):
     def pools(self, *pools: tuple[str, str]) -> None:
         """Have these, and more lines for each."""
         gates = self.gates["pool"].folder
-        text = [
-            POOL.format(name=name, nix=NIX_CONFIG, gates=gates) + more + "\n"
-            for name, more in pools
-        ]
+        text = []
+        for name, more in pools:
+            agents = "" if "command" in more else AGENTS
+            text.append(POOL.format(name=name, nix=NIX_CONFIG, gates=gates) + agents + more + "\n")
         self.config.write_text("".join([QUICK, *text]))
 
     def slots(self) -> dict[str, SlotView]:
@@ -120,14 +127,70 @@ def farm(tmp_path: Path) -> Iterator[Callable[..., ElasticFarm]]:
 Start = Callable[..., ElasticFarm]
 
 
-def test_agents_come_with_a_build_and_go_when_it_is_done(farm: Start) -> None:
+def test_what_runs_on_a_slot_that_drains_is_finished_and_outlives_a_restart(farm: Start) -> None:
     made = farm(("x86", "max = 1"))
+    made.shut("gate")
+    held = made.submit(made.step("held", wait_at("gate") + "echo done > $out"))
+    made.at_gate(held)
+    until(lambda: made.slots()["x86-1"].builds == 1, "the build should be seen")
+    assert made.coordinator is not None
+    made.coordinator.kill()
+    made.start_coordinator()
+    made.await_agent("x86-1")
+    made.capacity.say_of_slot("x86-1", SlotVerb.DRAIN, SlotVerbRequest())
+    made.await_agent("x86-1", "paused")
+    assert made.slots()["x86-1"].state is SlotState.DRAINING
+    made.open("gate")
+    made.succeed(held)
+    made.at_rest()
+    [only] = made.attempts(held)
+    assert only.agent_name == "x86-1"
+    launches = [text for text in made.events() if text.startswith("empty to launching")]
+    assert len(launches) == 1, "the restart had forgotten nothing"
+
+
+def test_an_instance_that_dies_under_a_build_is_replaced_and_the_build_ends(farm: Start) -> None:
+    made = farm(("x86", "max = 1"))
+    made.shut("gate")
+    held = made.submit(made.step("held", wait_at("gate") + "echo done > $out"))
+    first = made.at_gate(held)
+    before = made.slots()["x86-1"]
+    assert before.instance is not None
+    made.kill_instance(before.instance)
+
+    def is_replaced() -> bool:
+        return made.slots()["x86-1"].instance not in (None, before.instance)
+
+    until(is_replaced, "another instance should be launched")
+    made.open("gate")
+    made.succeed(held)
+    tried = made.attempts(held)
+    assert len(tried) == 2
+    assert tried[0].id == first.id
+    assert "its instance ended" in " ".join(made.events("x86-1"))
+    made.at_rest()
+
+
+def test_agents_come_with_work_to_the_pool_that_offers_what_it_asks_for_and_go(
+    farm: Start,
+) -> None:
+    special = 'max = 1\nfeatures = ["special"]\nmandatory_features = ["special"]'
+    made = farm(("plain", "max = 1"), ("special", special))
     assert not made.client.agents()
-    made.succeed(made.submit(made.step("thing", "echo 1 > $out")))
+    asks = '{ requiredSystemFeatures = [ "special" ]; }'
+    builds = [
+        made.submit(made.step("simple", "echo 1 > $out")),
+        made.submit(made.step("choosy", "echo 2 > $out", asks)),
+    ]
+    names = []
+    for build in builds:
+        made.succeed(build)
+        [attempt] = made.attempts(build)
+        names.append(attempt.agent_name)
+    assert names == ["plain-1", "special-1"]
     made.at_rest()
     assert not made.client.agents()
-    moves = [text.partition(":")[0] for text in made.events("x86-1")]
-    assert moves == [
+    assert [text.partition(":")[0] for text in made.events("special-1")] == [
         "empty to launching",
         "launching to booting",
         "booting to binding",
@@ -136,3 +199,26 @@ def test_agents_come_with_a_build_and_go_when_it_is_done(farm: Start) -> None:
         "draining to terminating",
         "terminating to empty",
     ]
+    assert all(cost.spent > 0 for cost in made.capacity.cost())
+
+
+def test_an_agent_that_never_joins_is_ended_and_its_slot_cools(farm: Start) -> None:
+    mute = """
+local.command = ["sh", "-c", "echo nobody calls; exec sleep 1000"]
+max = 1
+timeouts = { bind_s = 1 }
+"""
+    made = farm(("x86", mute))
+    waiting = made.submit(made.step("thing", "echo 1 > $out"))
+    cooling = made.slot_in(SlotState.COOLING)
+    assert made.capacity.console(cooling.id).text == "nobody calls\n"
+    told = made.events(cooling.id)
+    assert sum("passed no check in 1 s" in text for text in told) == 3
+    assert "never became ready" in made.capacity.explain_pool("x86").text
+    made.pools(("x86", "max = 2"))
+    assert made.coordinator is not None
+    made.coordinator.signal(signal.SIGHUP)
+    reread = made.coordinator
+    until(lambda: "the farm file was read anew" in reread.log, "it should be read anew")
+    made.capacity.resume(PoolVerbRequest(pool="x86"))
+    made.succeed(waiting)

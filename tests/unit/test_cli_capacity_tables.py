@@ -75,6 +75,7 @@ vcpus_max = 64
     file = of_farm(tmp_path, text)
     assert (file.rules.farm, file.rules.ready_by) == ("ci", ReadyBy.AGENT)
     assert file.rules.vcpus_max == 64
+    assert file.rules.reload_s == 0, "there is no balancer that could hide sessions"
     [pool] = file.pools
     assert (pool.name, pool.min, pool.max, pool.warm, pool.capacity) == ("x86", 1, 5, 2, 4)
     assert pool.features == ("big", "kvm"), "what is mandatory is offered"
@@ -118,6 +119,7 @@ def test_alone_it_binds_servers_and_has_doors(tmp_path: Path) -> None:
     assert file.capacity.rules.ready_by is ReadyBy.SERVER
     assert file.capacity.pools[0].timeouts.bind_s == 120
     assert file.haproxy.socket == "/run/haproxy.sock"
+    assert file.capacity.rules.reload_s == 600
     assert file.wiring.pools == file.capacity.pools
     assert file.socket == Path("/run/grange/autoscaler.sock")
     assert (file.socket_mode, file.state_dir) == (0o600, tmp_path / "state")

@@ -97,8 +97,10 @@ class CapacityTables(Table):
             )
         return self
 
-    def capacity_file(self, folder: Path, ready_by: ReadyBy) -> "CapacityFile":
-        """Relative paths are relative to `folder`."""
+    def capacity_file(
+        self, folder: Path, ready_by: ReadyBy, reload_s: float = 0.0
+    ) -> "CapacityFile":
+        """Relative paths are relative to `folder`; `reload_s` is as in `Rules`."""
         said, farm = self.capacity, self.capacity.farm or FARM
         shared = [farm, ready_by.value, said.coordinator, said.ca]
         texts = {name: each.user_data(folder) for name, each in self.pools.items()}
@@ -111,6 +113,7 @@ class CapacityTables(Table):
                 farm,
                 ready_by,
                 settle_s=SETTLE_S if of_ec2 else 0.0,
+                reload_s=reload_s,
                 vcpus_max=said.vcpus_max,
                 kept_s=said.kept_s,
             ),
@@ -161,6 +164,7 @@ class _Haproxy(Table):
     )
     ssh_port: Annotated[int, Field(ge=1, le=65_535)] = 22
     hard_stop_s: Annotated[float, Field(ge=60, le=604_800)] = 21_600.0
+    reload_s: Annotated[float, Field(ge=0, le=604_800)] = 600.0
     host: Text = "127.0.0.1"
     port_first: Annotated[int, Field(ge=1, le=65_535)] = 22_000
     user: Text = "nix"
@@ -267,7 +271,7 @@ def read_alone_file(path: Path) -> AloneFile:
                 f"{path}: pools.{name}.local.command is missing: without a farm there is nothing "
                 "that its processes would be agents of; name a program to run, such as an sshd"
             )
-    file = said.capacity_file(folder, ReadyBy.SERVER)
+    file = said.capacity_file(folder, ReadyBy.SERVER, haproxy.reload_s)
     return AloneFile(
         file,
         HaproxySettings(
