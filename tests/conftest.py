@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.peers import NIXES, NixStore
 from tests.postgres import Postgres, binaries, running_postgres
+
+# How long an example takes says something of the machine, which may be busy, and not of the code.
+settings.register_profile("grange", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("grange")
 
 
 @pytest.fixture(params=NIXES)
