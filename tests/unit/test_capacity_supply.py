@@ -210,6 +210,8 @@ def test_a_mere_recommendation_to_move_drains_without_a_term() -> None:
     told = place.core.reservation(build)
     assert told is not None
     assert "may soon be taken away" in told.at_risk
+    place.look()
+    place.again()
     for _ in range(20):
         place.look(30.0)
         renew(place)

@@ -37,7 +37,8 @@ class DrainCause(StrEnum):
     USES = "uses"
     DRIFT = "drift"
     OPERATOR = "operator"
-    INTERRUPTION = "interruption"
+    INTERRUPTION = "interruption"  # it will be taken away
+    REBALANCE = "rebalance"  # it may be taken away, says its cloud
     UNHEALTHY = "unhealthy"
     BUDGET = "budget"  # the month's is used up
     RETIRED = "retired"  # its pool has become smaller, or is gone

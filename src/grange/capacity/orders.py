@@ -21,7 +21,7 @@ def notice(memory: Memory, said: Notice) -> None:
     if said.deadline_s is None:
         if seat.slot.state is SlotState.READY and memory.needs is not None:
             claims.warn(memory, seat, "its instance may soon be taken away")
-            draining.drain(memory, seat, DrainCause.INTERRUPTION, f"warned by {said.source}")
+            draining.drain(memory, seat, DrainCause.REBALANCE, f"warned by {said.source}")
         return
     if not is_live:
         draining.terminate(memory, seat, f"taken away before it was ready, says {said.source}")

@@ -59,8 +59,10 @@ def plan(memory: Memory, queues: Queues) -> None:
         look.watch(memory, seat)
     _drop_vacant(memory)
     is_known = memory.needs is not None
-    for pool in memory.pools.values() if is_known and memory.is_observed else ():
-        _renew(memory, pool)
+    for pool in memory.pools.values() if memory.is_observed else ():
+        _force_out(memory, pool)
+        if is_known:
+            _renew(memory, pool)
     assign(memory, queues)
     if not memory.is_observed:
         return
@@ -68,7 +70,6 @@ def plan(memory: Memory, queues: Queues) -> None:
     _fail_hopeless(memory, queues, supplies)
     _spread(memory, queues, supplies)
     for supply in supplies.values():
-        _force_out(memory, supply)
         if is_known:
             _grow(memory, queues, supply)
             _shrink(memory, supply)
@@ -338,16 +339,15 @@ def _is_allowed(memory: Memory, pool: PoolState) -> bool:
     return True
 
 
-def _force_out(memory: Memory, supply: Supply) -> None:
+def _force_out(memory: Memory, pool: PoolState) -> None:
     """Slots that go whatever the demand: of pools that shrank, or have no money left."""
-    is_broke = budget.is_exhausted(memory, supply.pool)
-    if not is_broke and not any(seat.is_retired for seat in supply.pool.seats):
+    is_broke = budget.is_exhausted(memory, pool)
+    if not is_broke and not any(seat.is_retired for seat in pool.seats):
         return
-    for seat in supply.pool.seats:
+    for seat in pool.seats:
         if seat.slot.state is SlotState.READY and (seat.is_retired or is_broke):
             cause = DrainCause.RETIRED if seat.is_retired else DrainCause.BUDGET
             draining.drain(memory, seat, cause, f"{cause}")
-    supply.usable = [seat for seat in supply.usable if seat.slot.state is SlotState.READY]
 
 
 def _shrink(memory: Memory, supply: Supply) -> None:
