@@ -1,17 +1,15 @@
 """What would keep a farm from using EC2 as it is told to, found before it is needed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from grange.capacity.facts import LaunchOrder, Market, SlotId
-from grange.cloud.ec2 import failures, rights, template
+from grange.cloud.ec2 import failures, listing, rights, template
 from grange.cloud.ec2.calls import Calls, RefusedError
 from grange.cloud.ec2.settings import Ec2Pool, Ec2Settings
 
 _ALLOWED: Final = "DryRunOperation"
-_NOBODY: Final = "i-00000000000000000"
-_NO_TEMPLATE: Final = "grange-dry-run"
 _ARCHITECTURES: Final = {
     "x86_64-linux": "x86_64",
     "i686-linux": "x86_64",
@@ -66,30 +64,40 @@ class _Asked:
         return str(await rights.raised(self.calls, what, error))
 
 
-async def _of_farm(settings: Ec2Settings, asked: _Asked) -> Any:
+async def _of_farm(settings: Ec2Settings, asked: _Asked) -> AsyncIterator[str]:
     """Rights that all pools need, and the queue."""
-    said = await asked.dry("list its instances", "describe_instances", MaxResults=5)
+    mine = [{"Name": f"tag:{template.FARM}", "Values": [settings.farm]}]
+    listed, said = await asked.found(
+        "list its instances",
+        lambda: asked.calls.ask("ec2", "describe_instances", Filters=mine, MaxResults=5),
+    )
     if said:
         yield said
     if asked.is_refused_at_all:
         return
-    calls: tuple[tuple[str, str, dict[str, object]], ...] = (
-        ("end its instances", "terminate_instances", {"InstanceIds": [_NOBODY]}),
-        ("read what instances printed", "get_console_output", {"InstanceId": _NOBODY}),
-        ("look for spot interruptions", "describe_spot_instance_requests", {}),
-        ("look for launch templates", "describe_launch_templates", {}),
-        (
-            "delete old launch templates",
-            "delete_launch_template",
-            {"LaunchTemplateName": _NO_TEMPLATE},
-        ),
+    made, said = await asked.found(
+        "look for launch templates",
+        lambda: asked.calls.ask("ec2", "describe_launch_templates", Filters=mine),
     )
+    if said:
+        yield said
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        ("look for spot interruptions", "describe_spot_instance_requests", {})
+    ]
+    # A policy that goes by tags says yes to what bears them only: nothing else tells of it.
+    for each in listing.instances_of(listed["Reservations"])[:1] if listed else ():
+        id_ = each["InstanceId"]
+        calls.append(("end its instances", "terminate_instances", {"InstanceIds": [id_]}))
+        calls.append(("read what instances printed", "get_console_output", {"InstanceId": id_}))
+    for each in made["LaunchTemplates"][:1] if made else ():
+        named = {"LaunchTemplateName": each["LaunchTemplateName"]}
+        calls.append(("delete old launch templates", "delete_launch_template", named))
     gone = (*failures.NO_SUCH_INSTANCE, *failures.TEMPLATE_GONE)
-    for each in await asyncio.gather(
+    for denied in await asyncio.gather(
         *(asked.dry(what, operation, *gone, **params) for what, operation, params in calls)
     ):
-        if each:
-            yield each
+        if denied:
+            yield denied
     if settings.sqs_url:
         said = await _queue(settings, asked)
         if said:
