@@ -167,7 +167,7 @@ def test_files_are_read_to_a_bound(store: Path, monkeypatch: pytest.MonkeyPatch)
     assert "first 19 bytes" in parsed.warnings[0]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.binary(max_size=300), st.sampled_from(["hydra-metrics", "hydra-release-name"]))
 def test_junk_harms_nobody(store: Path, junk: bytes, name: str) -> None:
     write(store, name, junk)
@@ -180,7 +180,7 @@ _WORDS = st.sampled_from(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(_WORDS, max_size=12).map("".join))
 def test_every_product_lies_in_an_output(store: Path, text: str) -> None:
     for product in products(store, text).support.products:

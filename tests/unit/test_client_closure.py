@@ -91,7 +91,10 @@ def test_paths_of_another_store_are_refused(tmp_path: Path) -> None:
 
 
 @given(junk=st.binary(max_size=300), at=st.integers(0, 200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=200,
+)
 def test_junk_is_refused_in_words(tmp_path: Path, junk: bytes, at: int) -> None:
     whole = aterm([], [])
     (tmp_path / name("1")).write_bytes(whole[:at] + junk + whole[at:])
