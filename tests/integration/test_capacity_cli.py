@@ -118,7 +118,13 @@ async def test_the_lease_is_renewed_while_it_runs_and_danger_is_told(
 
         monkeypatch.setattr(autoscaler, "renew", renewed)
         app = make_capacity_app(autoscaler, by_socket, place.registry)
-        code = f"import os, time\nwhile not os.path.exists({str(may_end)!r}): time.sleep(0.01)"
+        code = (
+            "import os, time\n"
+            "for _ in range(5000):\n"
+            f"    if os.path.exists({str(may_end)!r}): raise SystemExit(0)\n"
+            "    time.sleep(0.01)\n"
+            "raise SystemExit('the lease is never renewed')"
+        )
         async with serving(app, unix_socket(tmp_path / "b.sock")):
             done = await asyncio.to_thread(
                 invoke,
