@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "reconcile-now": Entry("capacity_say", "reconcile_now", "Look, plan and act at once."),
     "haproxy-config": Entry("wiring", "haproxy_config_command", "Print HAProxy's configuration."),
     "nix-machines": Entry("wiring", "nix_machines", "Print what a client of Nix needs."),
+    "user-data": Entry("wiring", "user_data_command", "Print what new instances start with."),
     "simulate": Entry("simulate", "simulate", "Say what a trace would cost, and who would wait."),
 }
 
