@@ -133,6 +133,8 @@ def simulate(
         return
     if path is None:
         raise click.UsageError("name a TRACE; --generate SEED writes one")
+    if picture is not None and picture.suffix.lower() != ".svg":
+        raise PeerError(f"--plot {picture}: pictures are SVG; name a file that ends in .svg")
     study = compare.Study(
         trace.read(path),
         (default_pool(),) if config is None else _pools(config, demand),
@@ -209,8 +211,6 @@ def _print(study: compare.Study, found: dict[str, list[Figures]]) -> None:
 
 
 def _draw(path: Path, found: dict[str, list[Figures]]) -> None:
-    if path.suffix.lower() != ".svg":
-        raise PeerError(f"--plot {path}: pictures are SVG; name a file that ends in .svg")
     points = []
     for name, runs in found.items():
         wait, cost = interval(runs, WAIT), interval(runs, COST)
