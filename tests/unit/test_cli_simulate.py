@@ -26,7 +26,7 @@ is = "not looked at"
 """
 
 
-def run(*args: str | Path) -> Result:
+def run(*args: object) -> Result:
     return CliRunner().invoke(simulate, [str(arg) for arg in args], catch_exceptions=True)
 
 

@@ -108,6 +108,7 @@ class PoolTable(Table):
     launches_max: Annotated[int, Field(ge=1, le=1000)] = 8
     launch_rate: Annotated[float, Field(gt=0, le=1000)] = 1.0
     batch_s: Annotated[float, Field(ge=0, le=3600)] = 3.0
+    patience_s: Annotated[float, Field(ge=0, le=86_400)] = 0.0
     idle_s: Annotated[float, Field(ge=0, le=604_800)] = 600.0
     life_min_s: Annotated[float, Field(ge=0, le=604_800)] = 120.0
     age_max_s: Annotated[float, Field(ge=60, le=31_536_000)] = 86_400.0
@@ -219,6 +220,7 @@ class PoolTable(Table):
             self.nested_virtualization,
             self.timeouts.timeouts(ready_by),
             self.config_hash(shared),
+            patience_s=self.patience_s,
             is_zonal=self.ec2 is None or len(self.ec2.subnets) == 1,
         )
 
