@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any, Final, TypeVar
@@ -41,7 +41,6 @@ _FAILURES: Final = (
     error.ConnectError,
     error.ConnectionClosed,
     error.TimeoutError,
-    defer.TimeoutError,
     RequestTransmissionFailed,
     ResponseFailed,
 )
@@ -82,18 +81,34 @@ class CapacityCaller:
         headers = self._headers(has_body=request.json is not None)
         for _ in range(REDIRECTS_MAX):
             body = None if request.json is None else json.dumps(request.json).encode()
-            asked: defer.Deferred[tuple[int, bytes, str]] = defer.ensureDeferred(
-                _fetch(agent, request.method, target, headers, body)
-            )
-            asked.addTimeout(request.answer_s, self._reactor)
-            try:
-                status, answer, location = await asked
-            except _FAILURES as failed:
-                raise OutsideError(_said(base, failed, request.answer_s)) from failed
+            asked = _fetch(agent, request.method, target, headers, body)
+            status, answer, location = await self._in_time(asked, base, request.answer_s)
             if status != HTTPStatus.TEMPORARY_REDIRECT or not location:
                 return status, answer
             target = _redirected(target, location)
         raise OutsideError(f"{base} redirects in circles; see who leads: grange status")
+
+    async def _in_time(self, asked: Coroutine[Any, Any, T], base: str, answer_s: float) -> T:
+        """Raises OutsideError; whoever waits may cancel it, and hears of that as such.
+
+        An agent wraps what it was cancelled by into a failure of the response.
+        """
+        answer: defer.Deferred[T] = defer.ensureDeferred(asked)
+        timer = self._reactor.callLater(answer_s, answer.cancel)
+        try:
+            return await answer
+        except (defer.CancelledError, *_FAILURES) as failed:
+            is_late = not timer.active()
+            if not is_late and _is_cancelled(failed):
+                raise defer.CancelledError from failed
+            why = f"no answer came in {answer_s:.0f} s" if is_late else _words(failed)
+            raise OutsideError(
+                f"the autoscaler at {base} cannot be asked: {why}; see that it runs, and that "
+                "the Buildbot master may open that address"
+            ) from failed
+        finally:
+            if timer.active():
+                timer.cancel()
 
     def _agent(self, url: str) -> Agent:
         if not url.startswith("unix:"):
@@ -186,18 +201,21 @@ def _token_in(path: str) -> str:
         ) from failed
 
 
-def _said(url: str, failed: Exception, answer_s: float) -> str:
-    """Who does not answer, why, and what to look at."""
+def _is_cancelled(failed: Exception) -> bool:
+    reasons = getattr(failed, "reasons", ())
+    return isinstance(failed, defer.CancelledError) or any(
+        reason.check(defer.CancelledError) for reason in reasons
+    )
+
+
+def _words(failed: Exception) -> str:
     match failed:
         case error.ConnectionRefusedError():
-            why = "nothing listens there"
-        case defer.TimeoutError() | error.TimeoutError():
-            why = f"no answer came in {answer_s:.0f} s"
+            return "nothing listens there"
+        case error.TimeoutError():
+            return f"it took no connection in {CONNECT_S:.0f} s"
         case ResponseFailed() | RequestTransmissionFailed():
-            why = "; ".join(each.getErrorMessage() for each in failed.reasons)
+            said = "; ".join(each.getErrorMessage() for each in failed.reasons)
         case _:
-            why = str(failed) or type(failed).__name__
-    return (
-        f"the autoscaler at {url} cannot be asked: {why.rstrip('.')}; see that it runs, and that "
-        "the Buildbot master may open that address"
-    )
+            said = str(failed)
+    return said.rstrip(".") or type(failed).__name__

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from grange.buildbot import policy
 from grange.buildbot.caller import CapacityCaller
+from grange.buildbot.demand import Demand
 from grange.buildbot.policy import Settings
 from grange.capacity.facts import ReservationState
 from grange.client import capacity_requests as requests
@@ -26,6 +27,7 @@ BEAT_MIN_S: Final = 0.5  # whatever a daemon says
 WAIT_S: Final = WAIT_MAX_S - 5.0  # one long poll
 ROUND_S: Final = 1.0  # between two questions at least
 LEASE_S: Final = 90.0  # where the daemon has not said yet
+OPEN: Final = (ReservationState.PENDING, ReservationState.READY)
 STOP_S: Final = 5.0  # for a master that stops, to let go of what it holds
 
 
@@ -69,6 +71,7 @@ class CapacityKeeper(BuildbotService):
         self._leases: dict[int, Lease] = {}  # by build
         self._running: set[defer.Deferred[None]] = set()
         self._consumers: list[Any] = []
+        self._demand = Demand(self)
 
     # --- Life -----------------------------------------------------------------------------------
 
@@ -81,11 +84,14 @@ class CapacityKeeper(BuildbotService):
     @defer.inlineCallbacks
     def startService(self) -> Any:  # noqa: N802
         yield super().startService()
-        consumer = yield self.master.mq.startConsuming(
-            lambda _, build: self.let_go(build["buildid"]), ("builds", None, "finished")
-        )
-        self._consumers.append(consumer)
+        for happened, topic in (
+            (self._finished, ("builds", None, "finished")),
+            (self._began, ("builds", None, "new")),
+            (lambda *_: self._demand.has_news(), ("buildrequests", None, "new")),
+        ):
+            self._consumers.append((yield self.master.mq.startConsuming(happened, topic)))
         self.spawn(self._let_go_of_earlier_lives())
+        self.spawn(self._demand.run())
 
     @defer.inlineCallbacks
     def stopService(self) -> Any:  # noqa: N802
@@ -102,6 +108,20 @@ class CapacityKeeper(BuildbotService):
         if self._caller is not None:
             yield defer.ensureDeferred(self._caller.close())
         yield super().stopService()
+
+    def _began(self, _: Any, build: dict[str, Any]) -> None:
+        self.spawn(self._tell(self._demand.began(build)))
+
+    def _finished(self, _: Any, build: dict[str, Any]) -> None:
+        self.let_go(build["buildid"])
+        self.spawn(self._tell(self._demand.ended(build)))
+
+    async def _tell(self, hint: Coroutine[Any, Any, None]) -> None:
+        """A hint that does not arrive is missed by nobody for long."""
+        try:
+            await hint
+        except GrangeError as error:
+            log.msg(f"grange: a hint did not arrive: {error}")
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> "defer.Deferred[None]":
         """Do it beside everything else, until it ends or the service stops."""
@@ -175,12 +195,14 @@ class CapacityKeeper(BuildbotService):
     async def was_lost(self, lease: Lease) -> bool:
         """Whether its slot is gone, which a daemon may find out a little after a build has."""
         until = self._now() + self.settings.loss_wait_s
+        is_fresh = False
         failures = 0
         while lease.view is not None and lease.view.is_open:
             left = until - self._now()
             try:
-                if left == self.settings.loss_wait_s:
+                if not is_fresh:
                     await self._call(lease, requests.renew(lease.view.id))
+                    is_fresh = True
                 elif left > 0:
                     await self.wait(lease, left)
                 else:
@@ -188,9 +210,10 @@ class CapacityKeeper(BuildbotService):
             except NotFoundError:
                 break
             except GrangeError:
+                if left <= 0:
+                    break
                 failures += 1
-                pause_s = policy.backoff_s(failures, lease.request.key)
-                await self.sleep(max(0.0, min(until - self._now(), pause_s)))
+                await self.sleep(min(left, policy.backoff_s(failures, lease.request.key)))
         return lease.state is ReservationState.LOST
 
     def let_go(self, build: int) -> None:
@@ -273,10 +296,8 @@ class CapacityKeeper(BuildbotService):
     async def _reserved_before(self) -> list[str]:
         prefix = policy.key_prefix(self.master_name)
         held = {lease.request.key for lease in self._leases.values()}
-        found = []
-        for state in (ReservationState.PENDING, ReservationState.READY):
-            asked = requests.reservations(state, limit=LIST_MAX)
-            found += await self.caller.call(asked, requests.read_reservations)
+        asked = requests.reservations(OPEN, limit=LIST_MAX)
+        found = await self.caller.call(asked, requests.read_reservations)
         held.update(lease.request.key for lease in self._leases.values())
         return [view.id for view in found if view.key.startswith(prefix) and view.key not in held]
 

@@ -73,7 +73,7 @@ def fetch_command(drv_path: str) -> list[str]:
     script = (
         "set -eu\n"
         '{ echo "$1"; xargs -r grep -lF -e requiredSystemFeatures --; } |\n'
-        "while IFS= read -r drv; do\n"
+        'while IFS= read -r drv; do\n[ -r "$drv" ] || exit 1\n'
         f'printf \'{_MARK}%s\\n\' "$drv"; base64 <"$drv" | fold -w 76; echo; done\n'
         f"echo {_END}\n"
     )

@@ -8,9 +8,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from twisted.internet import defer
+from twisted.protocols.policies import WrappingFactory
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
+from grange.capacity.facts import ReservationState
 from grange.client.capacity_models import HintRequest, ReservationView, ReserveRequest
 from grange.client.capacity_requests import BASE
 
@@ -46,22 +48,22 @@ class ScriptedDaemon:
         self.calls: list[str] = []
         self.is_generous = True
         self.lease_s = 90.0
+        self.is_slow: defer.Deferred[None] | None = None  # no reservation is answered before it
         self.refusal: tuple[int, str] | None = None  # status and text, for reservations
 
     # --- What tests do --------------------------------------------------------------------------
 
     def listen(self) -> None:
-        site = Site(_Door(self))
-        self._port = self._reactor.listenUNIX(self._path, site)
+        self._connections = WrappingFactory(Site(_Door(self)))
+        self._port = self._reactor.listenUNIX(self._path, self._connections)
 
     async def stop(self) -> None:
+        """As if it were killed."""
         if self._port is not None:
             port, self._port = self._port, None
-            for held in self.held.values():
-                self._wake(held)
             await port.stopListening()
-            for connection in list(getattr(port.factory, "open", ())):
-                connection.abortConnection()
+            for connection in list(self._connections.protocols):
+                connection.transport.abortConnection()
 
     def only(self) -> Held:
         (held,) = self.held.values()
@@ -76,6 +78,13 @@ class ScriptedDaemon:
 
     def grant(self, held: Held) -> None:
         self.set(held, "ready", "it has a slot", f"x86-{held.id}")
+
+    def adopt(self, key: str) -> Held:
+        """Somebody else's."""
+        held = Held(str(next(self._ids)), ReserveRequest(key=key, system="x86_64-linux"))
+        self.held[held.id] = held
+        self.grant(held)
+        return held
 
     def states(self) -> list[str]:
         return [held.state for held in self.held.values()]
@@ -95,12 +104,16 @@ class ScriptedDaemon:
 
     # --- What is asked of it --------------------------------------------------------------------
 
-    async def answer(self, method: str, path: str, body: bytes, query: dict[str, float]) -> Any:
+    async def answer(self, method: str, path: str, body: bytes, query: dict[str, Any]) -> Any:
         self.calls.append(f"{method} {path}")
+        self.look()
         match [method, *path.split("/")]:
             case ["POST", "reservations"]:
+                if self.is_slow is not None:
+                    await self.is_slow
                 return self._reserve(ReserveRequest.model_validate_json(body))
             case ["GET", "reservations"]:
+                assert query["state"] == "pending", "and ready, of which only the first is read"
                 return 200, [self._view(held) for held in self.held.values() if self._is(held)]
             case ["GET", "reservations", id_]:
                 return await self._wait(id_, query)
@@ -117,7 +130,7 @@ class ScriptedDaemon:
                 self.hints[hint.key] = hint
                 self.hinted.append(hint)
                 return 200, {"said": "thanks"}
-        return 404, {"fault": "peer", "error": f"there is no {path}"}
+        return 404, {"fault": "request", "error": f"there is no {path}"}
 
     def _is(self, held: Held) -> bool:
         return held.state in ("pending", "ready")
@@ -125,7 +138,7 @@ class ScriptedDaemon:
     def _reserve(self, request: ReserveRequest) -> Any:
         if self.refusal is not None:
             status, text = self.refusal
-            return status, {"fault": "peer", "error": text}
+            return status, {"fault": "request", "error": text}
         known = [held for held in self.held.values() if held.request.key == request.key]
         if known:
             return 200, self._view(known[0])
@@ -135,14 +148,15 @@ class ScriptedDaemon:
             self.grant(held)
         return 201, self._view(held)
 
-    async def _wait(self, id_: str, query: dict[str, float]) -> Any:
+    async def _wait(self, id_: str, query: dict[str, Any]) -> Any:
         if id_ not in self.held:
-            return 404, {"fault": "peer", "error": f"there is no reservation {id_}"}
+            return 404, {"fault": "request", "error": f"there is no reservation {id_}"}
         held = self.held[id_]
         if "version" in query and held.version == query["version"] and query["wait_s"] > 0:
             news: defer.Deferred[None] = defer.Deferred()
             held.waiting.append(news)
             news.addTimeout(query["wait_s"], self._reactor, lambda *_: None)
+            self.look()
             await news
         return 200, self._view(held)
 
@@ -157,7 +171,7 @@ class ScriptedDaemon:
         return ReservationView(
             **asked,
             id=held.id,
-            state=held.state,
+            state=ReservationState(held.state),
             version=held.version,
             slot=held.slot,
             address="" if held.slot is None else "10.0.0.1:22",

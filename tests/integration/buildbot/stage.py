@@ -1,27 +1,25 @@
 """A real master and worker in this process, with a gated builder like buildbot-nix's."""
 
-# Buildbot's own test tools make all warnings errors for the whole process when imported, those of
-# its libraries about each other too.
-import warnings
-
-import buildbot.test.util.integration
-
-warnings.resetwarnings()
-
 import os
 import stat
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from buildbot.plugins import schedulers, util
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.results import SUCCESS
+from buildbot.test.util.integration import RunMasterBase
 from twisted.internet import defer, reactor
 
 from grange.buildbot.configurator import CapacityConfigurator
 from grange.buildbot.keeper import CapacityKeeper
 from grange.buildbot.policy import KEEPER
 from tests.integration.buildbot.scripted import ScriptedDaemon
+
+# Buildbot's own test tools make all warnings errors for the whole process when they are imported,
+# those of its libraries about each other too.
+warnings.resetwarnings()
 
 BUILDER = "org/repo/nix-build"
 EVAL = "org/repo/nix-eval"
@@ -57,11 +55,10 @@ class Work(BuildStep):
         return interrupted
 
 
-class Stage(buildbot.test.util.integration.RunMasterBase):
-    timeout = 60
+class Stage(RunMasterBase):
+    timeout = 20
 
     def setUp(self) -> None:
-        warnings.resetwarnings()
         self.folder = os.path.abspath(self.mktemp())
         os.makedirs(self.folder)
         # Sockets' paths are short: 107 bytes.
@@ -151,7 +148,9 @@ class Stage(buildbot.test.util.integration.RunMasterBase):
         return {step["name"]: step for step in steps}
 
     async def log_of(self, step: Mapping[str, Any]) -> str:
-        found = await self.master.data.get(("steps", step["stepid"], "logs", "capacity", "contents"))
+        found = await self.master.data.get(
+            ("steps", step["stepid"], "logs", "capacity", "contents")
+        )
         return str(found["content"])
 
     async def properties_of(self, build: Mapping[str, Any]) -> dict[str, Any]:
