@@ -215,15 +215,19 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     "--config, or let a proxy or a VPN encrypt them"
                 )
             await farm.publisher.prepare()
-            await serve_farm(
-                farm,
-                make_app(farm) if capacity is None else make_app(farm, capacity.autoscaler),
-                http,
-                agents,
-                config.store_dir,
-                tls=tls,
-                reread=None if config.reread is None else reread,
-            )
+            try:
+                await serve_farm(
+                    farm,
+                    make_app(farm) if capacity is None else make_app(farm, capacity.autoscaler),
+                    http,
+                    agents,
+                    config.store_dir,
+                    tls=tls,
+                    reread=None if config.reread is None else reread,
+                )
+            finally:
+                if capacity is not None:
+                    await capacity.close()
     finally:
         await journal.close()
 

@@ -17,16 +17,17 @@ from prometheus_client import CollectorRegistry
 
 from grange.autoscaler.metrics import CapacityMetrics
 from grange.autoscaler.service import Autoscaler
-from grange.capacity.facts import LaunchOrder, SlotId
+from grange.capacity.facts import LaunchOrder, PoolName, SlotId
 from grange.cli.capacity_tables import AloneFile, CapacityFile
 from grange.cli.config import Address
 from grange.cloud.haproxy import HaproxyBalancer
 from grange.cloud.local import LocalCommand
+from grange.cloud.overlay import Tailscale
 from grange.coordinator.http_protocol import http_config
 from grange.coordinator.serve import GOODBYE_S, Http, blame, listen
 from grange.db.open import open_capacity
 from grange.errors import OperatorError
-from grange.main_clouds import PoolClouds, filled, user_data_of
+from grange.main_clouds import PoolClouds, filled
 from grange.ports import Clock
 from grange.web.capacity_app import by_socket, make_capacity_app, read_tokens
 
@@ -50,10 +51,15 @@ class Alone:
             user_data=self._user_data,
         )
         self.balancer = HaproxyBalancer(file.haproxy, self._slots)
+        self.overlay = None if file.overlay is None else Tailscale(file.overlay)
 
     async def troubles(self) -> tuple[str, ...]:
         """What keeps the settings from working."""
-        return (*await self.clouds.troubles(), *await self.balancer.troubles())
+        said = [*await self.clouds.troubles(), *await self.balancer.troubles()]
+        if self.overlay is not None:
+            said += await self.overlay.troubles()
+        lacking = self._file.capacity.ec2_pools.keys() - self._file.capacity.user_data.keys()
+        return (*said, *[_without_user_data(name) for name in sorted(lacking)])
 
     def change(self, file: AloneFile) -> None:
         """Go by these pools from now on."""
@@ -63,6 +69,8 @@ class Alone:
     async def close(self) -> None:
         await self.clouds.cloud.close()
         await self.balancer.close()
+        if self.overlay is not None:
+            await self.overlay.close()
 
     def _slots(self) -> Iterator[SlotId]:
         for pool in self._file.capacity.pools:
@@ -76,7 +84,17 @@ class Alone:
         return LocalCommand(local.command, local.environment)
 
     async def _user_data(self, order: LaunchOrder) -> str:
-        return filled(user_data_of(self._file.capacity, order), order)
+        text = self._file.capacity.user_data.get(order.pool.name)
+        if text is None:
+            raise OperatorError(_without_user_data(order.pool.name))
+        return filled(text, order)
+
+
+def _without_user_data(pool: PoolName) -> str:
+    return (
+        f"instances of pool {pool} would not know their clients: name a file as user_data in "
+        f"[pools.{pool}.ec2], made by: grange capacity user-data --pool {pool}"
+    )
 
 
 async def run_alone(
@@ -98,6 +116,7 @@ async def run_alone(
                 store=store,
                 cloud=alone.clouds.cloud,
                 balancer=alone.balancer,
+                overlay=alone.overlay,
                 metrics=CapacityMetrics(registry),
                 interval_s=file.capacity.interval_s,
             )

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from grange.autoscaler.metrics import CapacityMetrics
 from grange.autoscaler.service import Autoscaler
+from grange.autoscaler.wiring import Builder
+from grange.autoscaler.wiring import user_data as generated
 from grange.capacity.facts import LaunchOrder
 from grange.cli.capacity_tables import CapacityFile
 from grange.cli.config import Address, ServeConfig
@@ -19,7 +21,7 @@ from grange.cloud.local import LocalCommand
 from grange.coordinator.farm import Farm
 from grange.coordinator.workforce import FarmWorkforce
 from grange.errors import FencedError, OperatorError, OutsideError
-from grange.main_clouds import PoolClouds, filled, user_data_of
+from grange.main_clouds import PoolClouds, filled
 from grange.ports import CapacityStore, Clock
 
 log = logging.getLogger(__name__)
@@ -61,12 +63,12 @@ class FarmCapacity:
         self._metrics = CapacityMetrics(farm.metrics.registry)
         self._workforce = FarmWorkforce(farm.loop, farm.accounts, farm.keeper, key)
         self._workforce.offer(file.pools)
-        self._clouds = PoolClouds(
+        self.clouds = PoolClouds(
             file,
             folder=state / "instances",
             clock=clock,
-            command=self._agent,
-            user_data=self._user_data,
+            command=self.command,
+            user_data=self.user_data,
         )
         self._current: Autoscaler | None = None
         farm.while_leading.append(self.run)
@@ -84,7 +86,7 @@ class FarmCapacity:
             self._file.pools,
             clock=self._clock,
             store=self._store,
-            cloud=self._clouds.cloud,
+            cloud=self.clouds.cloud,
             workforce=self._workforce,
             metrics=self._metrics,
             interval_s=self._file.interval_s,
@@ -94,23 +96,26 @@ class FarmCapacity:
             async with asyncio.TaskGroup() as group:
                 group.create_task(autoscaler.run())
                 group.create_task(self._forget())
-                group.create_task(self._clouds.keep_prices(autoscaler))
+                group.create_task(self.clouds.keep_prices(autoscaler))
         finally:
             self._current = None
 
     def change(self, file: CapacityFile) -> None:
         """Go by these pools from now on."""
         self._file = file
-        self._clouds.change(file)
+        self.clouds.change(file)
         self._workforce.offer(file.pools)
         if self._current is not None:
             self._current.change_pools(file.pools)
 
     async def close(self) -> None:
-        await self._clouds.cloud.close()
+        await self.clouds.cloud.close()
 
-    async def _agent(self, order: LaunchOrder) -> LocalCommand:
-        """An agent in a process of this machine. Its pool says all of what it offers."""
+    async def command(self, order: LaunchOrder) -> LocalCommand:
+        """An agent in a process of this machine. Its pool says all of what it offers.
+
+        Raises OperatorError, and as the journal does.
+        """
         local = self._file.local.pools.get(order.pool.name)
         if local is None:
             raise OperatorError(f"pool {order.pool.name} is no pool of local processes any more")
@@ -129,10 +134,22 @@ class FarmCapacity:
             environment,
         )  # fmt: skip
 
-    async def _user_data(self, order: LaunchOrder) -> str:
+    async def user_data(self, order: LaunchOrder) -> str:
+        """What an instance elsewhere starts with. Raises as `command`."""
         token = await self._workforce.registration(order)
-        text = user_data_of(self._file, order)
+        text = self._file.user_data.get(order.pool.name)
+        if text is None:
+            text = generated(order.pool, self._builder())
         return filled(text, order, coordinator=self._coordinator, registration=token)
+
+    def _builder(self) -> Builder:
+        """What instances are that begin as Grange has it."""
+        ca = self._file.ca
+        try:
+            farm_ca = "" if ca is None else ca.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OperatorError(f"capacity.ca {ca} cannot be read: {error}") from error
+        return Builder("agent", coordinator=self._coordinator, farm_ca=farm_ca)
 
     async def _forget(self) -> None:
         while True:

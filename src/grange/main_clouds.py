@@ -117,14 +117,6 @@ def _ec2(
     return Ec2Cloud(file.ec2, file.ec2_pools, user_data, clock=clock)
 
 
-def user_data_of(file: CapacityFile, order: LaunchOrder) -> str:
-    """That an operator wrote for the pool. Raises OperatorError."""
-    name = order.pool.name
-    if name not in file.user_data:
-        raise OperatorError(f"pools.{name}.ec2.user_data names no file; instances would do nothing")
-    return file.user_data[name]
-
-
 def filled(text: str, order: LaunchOrder, **words: str) -> str:
     """User data that an operator wrote, with `@SLOT@` and the like filled in.
 

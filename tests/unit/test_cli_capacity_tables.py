@@ -125,6 +125,16 @@ def test_alone_it_binds_servers_and_has_doors(tmp_path: Path) -> None:
     assert (file.socket_mode, file.state_dir) == (0o600, tmp_path / "state")
 
 
+def test_with_an_overlay_instances_have_its_addresses(tmp_path: Path) -> None:
+    plain = alone(tmp_path, POOL + COMMAND + HAPROXY + '[overlay]\nkind = "none"\n')
+    assert (plain.overlay, plain.capacity.rules.has_overlay) == (None, False)
+    text = '[overlay]\nkind = "tailscale"\ntag = "tag:ci"\nkey_file = "key"\n'
+    file = alone(tmp_path, POOL + COMMAND + HAPROXY + text)
+    assert file.capacity.rules.has_overlay
+    assert file.overlay is not None
+    assert (file.overlay.tag, file.overlay.key_file) == ("tag:ci", tmp_path / "key")
+
+
 def test_what_shapes_an_instance_makes_another_of_it_and_what_limits_it_does_not(
     tmp_path: Path,
 ) -> None:
@@ -208,6 +218,12 @@ def test_what_is_wrong_in_the_farms_file_is_named(
         (POOL + COMMAND + HAPROXY + '[daemon]\nlisten = "::1:7"', "name a tokens_file"),
         (POOL + COMMAND + HAPROXY + '[daemon]\nsocket_mode = "rw"', r"daemon\.socket_mode is 'rw'"),
         (POOL + COMMAND + HAPROXY + "[retries]\nbackoff_s = 1", "retries is not known"),
+        (
+            POOL + COMMAND + HAPROXY + '[overlay]\ntag = "tag:x"',
+            "overlay is wrong: kind is missing",
+        ),
+        (POOL + COMMAND + HAPROXY + '[overlay]\nkind = "headscale"', "api is missing: the URL"),
+        (POOL + COMMAND + HAPROXY + '[overlay]\nkind = "moon"', r"overlay\.kind is 'moon'"),
         ("[pools", "is not TOML"),
     ],
 )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -20,12 +20,14 @@ from grange.cli.tables import Table, Text, faults, toml
 from grange.client.capacity import SOCKET
 from grange.cloud.ec2.settings import Ec2Pool, Ec2Settings
 from grange.cloud.haproxy import HaproxySettings
+from grange.cloud.overlay import TailscaleSettings
 from grange.errors import OperatorError
 
 POOLS_MAX: Final = 100
 FARM: Final = "grange"  # where nobody else's instances can be met
 SETTLE_S: Final = 60.0  # how late EC2 may list what was launched
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # part of slots' and servers' names
+_TAILSCALE: Final = TailscaleSettings()
 _COORDINATOR: Final = re.compile(r"(https?://)?(\[[0-9a-fA-F:]+\]|[^\s/:]+):\d{1,5}")
 
 Pools = Annotated[dict[str, PoolTable], Field(max_length=POOLS_MAX)]
@@ -188,10 +190,45 @@ class _Daemon(Table):
         return self
 
 
+class _Overlay(Table):
+    kind: Literal["none", "tailscale", "headscale"] = "none"
+    tag: Annotated[str, Field(pattern=r"^tag:[A-Za-z0-9-]+$")] = _TAILSCALE.tag
+    socket: Text = _TAILSCALE.socket
+    api: Annotated[str, Field(pattern=r"^https?://[^/]+.*$")] | None = None
+    key_file: Text | None = None
+    client_id: str = ""
+    client_secret_file: Text | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.kind == "none" and self.model_fields_set - {"kind"}:
+            raise ValueError('kind is missing; say "tailscale" or "headscale"')
+        if self.kind == "headscale" and self.api is None:
+            raise ValueError("api is missing: the URL of the headscale server")
+        if bool(self.client_id) is not (self.client_secret_file is not None):
+            raise ValueError("client_id and client_secret_file go together; name both")
+        return self
+
+    def settings(self, folder: Path) -> TailscaleSettings | None:
+        if self.kind == "none":
+            return None
+        secret = self.client_secret_file
+        return TailscaleSettings(
+            self.tag,
+            self.socket,
+            self.kind,
+            self.api or _TAILSCALE.api,
+            None if self.key_file is None else folder / self.key_file,
+            self.client_id,
+            None if secret is None else folder / secret,
+        )
+
+
 class AloneTables(CapacityTables):
     """The file of `grange autoscaler`."""
 
     haproxy: _Haproxy
+    overlay: _Overlay = _Overlay()
     daemon: _Daemon = _Daemon()
 
 
@@ -243,12 +280,14 @@ class AloneFile:
     state_dir: Path
     listen: str | None = None  # host:port
     tokens_file: Path | None = None
+    overlay: TailscaleSettings | None = None  # None: instances have the addresses of their clouds
 
     def needs_start(self, old: "AloneFile") -> list[str]:
         """What is said otherwise than in `old` and takes a restart to hold."""
         of_daemon = operator.attrgetter("socket", "socket_mode", "state_dir", "listen")
         differs = {
             "[haproxy]": self.haproxy != old.haproxy,
+            "[overlay]": self.overlay != old.overlay,
             "[daemon]": of_daemon(self) != of_daemon(old) or self.tokens_file != old.tokens_file,
         }
         said = [name for name, is_so in differs.items() if is_so]
@@ -272,6 +311,8 @@ def read_alone_file(path: Path) -> AloneFile:
                 "that its processes would be agents of; name a program to run, such as an sshd"
             )
     file = said.capacity_file(folder, ReadyBy.SERVER, haproxy.reload_s)
+    if said.overlay.kind != "none":
+        file = replace(file, rules=replace(file.rules, has_overlay=True))
     return AloneFile(
         file,
         HaproxySettings(
@@ -288,4 +329,5 @@ def read_alone_file(path: Path) -> AloneFile:
         folder / daemon.state_dir,
         daemon.listen,
         None if daemon.tokens_file is None else folder / daemon.tokens_file,
+        said.overlay.settings(folder),
     )
