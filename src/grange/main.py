@@ -90,7 +90,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.db.leadership import SharedLeadership, SoleLeadership
     from grange.db.postgres.journal import PostgresJournal
     from grange.identity import ANONYMOUS, Role
-    from grange.main_capacity import FarmCapacity, coordinator_of
+    from grange.main_capacity import FarmCapacity, coordinators_of
     from grange.objects.location import StoreLocation
     from grange.objects.open import joined, open_shelves
     from grange.store.keys import PublicKey, TrustedKeys
@@ -183,7 +183,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     store=journal.capacity,
                     key=token_key.derive("instances"),
                     state=state,
-                    coordinator=coordinator_of(config),
+                    coordinators=coordinators_of(config),
                 )
 
             def reread() -> None:

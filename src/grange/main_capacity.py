@@ -50,16 +50,16 @@ class FarmCapacity:
         store: CapacityStore,
         key: bytes,
         state: Path,
-        coordinator: str,
+        coordinators: Sequence[str],
     ) -> None:
-        """`key` is for tokens of registration; `coordinator` is where instances find the farm.
+        """`key` is for tokens of registration; `coordinators` are where instances find the farm.
 
         Raises OperatorError where a cloud cannot be used at all.
         """
         self._file = file
         self._clock = clock
         self._store = store
-        self._coordinator = coordinator
+        self._coordinators = coordinators
         self._metrics = CapacityMetrics(farm.metrics.registry)
         self._workforce = FarmWorkforce(farm.loop, farm.accounts, farm.keeper, key)
         self._workforce.offer(file.pools)
@@ -128,7 +128,7 @@ class FarmCapacity:
             more = f"extra-system-features = {' '.join(order.pool.features)}"
             environment["NIX_CONFIG"] = f"{said}\n{more}"
         return LocalCommand(
-            ("/bin/sh", "-c", _AS_AGENT, "sh", *agent_command(order, self._coordinator),
+            ("/bin/sh", "-c", _AS_AGENT, "sh", *agent_command(order, self._coordinators),
              *(() if self._file.ca is None else ("--ca", str(self._file.ca.absolute()))),
              *local.agent_options),
             environment,
@@ -140,7 +140,8 @@ class FarmCapacity:
         text = self._file.user_data.get(order.pool.name)
         if text is None:
             text = generated(order.pool, self._builder())
-        return filled(text, order, coordinator=self._coordinator, registration=token)
+        coordinator = " --coordinator ".join(self._coordinators)  # of which one leads
+        return filled(text, order, coordinator=coordinator, registration=token)
 
     def _builder(self) -> Builder:
         """What instances are that begin as Grange has it."""
@@ -149,7 +150,7 @@ class FarmCapacity:
             farm_ca = "" if ca is None else ca.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise OperatorError(f"capacity.ca {ca} cannot be read: {error}") from error
-        return Builder("agent", coordinator=self._coordinator, farm_ca=farm_ca)
+        return Builder("agent", coordinator=self._coordinators[0], farm_ca=farm_ca)
 
     async def _forget(self) -> None:
         while True:
@@ -162,13 +163,14 @@ class FarmCapacity:
                 log.warning("agents whose instances are gone are not forgotten: %s", error)
 
 
-def agent_command(order: LaunchOrder, coordinator: str) -> Sequence[str]:
+def agent_command(order: LaunchOrder, coordinators: Sequence[str]) -> Sequence[str]:
     """An agent in its working directory, which has its token in `registration`."""
     pool = order.pool
     command = [sys.executable, "-m", "grange.main", "agent", "run", "--name", order.slot]
-    command += ["--coordinator", coordinator, "--token-file", "registration"]
-    command += ["--state-dir", "state", "--store", "store", "--max-jobs", str(pool.capacity)]
+    command += ["--token-file", "registration", "--state-dir", "state", "--store", "store"]
+    command += ["--max-jobs", str(pool.capacity)]
     for option, values in (
+        ("--coordinator", coordinators),
         ("--system", pool.systems),
         ("--feature", pool.features),
         ("--mandatory-feature", pool.mandatory_features),
@@ -177,23 +179,24 @@ def agent_command(order: LaunchOrder, coordinator: str) -> Sequence[str]:
     return command
 
 
-def coordinator_of(config: ServeConfig) -> str:
+def coordinators_of(config: ServeConfig) -> tuple[str, ...]:
     """Where instances find the farm. Raises OperatorError where that cannot be told."""
     file, listens = config.farm.capacity, config.agents
     scheme = "http" if config.farm.tls is None else "https"
-    said = file.coordinator
-    if said is None:
+    said = file.coordinators
+    if not said:
         if listens.port == 0:
             raise OperatorError(
                 "instances cannot know on which port agents are listened for; name one with "
                 "--listen-agents"
             )
         host = "127.0.0.1" if listens.host in _WILDCARDS else listens.host
-        said = str(Address(host, listens.port))
-    url = said if "://" in said else f"{scheme}://{said}"
-    if file.ec2_pools and is_loopback(urlsplit(url).hostname or ""):
+        said = (str(Address(host, listens.port)),)
+    urls = tuple([each if "://" in each else f"{scheme}://{each}" for each in said])
+    hosts = [urlsplit(url).hostname or "" for url in urls]
+    if file.ec2_pools and any(map(is_loopback, hosts)):
         raise OperatorError(
-            f"instances of {', '.join(file.ec2_pools)} cannot reach a farm at {url}; set "
-            'coordinator = "HOST:PORT" in [capacity], as they see it'
+            f"instances of {', '.join(file.ec2_pools)} cannot reach a farm at {', '.join(urls)}; "
+            'set coordinator = "HOST:PORT" in [capacity], as they see it'
         )
-    return url
+    return urls

@@ -184,6 +184,7 @@ def test_what_shapes_an_instance_makes_another_of_it_and_what_limits_it_does_not
         ("types.a = { price = 3 }", r"pools\.x86\.types\.a\.price is not known; spot, on_demand"),
         ('local.command = ["x"]\nlocal.agent_options = ["y"]', "agent_options are for agents"),
         ('[capacity]\ncoordinator = "farm"', r"capacity\.coordinator is wrong: 'farm' is not HOST"),
+        ('[capacity]\ncoordinator = ["a:1", "b"]', r"capacity\.coordinator is wrong: 'b' is not"),
         ('[capacity]\nfarm = "a b"', r"capacity\.farm is 'a b'"),
         ('[haproxy]\nsocket = "/s"', "haproxy is not known"),
         ('[pools.Big]\ncloud = "local"\nsystems = ["a"]', "'Big' cannot name a pool"),

@@ -15,12 +15,13 @@ from grange.cli.capacity_tables import CapacityFile
 from grange.cli.config import Address, ServeConfig
 from grange.cli.farm_file import FarmFile, TlsPaths, read_farm_file
 from grange.errors import OperatorError, OutsideError
-from grange.main_capacity import FarmCapacity, agent_command, coordinator_of
+from grange.main_capacity import FarmCapacity, agent_command, coordinators_of
 from grange.main_clouds import filled
 from grange.scheduler.facts import Limits
 from tests.unit.test_coordinator_workforce import NoActor, Place
 
 FARM = "http://farm.example:7381"
+OTHER = "http://other.example:7381"
 FILE = """
 [capacity]
 farm = "ci"
@@ -87,7 +88,7 @@ def capacity_of(place: Place, file: CapacityFile, folder: Path) -> FarmCapacity:
         store=place.journal.capacity,
         key=b"k" * 32,
         state=folder,
-        coordinator=FARM,
+        coordinators=[FARM, OTHER],
     )
 
 
@@ -106,10 +107,10 @@ async def test_a_local_instance_is_an_agent_that_offers_what_its_pool_says(
     command = await capacity.command(asked)
     assert await capacity.command(asked) == command, "asked again it is the same"
     words = " ".join(command.argv)
-    assert " ".join(agent_command(asked, FARM)) in words
+    assert " ".join(agent_command(asked, [FARM, OTHER])) in words
     assert words.endswith("--no-sandbox"), "what operators add comes last, and holds"
     for said in (
-        f"--coordinator {FARM}",
+        f"--coordinator {FARM} --coordinator {OTHER}",
         "--name here-1",
         "--max-jobs 3",
         "--system x86_64-linux --system i686-linux",
@@ -136,7 +137,7 @@ async def test_user_data_has_the_launchs_own_token_and_is_the_same_each_time(
         assert text == await capacity.user_data(order(file, pool))
         assert text != await capacity.user_data(order(file, pool, "t2"))
         assert f"{pool}-1" in text
-        assert FARM in text
+        assert f"{FARM} --coordinator {OTHER}" in text
         assert "grange_" in text
         assert "@" not in text.replace("user@", "").split("runcmd")[0][:200]
     assert (await capacity.user_data(order(file, "own"))).startswith("#!/bin/sh\njoin http://farm")
@@ -184,15 +185,15 @@ def test_where_instances_find_the_farm(
     file = file_of(tmp_path, text)
     if is_tls:
         file = replace(file, tls=TlsPaths(tmp_path, tmp_path))
-    assert coordinator_of(ServeConfig(agents=Address.parse(listens), farm=file)) == found
+    assert coordinators_of(ServeConfig(agents=Address.parse(listens), farm=file)) == (found,)
 
 
 def test_a_farm_that_instances_could_not_find_does_not_start(tmp_path: Path) -> None:
     file = file_of(tmp_path)
     with pytest.raises(OperatorError, match=r"instances of far, own cannot reach a farm at http"):
-        coordinator_of(ServeConfig(agents=Address("127.0.0.1", 7381), farm=file))
+        coordinators_of(ServeConfig(agents=Address("127.0.0.1", 7381), farm=file))
     with pytest.raises(OperatorError, match="cannot know on which port"):
-        coordinator_of(ServeConfig(agents=Address("127.0.0.1", 0), farm=file))
+        coordinators_of(ServeConfig(agents=Address("127.0.0.1", 0), farm=file))
 
 
 @pytest.mark.timeout(60)

@@ -53,7 +53,7 @@ class _Ec2(Table):
 
 class _Capacity(Table):
     farm: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
-    coordinator: Text | None = None
+    coordinator: Text | Annotated[list[Text], Field(min_length=1, max_length=16)] | None = None
     ca: Text | None = None
     interval_s: Annotated[float, Field(ge=0.1, le=300)] = 5.0
     vcpus_max: Annotated[int, Field(ge=0, le=10_000_000)] = 0
@@ -61,10 +61,19 @@ class _Capacity(Table):
 
     @field_validator("coordinator")
     @classmethod
-    def _is_an_address(cls, text: str | None) -> str | None:
-        if text is not None and not _COORDINATOR.fullmatch(text):
-            raise ValueError(f"{text!r} is not HOST:PORT or https://HOST:PORT, as instances see it")
-        return text
+    def _are_addresses(cls, said: str | list[str] | None) -> str | list[str] | None:
+        for text in _each(said):
+            if not _COORDINATOR.fullmatch(text):
+                raise ValueError(
+                    f"{text!r} is not HOST:PORT or https://HOST:PORT, as instances see it"
+                )
+        return said
+
+
+def _each(said: str | list[str] | None) -> tuple[str, ...]:
+    if said is None:
+        return ()
+    return (said,) if isinstance(said, str) else tuple(said)
 
 
 class CapacityTables(Table):
@@ -121,7 +130,7 @@ class CapacityTables(Table):
             ),
             tuple(pools),
             interval_s=said.interval_s,
-            coordinator=said.coordinator,
+            coordinators=_each(said.coordinator),
             ca=None if said.ca is None else folder / said.ca,
             local=LocalSettings(
                 None if self.local.folder is None else folder / self.local.folder,
@@ -247,18 +256,23 @@ class CapacityFile:
     rules: Rules = Rules(FARM, ReadyBy.AGENT)
     pools: tuple[Pool, ...] = ()  # none: there is no elastic capacity
     interval_s: float = 5.0
-    coordinator: str | None = None  # as instances reach it; None: where it listens for agents
+    coordinators: tuple[str, ...] = ()  # as instances reach them; none: where it listens for agents
     ca: Path | None = None  # of the farm's certificate, for instances
     local: LocalSettings = field(default_factory=LocalSettings)
     ec2: Ec2Settings = Ec2Settings(FARM)
     ec2_pools: Mapping[PoolName, Ec2Pool] = field(default_factory=dict)
     user_data: Mapping[PoolName, str] = field(default_factory=dict)  # that operators wrote
 
+    @property
+    def coordinator(self) -> str | None:
+        """The first of them."""
+        return self.coordinators[0] if self.coordinators else None
+
     def needs_start(self, old: "CapacityFile") -> list[str]:
         """What is said otherwise than in `old` and takes a restart to hold."""
         differs = {
-            "[capacity]": (self.rules, self.interval_s, self.coordinator, self.ca)
-            != (old.rules, old.interval_s, old.coordinator, old.ca),
+            "[capacity]": (self.rules, self.interval_s, self.coordinators, self.ca)
+            != (old.rules, old.interval_s, old.coordinators, old.ca),
             "[local]": replace(self.local, pools={}) != replace(old.local, pools={}),
             "[ec2]": self.ec2 != old.ec2,
             "whether there are [pools]": bool(self.pools) != bool(old.pools),
