@@ -15,7 +15,7 @@ from buildbot.util.twisted import async_to_deferred
 from twisted.internet import defer
 
 from grange.buildbot import steps
-from tests.integration.buildbot.stage import BUILDER, EVAL, Stage
+from tests.integration.buildbot.stage import BUILDER, EVAL, Stage, will_build
 
 
 class Gated(Stage):
@@ -376,3 +376,60 @@ class Told(Stage):
         names = list(await self.steps_of(build))
         assert names == ["worker_preparation", "capacity", "Build flake attr", "capacity release"]
         assert self.daemon.only().request.features == ["kvm"]
+
+
+class Looked(Stage):
+    """What a reservation asks for."""
+
+    def closure(self) -> str:
+        """A plan of three derivations, of which two want features."""
+        kvm = self.add_drv("test", requiredSystemFeatures="kvm nixos-test")
+        big = self.add_drv("big", __json='{"requiredSystemFeatures": ["big-parallel"]}')
+        path = self.store.show(self.store.parse(self.drv))
+        fetched = f"this path will be fetched (0.10 MiB download):\n  {path[:-4]}\n"
+        return will_build(kvm, big, self.drv) + fetched
+
+    @async_to_deferred
+    async def test_features_of_all_that_is_to_be_built_are_asked_for(self) -> None:
+        await self.start(plan=self.closure(), features=["fast"])
+        await self.request(system="wrong")
+        await self.end(SUCCESS)
+        asked = self.daemon.only().request
+        assert asked.system == "x86_64-linux"
+        assert asked.features == ["big-parallel", "fast", "kvm", "nixos-test"]
+
+    @async_to_deferred
+    async def test_what_a_master_does_not_have_is_read_by_the_worker(self) -> None:
+        await self.start(plan=self.closure())
+        with mock.patch("grange.buildbot.look.drv_on_master", return_value=None):
+            await self.request(system="wrong")
+            await self.end(SUCCESS)
+        asked = self.daemon.only().request
+        assert asked.system == "x86_64-linux"
+        assert asked.features == ["big-parallel", "kvm", "nixos-test"]
+
+    @async_to_deferred
+    async def test_where_nix_cannot_be_asked_the_derivation_itself_counts(self) -> None:
+        drv = self.add_drv("test", requiredSystemFeatures="kvm")
+        await self.start(plan="I have learnt new words:\n")
+        await self.request(drv_path=drv)
+        build = await self.end(SUCCESS)
+        assert self.daemon.only().request.features == ["kvm"]
+        log = await self.log_of((await self.steps_of(build))["capacity"])
+        assert "features of inputs are not known" in log
+
+    @async_to_deferred
+    async def test_without_a_derivation_the_property_counts(self) -> None:
+        await self.start()
+        await self.request(drv_path=None, system="aarch64-linux")
+        await self.end(SUCCESS)
+        assert self.daemon.only().request.system == "aarch64-linux"
+
+    @async_to_deferred
+    async def test_what_has_no_system_at_all_is_built_without(self) -> None:
+        await self.start()
+        await self.request(drv_path=None, system=None)
+        build = await self.end(SUCCESS)
+        assert self.daemon.held == {}
+        state = (await self.steps_of(build))["capacity"]["state_string"]
+        assert state.startswith("built without a reservation: it has neither")

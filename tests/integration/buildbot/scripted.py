@@ -9,6 +9,8 @@ from urllib.parse import unquote
 
 from twisted.internet import defer
 from twisted.protocols.policies import WrappingFactory
+from twisted.python import log
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
@@ -193,19 +195,19 @@ class _Door(Resource):
         path = unquote(request.path.removeprefix(PREFIX).decode()).strip("/")
         query = {name.decode(): _number(values[0]) for name, values in (request.args or {}).items()}
         body = request.content.read() if request.content is not None else b""
-        gone: list[object] = []
-        request.notifyFinish().addErrback(gone.append)
+        asked = defer.ensureDeferred(
+            self._daemon.answer(request.method.decode(), path, body, query)
+        )
+        request.notifyFinish().addErrback(lambda _: asked.cancel())
 
         def reply(said: tuple[int, Any]) -> None:
-            if not gone:
-                request.setResponseCode(said[0])
-                request.setHeader("Content-Type", "application/json")
-                request.write(json.dumps(said[1]).encode())
-                request.finish()
+            request.setResponseCode(said[0])
+            request.setHeader("Content-Type", "application/json")
+            request.write(json.dumps(said[1]).encode())
+            request.finish()
             self._daemon.look()
 
-        asked = self._daemon.answer(request.method.decode(), path, body, query)
-        defer.ensureDeferred(asked).addCallback(reply).addErrback(_raise)
+        asked.addCallback(reply).addErrback(_tell)
         return NOT_DONE_YET
 
 
@@ -216,7 +218,6 @@ def _number(text: bytes) -> Any:
         return text.decode()
 
 
-def _raise(failure: Any) -> None:
-    from twisted.python import log
-
-    log.err(failure, "the scripted daemon")
+def _tell(failure: Failure) -> None:
+    if not failure.check(defer.CancelledError):
+        log.err(failure, "the scripted daemon")

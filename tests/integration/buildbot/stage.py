@@ -15,6 +15,9 @@ from twisted.internet import defer, reactor
 from grange.buildbot.configurator import CapacityConfigurator
 from grange.buildbot.keeper import CapacityKeeper
 from grange.buildbot.policy import KEEPER
+from grange.store.derivation import Derivation, Output, unparse
+from grange.store.hash import base32_encode
+from grange.store.path import StoreDir, StorePath
 from tests.integration.buildbot.scripted import ScriptedDaemon
 
 # Buildbot's own test tools make all warnings errors for the whole process when they are imported,
@@ -23,9 +26,11 @@ warnings.resetwarnings()
 
 BUILDER = "org/repo/nix-build"
 EVAL = "org/repo/nix-eval"
-STORE = "/nix/store"
-DRV = f"{STORE}/{'0' * 32}-hello.drv"
-PLAN = f"this derivation will be built:\n  {DRV}\n"
+
+
+def will_build(*drvs: str) -> str:
+    """As Nix says it."""
+    return f"these {len(drvs)} derivations will be built:\n" + "".join(f"  {d}\n" for d in drvs)
 
 
 class Work(BuildStep):
@@ -68,12 +73,30 @@ class Stage(RunMasterBase):
         self.envs: list[dict[str, str]] = []
         self.finished: defer.DeferredQueue[dict[str, Any]] = defer.DeferredQueue()
         Work.stage = self
+        self.store = StoreDir(f"{self.folder}/store")
+        os.mkdir(self.store.root)
+        self.drv = self.add_drv("hello")
         self.addCleanup(lambda: defer.ensureDeferred(self.daemon.stop()))
 
     # --- A master -------------------------------------------------------------------------------
 
-    def config(self, plan: str = PLAN, **settings: Any) -> dict[str, Any]:
-        path = self.fake_nix(plan)
+    def add_drv(self, name: str, **env: str) -> str:
+        """The path of a new derivation in the store."""
+        path = StorePath(f"{base32_encode(name.encode().rjust(20))}-{name}.drv")
+        output = self.store.parse(f"{self.store.root}/{path.removesuffix('.drv')}")
+        outputs = {"out": Output(output, "", "")}
+        drv = Derivation(name, outputs, {}, (), "x86_64-linux", "/bin/sh", (), env)
+        with open(self.store.show(path), "wb") as file:
+            file.write(unparse(drv, self.store))
+        return self.store.show(path)
+
+    def config(self, plan: str | None = None, **settings: Any) -> dict[str, Any]:
+        path = self.fake_nix(plan or will_build(self.drv))
+        settings = {
+            "url": f"unix:{os.path.abspath(self.socket)}",
+            "store_dir": self.store.root,
+            **settings,
+        }
         env = {"PATH": f"{path}:{os.environ['PATH']}"}
         return {
             "builders": [
@@ -86,9 +109,7 @@ class Stage(RunMasterBase):
                 for name in (BUILDER, EVAL)
             ],
             "schedulers": [schedulers.ForceScheduler("force", builderNames=[BUILDER, EVAL])],
-            "configurators": [
-                CapacityConfigurator(**{"url": f"unix:{os.path.abspath(self.socket)}", **settings})
-            ],
+            "configurators": [CapacityConfigurator(**settings)],
             "multiMaster": False,
             "db_url": f"sqlite:///{self.folder}/state.sqlite",
         }
@@ -105,7 +126,7 @@ class Stage(RunMasterBase):
         os.chmod(script, stat.S_IRWXU)
         return folder
 
-    async def start(self, *, is_up: bool = True, plan: str = PLAN, **settings: Any) -> None:
+    async def start(self, *, is_up: bool = True, plan: str | None = None, **settings: Any) -> None:
         if is_up:
             self.daemon.listen()
         await self.start_master(self.config(plan, **settings))
@@ -126,7 +147,12 @@ class Stage(RunMasterBase):
 
     async def request(self, builder: str = BUILDER, **said: Any) -> int:
         """Ask for a build; its build request."""
-        properties = {"drv_path": DRV, "system": "x86_64-linux", "cacheStatus": "notBuilt", **said}
+        properties = {
+            "drv_path": self.drv,
+            "system": "x86_64-linux",
+            "cacheStatus": "notBuilt",
+            **said,
+        }
         builderid = await self.master.data.updates.findBuilderId(builder)
         source = dict.fromkeys(("codebase", "repository", "project"), "")
         _, requests = await self.master.data.updates.addBuildset(
