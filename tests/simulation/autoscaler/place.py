@@ -14,6 +14,8 @@ from tests.simulation.capacity.cloud import Rates
 from tests.simulation.capacity.run import OFFERINGS, TERMS
 from tests.simulation.capacity.world import SYSTEM
 
+TERM_S = 3000.0  # of virtual time: what waits in vain fails
+
 POOL = Pool(
     PoolName("plain"),
     (SYSTEM,),
@@ -28,15 +30,20 @@ POOL = Pool(
 
 @asynccontextmanager
 async def running(
-    pool: Pool = POOL, ready_by: ReadyBy = ReadyBy.SERVER, *, has_overlay: bool = False
+    pool: Pool = POOL,
+    ready_by: ReadyBy = ReadyBy.SERVER,
+    *,
+    interval_s: float = 5.0,
+    seed: int = 1,
 ) -> AsyncIterator[World]:
     """A world that has begun. Whatever a task of it finds to be broken is raised at the end."""
-    world = World(1, Rates(), Troubles(), (pool,), ready_by, has_overlay)
+    world = World(seed, Rates(), Troubles(), (pool,), ready_by, interval_s=interval_s)
     world.begin()
     world.spawn(world.turn(), "time")
     await world.api().ready.wait()
     try:
-        yield world
+        async with asyncio.timeout(TERM_S):
+            yield world
         if world.problem is not None:
             raise world.problem
     finally:
