@@ -296,7 +296,7 @@ class CapacityKeeper(BuildbotService):
     async def _reserved_before(self) -> list[str]:
         prefix = policy.key_prefix(self.master_name)
         held = {lease.request.key for lease in self._leases.values()}
-        asked = requests.reservations(OPEN, limit=LIST_MAX)
+        asked = requests.reservations(OPEN, limit=LIST_MAX, key_prefix=prefix)
         found = await self.caller.call(asked, requests.read_reservations)
         held.update(lease.request.key for lease in self._leases.values())
         return [view.id for view in found if view.key.startswith(prefix) and view.key not in held]

@@ -310,6 +310,7 @@ class Lost(Stage):
 
     @async_to_deferred
     async def test_what_a_master_left_is_released_when_it_comes_back(self) -> None:
+        self.db_url = f"sqlite:///{self.folder}/state.sqlite"
         await self.start()
         request = await self.request()
         await self.works.get()
