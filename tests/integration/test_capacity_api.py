@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from grange.capacity.facts import LaunchFailure, ReservationId, ReservationState, SlotState
+from grange.client import capacity_requests as ask
 from grange.client.capacity import CapacityClient
 from grange.client.capacity_models import (
     HintRequest,
@@ -97,6 +98,10 @@ async def test_a_reservation_is_made_waited_for_renewed_and_released(
     [listed] = await asyncio.to_thread(client.reservations, ["released"])
     assert listed.id == one.id
     assert await asyncio.to_thread(client.reservations, ["ready", "pending"]) == []
+    for prefix, number in (("on", 1), ("two", 0)):
+        request = ask.reservations(["released"], key_prefix=prefix)
+        found = await asyncio.to_thread(client._told, request, ask.read_reservations)
+        assert len(found) == number
     explained = await asyncio.to_thread(client.explain_reservation, one.id)
     assert explained.text == "released"
 

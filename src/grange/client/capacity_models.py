@@ -20,7 +20,7 @@ WAIT_MAX_S: Final = 60.0  # of one long poll: proxies hang up on what is silent 
 DEADLINE_MAX_S: Final = 30 * 86_400.0
 HINT_MAX_S: Final = 86_400.0
 COUNT_MAX: Final = 1_000_000
-LIST_MAX: Final = 100_000  # all reservations that can be open
+LIST_MAX: Final = 10_000  # reservations in one answer: more would hold up all others for seconds
 
 # What a person reads in lists and logs: no control characters.
 Line = Annotated[str, Field(max_length=NAME_MAX, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]

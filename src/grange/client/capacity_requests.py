@@ -104,10 +104,16 @@ def release(id_: str) -> CapacityRequest:
 
 
 def reservations(
-    states: Iterable[str] = (), project: str | None = None, limit: int | None = None
+    states: Iterable[str] = (),
+    project: str | None = None,
+    limit: int | None = None,
+    *,
+    key_prefix: str | None = None,
 ) -> CapacityRequest:
-    """Those in one of `states`, or in any; the oldest first. Read with `read_reservations`."""
-    return _get("reservations", state=[*states], project=project, limit=limit)
+    """Those in one of `states`, or in any, whose keys begin with `key_prefix`; the oldest first.
+    Read with `read_reservations`."""
+    asked: dict[str, str | None] = {"project": project, "key_prefix": key_prefix}
+    return _get("reservations", state=[*states], limit=limit, **asked)
 
 
 def hint(request: HintRequest) -> CapacityRequest:

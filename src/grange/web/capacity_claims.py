@@ -79,6 +79,7 @@ def _reservation_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
         who: Looker,
         state: States = [],  # noqa: B006 - FastAPI copies it
         project: NameQuery = None,
+        key_prefix: NameQuery = None,
         limit: Annotated[int, Query(ge=1, le=LIST_MAX)] = 1_000,
     ) -> list[ReservationView]:
         """The oldest first, ended ones for a while; without the right to read, those of one's own
@@ -86,7 +87,7 @@ def _reservation_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
 
         def is_wanted(one: Reservation) -> bool:
             is_meant = project in (None, one.claim.project) and (not state or one.state in state)
-            return is_meant and _may_see(who, one)
+            return is_meant and one.claim.key.startswith(key_prefix or "") and _may_see(who, one)
 
         found = autoscaler_of().reservations(is_wanted, limit)
         return [views.reservation(each) for each in found]
