@@ -112,8 +112,9 @@ def reservations(
 ) -> CapacityRequest:
     """Those in one of `states`, or in any, whose keys begin with `key_prefix`; the oldest first.
     Read with `read_reservations`."""
-    asked: dict[str, str | None] = {"project": project, "key_prefix": key_prefix}
-    return _get("reservations", state=[*states], limit=limit, **asked)
+    return _get(
+        "reservations", state=[*states], project=project, key_prefix=key_prefix, limit=limit
+    )
 
 
 def hint(request: HintRequest) -> CapacityRequest:
