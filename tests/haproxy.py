@@ -22,6 +22,7 @@ from grange.errors import OutsideError
 from tests.ports import free_port
 
 POOL: Final = Pool(PoolName("x86"), ("x86_64-linux",), max=2, capacity=4)
+HOST: Final = "127.2.3.4"  # not HAProxy's own
 ONE, TWO = SlotId("x86-1"), SlotId("x86-2")
 WAIT_S: Final = 60.0  # for what takes a second on a machine that is not busy
 
@@ -58,11 +59,11 @@ class StandIn:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{HOST}:{self.port}"
 
     async def start(self) -> None:
         self.holds.set()
-        self._server = await asyncio.start_server(self._talk, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._talk, HOST, self.port)
 
     async def stop(self) -> None:
         if self._server is not None:

@@ -49,7 +49,7 @@ def test_haproxy_takes_the_configuration_without_a_word(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
     assert "Warnings" not in done.stdout.decode()
     assert "bind 127.0.0.1:22030" in text
-    assert "server arm-3 127.0.0.1:1" in text
+    assert "server arm-3 arm-3.invalid:1" in text
 
 
 async def test_a_slot_serves_after_its_checks_and_keeps_its_sessions_in_a_drain() -> None:

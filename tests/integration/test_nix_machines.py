@@ -128,7 +128,7 @@ def test_the_commands_print_them(tmp_path: Path) -> None:
     path.write_text(FILE)
     run = CliRunner()
     told = run.invoke(haproxy_config_command, ["--config", str(path)], catch_exceptions=False)
-    assert "server x86-2 127.0.0.1:1" in told.output
+    assert "server x86-2 x86-2.invalid:1" in told.output
     told = run.invoke(nix_machines_command, ["--config", str(path)], catch_exceptions=False)
     assert "ssh-ng://nix@x86-2 x86_64-linux" in told.output
     assert "@cert-authority" in told.output

@@ -60,6 +60,9 @@ backend {backend}
     tcp-check expect rstring ^SSH-2\\.0-
     # With fall 1 a server that was never checked would look healthy
     default-server check inter 2s fastinter 500ms rise 1 fall 2 maxconn {maxconn} disabled
+    # Of a server with a name, which nobody looks up, a reload keeps the address; with an address
+    # here it would keep all but that, and send the slot's traffic there
+    default-server init-addr last,127.0.0.1
 {servers}
 """
 
@@ -120,7 +123,7 @@ def _pool(wiring: Wiring, settings: HaproxySettings, pool: Pool) -> Iterator[str
         backend=backend,
         uses="\n".join(f"    use-server {slot} if {{ fe_name {slot} }}" for slot in names),
         maxconn=pool.capacity,
-        servers="\n".join(f"    server {slot} 127.0.0.1:1" for slot in names),
+        servers="\n".join(f"    server {slot} {slot}.invalid:1" for slot in names),
     )
 
 

@@ -137,6 +137,9 @@ class HaproxyBalancer:
              [name for name, row in ours.items() if not row.is_checked]),
             ("fall is less than 2 for {}, so that HAProxy shows an unchecked server as healthy;"
              " set 'fall 2' or more", [name for name, fall in falls.items() if fall < 2]),
+            ("{} have an address in HAProxy's configuration, where a reload sends their traffic;"
+             " give them a name and 'init-addr last,127.0.0.1'",
+             [name for name, row in ours.items() if not row.has_name]),
             ("weight 0 keeps all traffic from {}; set 'weight 1'",
              [name for name, row in ours.items() if row.weight == 0]),
         )  # fmt: skip

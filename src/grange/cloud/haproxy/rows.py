@@ -35,6 +35,7 @@ class StateRow:
     is_checked: bool  # checks are configured
     is_in_check: bool  # one of its checks, or of its agent's, is under way
     has_agent: bool
+    has_name: bool  # instead of an address, in the configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def _state_row(row: "_Row") -> StateRow:
         is_checked=bool(check & _CONFIGURED),
         is_in_check=bool((check | agent) & _IN_PROGRESS),
         has_agent=bool(agent & _CONFIGURED),
+        has_name=row.text("srv_fqdn") != "-",
     )
 
 
