@@ -18,6 +18,7 @@ from grange.capacity.facts import (
     InstanceId,
     LaunchFailure,
     LaunchOrder,
+    ServerMode,
     SlotId,
 )
 from grange.errors import GrangeError, OutsideError
@@ -52,15 +53,18 @@ class Acts:
         doors: Doors,
         troubles: Troubles,
         metrics: CapacityMetrics,
+        *,
         is_wanted: Callable[[LaunchOrder], bool],
         answered: Callable[[on.LaunchAnswered], None],
+        opened: Callable[[SlotId], None],
     ) -> None:
-        """`is_wanted`: the slot still waits for this very launch."""
+        """`is_wanted`: the slot still waits for this very launch. `opened`: traffic reaches it."""
         self._doors = doors
         self._troubles = troubles
         self._metrics = metrics
         self._is_wanted = is_wanted
         self._answered = answered
+        self._opened = opened
         self._calls: set[str] = set()  # tokens under way
         self._begun: set[Act] = set()
         self._traffic: dict[SlotId, asyncio.Task[None]] = {}  # the latest of each slot
@@ -178,6 +182,8 @@ class Acts:
             case do.SetServer():
                 if doors.balancer is not None:
                     await doors.balancer.set(act)
+                if act.mode is ServerMode.READY:
+                    self._opened(act.slot)
             case do.SetAgent():
                 if doors.workforce is not None:
                     await doors.workforce.set_agent(act)

@@ -55,6 +55,12 @@ class Decisions:
         self.ready = asyncio.Event()  # set while there is a core
         self.trouble = ""  # what keeps the store from being written; "" where nothing does
 
+    async def ready_core(self) -> Capacity:
+        """Waits until there is one."""
+        while self.core is None:
+            await self.ready.wait()
+        return self.core
+
     def tell(self, *events: on.Event) -> None:
         """Hand over events; they are decided in order, with all others."""
         if events and self._is_running:

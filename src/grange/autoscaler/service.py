@@ -1,11 +1,10 @@
 """The autoscaler: looks at what there is, decides what there should be, and brings it about.
 
 Everything else is a room of its own behind this door: `decisions` (one loop, decide and commit),
-`acts`, `looks`, `tellings` (who waits for a reservation), `troubles`.
+`acts`, `looks`, `tellings` (who waits for a reservation), `troubles` and `chores`.
 """
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from uuid import uuid4
 
 from grange.autoscaler.acts import Acts, Doors
 from grange.autoscaler.bounds import check_claim, check_hint, check_said
+from grange.autoscaler.chores import Chores
 from grange.autoscaler.decisions import Decisions
 from grange.autoscaler.looks import Looks
 from grange.autoscaler.metrics import CapacityMetrics
@@ -46,12 +46,13 @@ from grange.capacity.facts import (
     ReservationId,
     ReservationState,
     Rules,
+    ServerMode,
     Slot,
     SlotId,
     SlotState,
 )
 from grange.capacity.state import IN_FLIGHT
-from grange.errors import ConflictError, FencedError, GrangeError, NotFoundError, OutsideError
+from grange.errors import ConflictError, NotFoundError, OutsideError
 from grange.ports import (
     Balancer,
     CapacityEvent,
@@ -62,16 +63,9 @@ from grange.ports import (
     Workforce,
 )
 
-log = logging.getLogger(__name__)
-
 HINTS_MAX: Final = 10_000
 ROUND_S: Final = 60.0  # for the acts of a round that somebody waits for
 WAIT_MAX_S: Final = 300.0  # proxies and clients give up sooner
-PRUNE_S: Final = 3600.0
-PRUNE_AGAIN_S: Final = 60.0  # where it failed
-KEPT_S: Final = 30 * 86_400.0  # events, for people
-SETTINGS_S: Final = 300.0  # between two looks at what keeps the settings from working
-AGAIN_S: Final = 5.0
 _AWAITED: Final = (SlotState.BINDING, SlotState.READY)
 
 
@@ -112,29 +106,35 @@ class Autoscaler:
         self._decisions = Decisions(rules, pools, store, clock)
         self.ready = self._decisions.ready  # set while it knows what is durable
         self._acts = Acts(
-            self._doors, self._troubles, metrics, self._is_wanted, self._decisions.tell
+            self._doors,
+            self._troubles,
+            metrics,
+            is_wanted=self._is_wanted,
+            answered=self._decisions.tell,
+            opened=self._is_open,
         )
         self._looks = Looks(
             self._doors,
             self._acts,
             self._troubles,
             metrics,
-            core=self._ready_core,
+            core=self._decisions.ready_core,
             settle=self._decisions.settle,
             interval_s=interval_s,
         )
+        self._chores = Chores(self._doors, self._decisions, self._tellings, self._troubles)
 
     async def run(self) -> None:
         """Until cancelled. Raises FencedError where another leads now, and OperatorError where
         going on could harm."""
-        self._tellings.begin(self._clock.wall_s())
+        self._tellings.number_from(self._clock.wall_s())
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._decisions.run(self), name="capacity-decisions")
                 tasks.create_task(self._looks.run(), name="capacity-looks")
-                tasks.create_task(self._hear_notices(), name="capacity-notices")
-                tasks.create_task(self._tidy(), name="capacity-tidy")
-                tasks.create_task(self._try_settings(), name="capacity-settings")
+                tasks.create_task(self._chores.hear_notices(), name="capacity-notices")
+                tasks.create_task(self._chores.tidy(), name="capacity-tidy")
+                tasks.create_task(self._chores.try_settings(), name="capacity-settings")
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
@@ -307,7 +307,7 @@ class Autoscaler:
     # --- what the loop does with what was decided (`decisions.Actor`) --------------------------
 
     def begun(self, core: Capacity, effects: Sequence[do.Effect]) -> None:
-        self._tellings.replace(held.reservation for held in core.held.values())
+        self._tellings.begin_anew(held.reservation for held in core.held.values())
         self._acts.begin(effects)
         self._looks.want()
 
@@ -317,66 +317,26 @@ class Autoscaler:
         now = self._clock.monotonic_s()
         self._metrics.saved(core, effects, now)
         for each in effects:
-            if isinstance(each, do.TellReservation) and self._tellings.take(each.reservation):
-                self._metrics.told(each.reservation, now)
+            match each:
+                case do.SetServer(slot, ServerMode.READY):
+                    self._tellings.shut(slot)
+                case do.TellReservation(reservation) if self._tellings.take(reservation):
+                    self._metrics.told(self._tellings.known[reservation.id], now)
+                case _:
+                    pass
         self._acts.begin(effects)
         if any(isinstance(each, on.Observed) for each in events):
             self._metrics.show(core, now, self._looks.saw_all_at)
         if _calls_for_a_look(core, events, effects):
             self._looks.want()
 
+    def _is_open(self, slot: SlotId) -> None:
+        for each in self._tellings.opened(slot):
+            self._metrics.told(each, self._clock.monotonic_s())
+
     def doubted(self, why: str) -> None:
         self._metrics.forget()
         self._tellings.stop(why)
-
-    # --- its tasks ----------------------------------------------------------------------------
-
-    async def _hear_notices(self) -> None:
-        what = "the cloud's notices cannot be heard"
-        while True:
-            try:
-                async for notice in self._doors.cloud.notices():
-                    self._troubles.ended(what)
-                    await self._decisions.ready.wait()
-                    self._decisions.tell(on.NoticeCame(notice))
-                self._troubles.began(what, "they ended")
-            except GrangeError as error:
-                self._troubles.began(what, error)
-            except Exception as error:
-                log.exception("%s", what)
-                self._troubles.began(what, error)
-            await asyncio.sleep(AGAIN_S)
-
-    async def _tidy(self) -> None:
-        """Forget what is old, here and in the store."""
-        while True:
-            pause_s = PRUNE_S
-            core = await self._ready_core()
-            self._tellings.keep(core.held)
-            try:
-                await self._store.prune(self._clock.wall_s() - KEPT_S)
-            except FencedError:
-                raise
-            except (GrangeError, OSError) as error:
-                self._troubles.began("what is old cannot be forgotten", error)
-                pause_s = PRUNE_AGAIN_S
-            else:
-                self._troubles.ended("what is old cannot be forgotten")
-            await asyncio.sleep(pause_s)
-
-    async def _try_settings(self) -> None:
-        doors = (self._doors.cloud, self._doors.balancer, self._doors.overlay)
-        while True:
-            said: list[str] = []
-            for door in doors:
-                if door is None:
-                    continue
-                try:
-                    said += await door.troubles()
-                except (GrangeError, OSError) as error:
-                    said.append(str(error))
-            self._troubles.found(said)
-            await asyncio.sleep(SETTINGS_S)
 
     # --- shorthand ----------------------------------------------------------------------------
 
@@ -386,11 +346,6 @@ class Autoscaler:
             why = self._decisions.trouble or "it has not read back what is durable"
             raise OutsideError(f"the autoscaler knows nothing just now: {why}; ask again")
         return core
-
-    async def _ready_core(self) -> Capacity:
-        while self._decisions.core is None:
-            await self._decisions.ready.wait()
-        return self._decisions.core
 
     def _known(self, id_: ReservationId) -> Reservation:
         self._core()

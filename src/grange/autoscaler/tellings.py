@@ -1,13 +1,15 @@
 """How reservations stand as far as is durable, and who waits for news of them.
 
-Nobody is told of a slot before that is committed: a crash would take it back.
+Nobody is told of a slot before that is committed: a crash would take it back. Nor before traffic
+can reach it, for who connects too early fails.
 """
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
-from grange.capacity.facts import Reservation, ReservationId
+from grange.capacity.facts import Reservation, ReservationId, ReservationState, SlotId
 from grange.capacity.state import OPEN
 from grange.errors import NotFoundError, OutsideError
 
@@ -21,17 +23,35 @@ class Tellings:
         self._versions: dict[ReservationId, int] = {}
         self._by_key: dict[str, ReservationId] = {}
         self._open: set[ReservationId] = set()
+        self._shut: set[SlotId] = set()  # that are about to be opened to traffic
+        self._kept_back: dict[ReservationId, Reservation] = {}  # until their slots are open
         self._waiting: dict[ReservationId, set[asyncio.Future[None]]] = {}
         self._next = 1
 
-    def begin(self, wall_s: float) -> None:
+    def number_from(self, wall_s: float) -> None:
         """Versions of this life are above those of any before it."""
         self._next = max(self._next, int(wall_s * 1000))
+
+    def shut(self, slot: SlotId) -> None:
+        """Whoever has a place there is told so when it is `opened`."""
+        self._shut.add(slot)
+
+    def opened(self, slot: SlotId) -> list[Reservation]:
+        """Traffic reaches it now; of whom that is news."""
+        self._shut.discard(slot)
+        due = [each for each in self._kept_back.values() if each.slot == slot]
+        return [each for each in due if self.take(each)]
 
     def take(self, reservation: Reservation) -> bool:
         """It stands so, durably; whether that is news."""
         id_ = reservation.id
-        if self.known.get(id_) == reservation:
+        known = self.known.get(id_)
+        self._kept_back.pop(id_, None)
+        is_shut = reservation.state is ReservationState.READY and reservation.slot in self._shut
+        if is_shut and (known is None or known.state is ReservationState.PENDING):
+            self._kept_back[id_] = reservation
+            reservation = replace(reservation, state=ReservationState.PENDING, slot=None)
+        if known == reservation:
             return False
         self.known[id_] = reservation
         self._by_key[reservation.claim.key] = id_
@@ -41,9 +61,10 @@ class Tellings:
         self._wake(id_)
         return True
 
-    def replace(self, reservations: Iterable[Reservation]) -> None:
+    def begin_anew(self, reservations: Iterable[Reservation]) -> None:
         """These are all there are; what no longer is among them is forgotten."""
         now = {each.id: each for each in reservations}
+        self._shut.clear()
         self.keep(now)
         for each in now.values():
             self.take(each)
@@ -53,6 +74,7 @@ class Tellings:
         for id_ in [each for each in self.known if each not in ids]:
             gone = self.known.pop(id_)
             del self._versions[id_]
+            self._kept_back.pop(id_, None)
             self._open.discard(id_)
             if self._by_key.get(gone.claim.key) == id_:
                 del self._by_key[gone.claim.key]

@@ -1,6 +1,7 @@
 """Bugs planted in the autoscaler's shell: each must be caught, or the oracles are too weak."""
 
 from grange.autoscaler.acts import Acts
+from grange.autoscaler.chores import Chores
 from grange.autoscaler.decisions import Decisions
 from grange.autoscaler.looks import Looks
 from grange.autoscaler.service import Autoscaler
@@ -40,11 +41,12 @@ MUTANTS = (
     Mutant("peeps see nothing", Looks, "_rest", "not peeped.is_within(self._useful)", "False"),
     Mutant("nothing calls for a look", Looks, "want", "self._wanted.set()"),
     Mutant("news wakes nobody", Tellings, "_wake", "future.set_result(None)"),
+    Mutant("told before it is open", Tellings, "shut", "self._shut.add(slot)"),
     Mutant("told before it is durable", Autoscaler, "reserve", "of_key(claim.key)", "of_key('')"),
     Mutant(
         "notices are heard and forgotten",
-        Autoscaler,
-        "_hear_notices",
+        Chores,
+        "hear_notices",
         "self._decisions.tell(on.NoticeCame(notice))",
     ),
     Mutant("troubles never end", Troubles, "ended", "self._known.pop(what, None)", "None"),

@@ -77,9 +77,10 @@ def door(world: World, name: str) -> Any:
 
 
 class Held:
-    """In place of a door's method: it stands still until it is let go."""
+    """In place of a door's method: but for the first few calls it stands still until let go."""
 
-    def __init__(self, owner: object, name: str) -> None:
+    def __init__(self, owner: object, name: str, lets: int = 0) -> None:
+        self._lets = lets
         self._real: Callable[..., Awaitable[Any]] = getattr(owner, name)
         self.calls: list[tuple[Any, ...]] = []
         self.began = asyncio.Event()
@@ -88,8 +89,9 @@ class Held:
 
     async def __call__(self, *arguments: Any) -> Any:
         self.calls.append(arguments)
-        self.began.set()
-        await self.let_go.wait()
+        if len(self.calls) > self._lets:
+            self.began.set()
+            await self.let_go.wait()
         return await self._real(*arguments)
 
 

@@ -248,6 +248,32 @@ def test_a_slot_is_shut_before_it_is_terminated_and_in_order() -> None:
     run_virtually(main())
 
 
+def test_nobody_is_told_of_a_slot_before_traffic_reaches_it() -> None:
+    async def main() -> None:
+        async with running() as world:
+            scaler = world.api()
+            setting = Held(door(world, "balancer"), "set", lets=1)  # the first: to be checked
+            told = await scaler.reserve(a_claim())
+            id_ = told.reservation.id
+            await setting.began.wait()
+            assert setting.calls[-1][0].mode is ServerMode.READY
+            assert world.disk.reservations[id_].state is ReservationState.READY
+            waiting = asyncio.ensure_future(scaler.wait(id_, told.version, 60.0))
+            await asyncio.sleep(5.0)
+            assert (await scaler.renew(id_)).reservation.state is ReservationState.PENDING
+            assert not waiting.done()
+            setting.let_go.set()
+            got = await waiting
+            assert got.reservation == world.disk.reservations[id_]
+            assert world.balancer.rows[SlotId("plain-1")].mode is ServerMode.READY
+            # Where it is open already, who asks is told at once.
+            await scaler.release(id_)
+            again = await scaler.reserve(a_claim("b"))
+            assert again.reservation.state is ReservationState.READY
+
+    run_virtually(main())
+
+
 def test_what_could_not_be_ended_is_ended_later() -> None:
     async def main() -> None:
         async with running() as world:
