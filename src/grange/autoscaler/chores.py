@@ -1,4 +1,4 @@
-"""What goes on beside looking and deciding: notices are heard, what is old goes, settings are tried."""
+"""What goes on beside looking and deciding: notices, what is old, what the settings lack."""
 
 import asyncio
 import logging
