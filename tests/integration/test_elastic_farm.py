@@ -4,6 +4,7 @@ started by the farm, as instances of a cloud that is this machine."""
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,11 @@ from grange.client.capacity_models import (
     SlotVerbRequest,
     SlotView,
 )
+from grange.errors import OutsideError
 from tests.integration.farm import NIX_CONFIG, Farm, Gates, make_farm, until, wait_at
+from tests.integration.test_farm_failover import Coordinator, SharedFarm
+from tests.ports import free_port
+from tests.postgres import running_postgres
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -63,7 +68,16 @@ class ElasticFarm(Farm):
         self.config.write_text("".join([QUICK, *text]))
 
     def slots(self) -> dict[str, SlotView]:
-        return {slot.id: slot for slot in self.capacity.slots()}
+        """Once the autoscaler has read back what it knew."""
+
+        def told() -> dict[str, SlotView] | None:
+            try:
+                return {slot.id: slot for slot in self.capacity.slots()}
+            except OutsideError:
+                return None
+
+        assert self.coordinator is not None
+        return until(told, "slots should be told", self.coordinator)
 
     def slot_in(self, state: SlotState, *, name: str = "") -> SlotView:
         """The first slot that is seen in this state."""
@@ -97,13 +111,43 @@ class ElasticFarm(Farm):
         pid = int((self.state_dir / "instances" / id_ / "pid").read_text())
         os.killpg(pid, signal.SIGKILL)
 
+    def follow(self, shared: SharedFarm) -> None:
+        """Ask whoever leads now."""
+        self.capacity.close()
+        self.capacity = CapacityClient(self.url, token_file=self.admin_token)
+        self.coordinator = shared.lead.process
+
     def stop(self) -> None:
         """Whatever it launched is gone when this returns."""
-        for slot in self.slots().values():
-            if slot.instance is not None:
-                self.kill_instance(slot.instance)
         super().stop()
+        for folder in (self.state_dir / "instances").glob("local-*"):
+            if not (folder / "exit").exists() and not (folder / "gone").exists():
+                with suppress(OSError):  # it has ended by itself
+                    self.kill_instance(folder.name)
         self.capacity.close()
+
+
+class SharedElasticFarm(SharedFarm):
+    """Two coordinators, both of which instances are told of."""
+
+    def __init__(self, farm: ElasticFarm, database: str) -> None:
+        self.ports = {"a": free_port(), "b": free_port()}
+        where = [f"127.0.0.1:{port}" for port in self.ports.values()]
+        farm.pools(("x86", "max = 1"))
+        text = farm.config.read_text()
+        farm.config.write_text(text.replace(QUICK, f"{QUICK}coordinator = {where}\n"))
+        super().__init__(farm, database, "--config", str(farm.config))
+
+    def _start(self, name: str, http_port: int, _agents_port: int) -> Coordinator:
+        return super()._start(name, http_port, self.ports[name])
+
+
+@contextmanager
+def closing_farm(made: ElasticFarm) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        made.stop()
 
 
 @pytest.fixture
@@ -137,6 +181,7 @@ def test_what_runs_on_a_slot_that_drains_is_finished_and_outlives_a_restart(farm
     made.coordinator.kill()
     made.start_coordinator()
     made.await_agent("x86-1")
+    assert made.slots()["x86-1"].state is SlotState.READY
     made.capacity.say_of_slot("x86-1", SlotVerb.DRAIN, SlotVerbRequest())
     made.await_agent("x86-1", "paused")
     assert made.slots()["x86-1"].state is SlotState.DRAINING
@@ -147,6 +192,32 @@ def test_what_runs_on_a_slot_that_drains_is_finished_and_outlives_a_restart(farm
     assert only.agent_name == "x86-1"
     launches = [text for text in made.events() if text.startswith("empty to launching")]
     assert len(launches) == 1, "the restart had forgotten nothing"
+
+
+def test_another_coordinator_takes_over_with_what_is_there(tmp_path: Path) -> None:
+    made = make_farm(tmp_path / "farm", kind=ElasticFarm)
+    assert isinstance(made, ElasticFarm)
+    with running_postgres() as postgres, closing_farm(made):
+        shared = SharedElasticFarm(made, postgres.new_database())
+        try:
+            made.follow(shared)
+            made.shut("gate")
+            held = made.submit(made.step("held", wait_at("gate") + "echo done > $out"))
+            made.at_gate(held)
+            before = made.slots()["x86-1"]
+            with CapacityClient(shared.other.url, token_file=made.admin_token) as standby:
+                assert [each.instance for each in standby.slots()] == [before.instance], "sent on"
+            shared.lead.process.kill()
+            shared.await_takeover()
+            made.follow(shared)
+            made.await_agent("x86-1")
+            assert made.slots()["x86-1"].instance == before.instance
+            made.open("gate")
+            made.succeed(held)
+            assert len(made.attempts(held)) == 1
+            made.at_rest()
+        finally:
+            shared.stop()
 
 
 def test_an_instance_that_dies_under_a_build_is_replaced_and_the_build_ends(farm: Start) -> None:
