@@ -139,3 +139,47 @@ def test_orphans_count_against_the_most_of_their_pool(slot: str) -> None:
     place.looks(4)
     assert len(place.orders) == 3
     assert "1 instances without a slot" in place.core.explain(PoolName("x86"))
+
+
+def test_a_second_crash_does_not_cut_short_the_wait_for_what_is_listed_late() -> None:
+    """Without a database a launch of before may show only after a while."""
+    place = Place(settle_s=60.0)
+    place.ask("b")
+    place.look(61.0)
+    place.looks(3)
+    hidden = dict(place.instances)
+    place.forget()
+    place.instances = {}
+    place.look()
+    place.again()
+    place.ask("c")
+    place.looks(3)
+    assert len(place.orders) == 1
+    place.instances = hidden
+    place.looks(4)
+    assert place.state(place.asked[-1]) is ReservationState.READY
+    assert len(place.orders) == 1
+
+
+def test_once_all_are_known_a_restart_waits_for_nothing() -> None:
+    place = Place(settle_s=60.0)
+    place.look(61.0)
+    place.again()
+    place.ask("b")
+    place.look()
+    assert len(place.orders) == 1
+
+
+def test_who_is_not_listed_gets_no_new_traffic() -> None:
+    """Its address may be another's by now; what is under way goes on."""
+    place = Place()
+    build = place.ask("b")
+    place.looks(4)
+    (slot,) = (each.id for each in place.core.slots() if each.instance)
+    kept, place.instances = place.instances, {}
+    place.look()
+    assert place.servers[slot].mode is ServerMode.DRAIN
+    assert place.state(build) is ReservationState.READY
+    place.instances = kept
+    place.looks(2)
+    assert place.servers[slot].mode is ServerMode.READY

@@ -296,3 +296,18 @@ def test_priority_goes_before_age() -> None:
     place.looks(4)
     assert place.state(soon) is ReservationState.READY
     assert place.state(late) is ReservationState.PENDING
+
+
+def test_an_undrained_slot_gets_work_after_the_next_look() -> None:
+    """Until then its server is shut."""
+    place = Place()
+    build = place.ask("b")
+    place.looks(4)
+    slot = seated(place)
+    place.tell(on.OperatorSaid(on.Verb.DRAIN, slot.id), on.ReservationReleased(build))
+    place.look()
+    place.tell(on.OperatorSaid(on.Verb.UNDRAIN, slot.id))
+    other = place.ask("o")
+    assert place.state(other) is ReservationState.PENDING
+    place.looks(2)
+    assert place.state(other) is ReservationState.READY

@@ -45,6 +45,9 @@ def _look(memory: Memory, seat: Seat, look: Look) -> None:
     match seat.slot.state:
         case SlotState.EMPTY | SlotState.COOLING:
             _keep_out(memory, seat, look)
+            if seat.is_blank and look.listed is not None and memory.now >= memory.launch_from:
+                seat.is_blank = False  # and the next life is to know it, too
+                memory.amend(seat)
         case SlotState.LAUNCHING | SlotState.UNKNOWN:
             _keep_out(memory, seat, look)
             _doubt(memory, pool, seat, look)
@@ -217,11 +220,20 @@ def _serve_server(memory: Memory, seat: Seat, look: Look) -> bool:
         return False
     if seat.launched_at is None:  # not seen in this life
         return False
+    if _is_lost(seat, look):
+        if server.mode is ServerMode.READY:
+            memory.act(do.SetServer(slot.id, ServerMode.DRAIN, slot.address))
+        return False
     if server.is_healthy and server.mode is ServerMode.DRAIN:
         if not _is_still_at(memory, seat, look):
             return False
         memory.act(do.SetServer(slot.id, ServerMode.READY, slot.address))
     return server.is_healthy
+
+
+def _is_lost(seat: Seat, look: Look) -> bool:
+    """Its instance is not listed: whoever answers at its address may be another by now."""
+    return look.listed is not None and seat.slot.instance not in look.listed
 
 
 def _is_still_at(memory: Memory, seat: Seat, look: Look) -> bool:

@@ -71,11 +71,11 @@ def recall(memory: Memory, event: on.Recalled) -> None:
     memory.wall_ahead_s = event.wall_s - memory.now
     for seat in memory.seats.values():
         seat.slot = replace(seat.slot, generation=int(event.wall_s))
-    if not event.slots:
-        memory.launch_from = memory.now + memory.rules.settle_s
-        memory.wake(memory.launch_from)
     for slot in event.slots:
         _seat(memory, slot)
+    if any(seat.is_blank for seat in memory.seats.values()):
+        memory.launch_from = memory.now + memory.rules.settle_s
+        memory.wake(memory.launch_from)
     for pause in event.pauses:
         if pause.pool is None:
             memory.pause = pause

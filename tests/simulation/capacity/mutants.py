@@ -7,11 +7,13 @@ from grange.capacity import (
     draining,
     launching,
     look,
+    matching,
     orders,
     packing,
     plan,
     recall,
 )
+from grange.capacity.matching import Kind
 from grange.capacity.memory import Memory
 from tests.simulation.mutants import Mutant
 
@@ -122,5 +124,112 @@ MUTANTS = (
         '{text}, says {said.source}", left_s',
         '{text}", 9e9',
     ),
+    Mutant(
+        "orphans ended while they work",
+        adoption,
+        "_reap",
+        "orphan.quiet_looks >= QUIET_LOOKS",
+        "True",
+    ),
+    Mutant("orphans work on", adoption, "_is_quiet_server", "memory.act(", "id("),
+    Mutant("orphans' agents work on", adoption, "_is_quiet_agent", "memory.act(", "id("),
+    Mutant(
+        "orphans are kept for ever",
+        adoption,
+        "_drain_s",
+        ".drain_s",
+        ".drain_s * 1e9",
+    ),
+    Mutant(
+        "orphans beyond the most do not count",
+        adoption,
+        "_pool_of",
+        'name = PoolName((instance.slot or "").rpartition("-")[0])',
+        'name = PoolName("")',
+    ),
+    Mutant("devices are forgotten but once", adoption, "adopt", "memory.act(", "id("),
+    Mutant("devices are never forgotten", draining, "vacate", "memory.act(do.F", "id(do.F"),
+    Mutant(
+        "private addresses on an overlay",
+        look,
+        "_boot",
+        'address = look.addresses.get(instance.id, "")',
+        "address = instance.address",
+    ),
+    Mutant(
+        "agents ended as they join", look, "_is_useless", "seat.absent_at == memory.now", "True"
+    ),
+    Mutant(
+        "the unwell are kept", look, "watch", "seat.down_since >= DOWN_S", "seat.down_since < 0"
+    ),
+    Mutant("hints are not heard", plan, "_expect", "supplies[name].hinted += hint", "_ = hint"),
+    Mutant(
+        "hints count twice",
+        plan,
+        "_expect",
+        "hint.left(hint.need.waiting,",
+        "max(hint.need.waiting, 0 *",
+    ),
+    Mutant("prewarming is not heard", plan, "_expect", "supply.prewarmed +=", "_ ="),
+    Mutant("pauses of a pool are ignored", plan, "closed", "pool.pause is not None", "False"),
+    Mutant("pauses of all are ignored", plan, "closed", "memory.pause is not None", "False"),
+    Mutant(
+        "reaped in a pause",
+        plan,
+        "_shrink",
+        "memory.pause is not None or pool.pause is not None",
+        "False",
+    ),
+    Mutant(
+        "unknown launches asked again in a pause",
+        launching,
+        "is_resumable",
+        "or pool.pause is not None",
+        "",
+    ),
+    Mutant("pauses end with their pools", plan, "_drop_vacant", "pool.pause is not None", "False"),
+    Mutant("pauses are not recalled", recall, "recall", "memory.pause = pause"),
+    Mutant("pools that come back launch at once", plan, "closed", "not pool.is_seen", "False"),
+    Mutant("pools never shrink", plan, "_force_out", "seat.is_retired or is_broke", "is_broke"),
+    Mutant("the month's money has no end", budget, "is_exhausted", "pool.spent >= budget", "False"),
+    Mutant("what ran is not charged", budget, "meter", "_charge(memory, pool, dollars)"),
+    Mutant("vCPUs have no limit", budget, "objection", "used > limit", "False"),
+    Mutant("the first come has all", packing, "_turn", "memory.places.get(group[1], 0)", "0"),
+    Mutant("priorities are ignored", packing.Queues, "add", "-claim.priority", "0"),
+    Mutant(
+        "ended places count on",
+        claims,
+        "end",
+        "memory.places[held.reservation.claim.project] -= places",
+    ),
+    Mutant("age is no reason", plan, "_outlived", "seat.launched_at is not None", "False"),
+    Mutant(
+        "drift is no reason",
+        plan,
+        "_outlived",
+        "seat.slot.config_hash != pool.pool.config_hash",
+        "False",
+    ),
+    Mutant(
+        "recommendations are notices",
+        orders,
+        "notice",
+        "DrainCause.REBALANCE",
+        "DrainCause.INTERRUPTION",
+    ),
+    Mutant(
+        "tokens asked for for ever", launching, "is_resumable", "seat.tries > TRIES_MAX", "False"
+    ),
+    Mutant("needs on demand are but a wish", Kind, "of_need", "need.is_on_demand", "False"),
+    Mutant(
+        "retired slots are given work",
+        packing.Places,
+        "put",
+        "seat.is_usable",
+        "(seat.is_usable or (seat.is_retired and seat.is_serving))",
+    ),
+    Mutant("any system will do", matching, "objection", "kind.system not in pool.systems", "False"),
+    Mutant("a deadline is no end", claims, "expire", "is_pending and held", "False and held"),
+    Mutant("back at once when undrained", draining, "undrain", "seat.is_serving = False"),
     Mutant("acts before saves", Memory, "take", "[*saves, *self._acts", "[*self._acts, *saves"),
 )

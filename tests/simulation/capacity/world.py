@@ -120,6 +120,7 @@ class World:
         self.digest = hashlib.sha256()
         self.down_until = 0.0
         self.lives = 0
+        self.has_looked = False
         self.audit = Audit(self)
         self.core: Capacity | None = None
         self.begin()
@@ -130,6 +131,7 @@ class World:
         self.calls.clear()
         self.core = Capacity(self.rules, self.configured)
         self.lives += 1
+        self.has_looked = False  # in this life
         self.tell([self.disk.recalled(self.now)])
 
     def tell(self, events: Iterable[on.Event]) -> None:
@@ -218,7 +220,9 @@ class World:
                     self._use(build)
                 else:
                     self._farm(build)
-        self.tell([on.Observed(self._observe())])
+        seen = self._observe()
+        self.tell([on.Observed(seen)])
+        self.has_looked |= None not in (seen.instances, seen.servers)
         self.audit.stepped()
 
     def run(self, for_s: float) -> None:
