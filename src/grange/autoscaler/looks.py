@@ -40,6 +40,8 @@ SOON_S: Final = 0.25  # between looks that are hinted at, at least
 REST: Final = 2.0  # and so many times what the latest took, for looking is not all we do
 PEEP_FIRST_S: Final = 0.1
 PEEP_MAX_S: Final = 0.5
+PEEP_ANSWER_S: Final = 5.0
+DEMAND_S: Final = 1.0  # between two peeps at what the farm has to do
 SLOWER: Final = 1.3  # each time that nothing came of it
 
 
@@ -117,6 +119,7 @@ class Looks:
         self._boots = _Pace(SOON_S, interval_s)
         self._peeps = _Pace(PEEP_FIRST_S, PEEP_MAX_S)
         self._useful = Useful()
+        self._waiting: frozenset[Need] = frozenset()
         self.seen = Seen()
         self.saw_all_at: float | None = None  # when the latest began in which no part failed
 
@@ -166,8 +169,12 @@ class Looks:
             if now >= due:
                 break
             pause_s = min(self._peeps.next_s, due - now) if awaited else due - now
+            if self._doors.workforce is not None:
+                pause_s = min(pause_s, DEMAND_S)
             if await self._is_hinted(pause_s):
                 continue
+            if await self._is_demand_new():
+                break
             if awaited:
                 peeped = await self._peep(awaited)
                 if not peeped.is_within(self._useful):
@@ -197,6 +204,7 @@ class Looks:
             self._instances(), self._presences(), self._needs()
         )
         self._useful = Useful.of(servers or (), presences or (), addresses or ())
+        self._waiting = _kinds(needs) if needs is not None else self._waiting
         self._remember(instances, servers)
         parts = (instances, servers, presences, needs, addresses)
         if not any(part is None for part in parts):
@@ -274,6 +282,15 @@ class Looks:
             seen.servers if servers is None else {each.slot: each for each in servers},
         )
 
+    async def _is_demand_new(self) -> bool:
+        """Work of a kind waits that did not at the latest look: nothing may be there for it."""
+        if (workforce := self._doors.workforce) is None:
+            return False
+        with suppress(GrangeError, OSError, TimeoutError):
+            async with asyncio.timeout(PEEP_ANSWER_S):
+                return not _kinds(await workforce.needs()) <= self._waiting
+        return False
+
     async def _peep(self, awaited: Sequence[Seat]) -> Useful:
         """Of these slots alone. What cannot be asked is no news; the next look tells of it."""
         doors = self._doors
@@ -282,7 +299,7 @@ class Looks:
         presences: tuple[Presence, ...] = ()
         addresses: tuple[tuple[InstanceId, str], ...] = ()
         with suppress(GrangeError, OSError, TimeoutError):
-            async with asyncio.timeout(PART_S):
+            async with asyncio.timeout(PEEP_ANSWER_S):
                 if doors.balancer is not None:
                     servers = await doors.balancer.servers()
                 if doors.workforce is not None:
@@ -298,6 +315,15 @@ class Looks:
             [each for each in presences if each.slot in slots],
             addresses,
         )
+
+
+def _kinds(needs: Iterable[Need]) -> frozenset[Need]:
+    """Of work that waits."""
+    return frozenset(
+        Need(each.system, each.features, each.tags, is_on_demand=each.is_on_demand)
+        for each in needs
+        if each.waiting
+    )
 
 
 def _is_awaited(seat: Seat) -> bool:

@@ -315,6 +315,11 @@ class Autoscaler:
         self, core: Capacity, events: Sequence[on.Event], effects: Sequence[do.Effect]
     ) -> None:
         now = self._clock.monotonic_s()
+        for event in events:
+            if isinstance(event, on.Observed) and self._tellings.about_to_open:
+                for server in event.observation.servers or ():
+                    if server.mode is ServerMode.READY:  # though it was not said to have worked
+                        self._is_open(server.slot)
         self._metrics.saved(core, effects, now)
         for each in effects:
             match each:

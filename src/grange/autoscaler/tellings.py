@@ -23,7 +23,7 @@ class Tellings:
         self._versions: dict[ReservationId, int] = {}
         self._by_key: dict[str, ReservationId] = {}
         self._open: set[ReservationId] = set()
-        self._shut: set[SlotId] = set()  # that are about to be opened to traffic
+        self.about_to_open: set[SlotId] = set()
         self._kept_back: dict[ReservationId, Reservation] = {}  # until their slots are open
         self._waiting: dict[ReservationId, set[asyncio.Future[None]]] = {}
         self._next = 1
@@ -34,11 +34,11 @@ class Tellings:
 
     def shut(self, slot: SlotId) -> None:
         """Whoever has a place there is told so when it is `opened`."""
-        self._shut.add(slot)
+        self.about_to_open.add(slot)
 
     def opened(self, slot: SlotId) -> list[Reservation]:
         """Traffic reaches it now; of whom that is news."""
-        self._shut.discard(slot)
+        self.about_to_open.discard(slot)
         due = [each for each in self._kept_back.values() if each.slot == slot]
         return [each for each in due if self.take(each)]
 
@@ -47,7 +47,9 @@ class Tellings:
         id_ = reservation.id
         known = self.known.get(id_)
         self._kept_back.pop(id_, None)
-        is_shut = reservation.state is ReservationState.READY and reservation.slot in self._shut
+        is_shut = (
+            reservation.state is ReservationState.READY and reservation.slot in self.about_to_open
+        )
         if is_shut and (known is None or known.state is ReservationState.PENDING):
             self._kept_back[id_] = reservation
             reservation = replace(reservation, state=ReservationState.PENDING, slot=None)
@@ -64,7 +66,7 @@ class Tellings:
     def begin_anew(self, reservations: Iterable[Reservation]) -> None:
         """These are all there are; what no longer is among them is forgotten."""
         now = {each.id: each for each in reservations}
-        self._shut.clear()
+        self.about_to_open.clear()
         self.keep(now)
         for each in now.values():
             self.take(each)

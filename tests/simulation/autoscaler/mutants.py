@@ -41,7 +41,7 @@ MUTANTS = (
     Mutant("peeps see nothing", Looks, "_rest", "not peeped.is_within(self._useful)", "False"),
     Mutant("nothing calls for a look", Looks, "want", "self._wanted.set()"),
     Mutant("news wakes nobody", Tellings, "_wake", "future.set_result(None)"),
-    Mutant("told before it is open", Tellings, "shut", "self._shut.add(slot)"),
+    Mutant("told before it is open", Tellings, "shut", "self.about_to_open.add(slot)"),
     Mutant("told before it is durable", Autoscaler, "reserve", "of_key(claim.key)", "of_key('')"),
     Mutant(
         "notices are heard and forgotten",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from grange.capacity import events as on
+from grange.capacity.effects import SetServer
 from grange.capacity.events import OperatorSaid, Verb
 from grange.capacity.facts import (
     InstanceId,
@@ -38,6 +39,7 @@ from tests.simulation.autoscaler.place import (
     running,
     until,
 )
+from tests.simulation.capacity.users import Build
 from tests.simulation.capacity.world import SYSTEM
 from tests.simulation.virtual import run_virtually
 
@@ -270,6 +272,40 @@ def test_nobody_is_told_of_a_slot_before_traffic_reaches_it() -> None:
             await scaler.release(id_)
             again = await scaler.reserve(a_claim("b"))
             assert again.reservation.state is ReservationState.READY
+
+    run_virtually(main())
+
+
+def test_a_slot_that_was_opened_without_an_answer_is_seen_to_be_open() -> None:
+    async def main() -> None:
+        async with running() as world:
+            scaler, balancer = world.api(), door(world, "balancer")
+            set_ = balancer.set
+
+            async def deaf(order: SetServer) -> None:
+                await set_(order)
+                if order.mode is ServerMode.READY:
+                    raise OutsideError("no answer")
+
+            balancer.set = deaf
+            asked = await scaler.reserve(a_claim())
+            while asked.reservation.state is ReservationState.PENDING:
+                asked = await scaler.wait(asked.reservation.id, asked.version, 20.0)
+                await scaler.renew(asked.reservation.id)
+            assert world.balancer.rows[SlotId("plain-1")].mode is ServerMode.READY
+            assert world.now < 120.0
+
+    run_virtually(main())
+
+
+def test_demand_of_a_farm_is_seen_within_a_second() -> None:
+    async def main() -> None:
+        async with running(ready_by=ReadyBy.AGENT, interval_s=60.0) as world:
+            await asyncio.sleep(100.0)
+            asked = world.now
+            world.builds.append(Build(1, asked, 10.0, "p"))
+            await until(lambda: bool(world.cloud.live()))
+            assert world.now - asked < 1.5
 
     run_virtually(main())
 
