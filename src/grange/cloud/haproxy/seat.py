@@ -20,6 +20,7 @@ from grange.cloud.haproxy.runtime import Conversation
 from grange.errors import OperatorError, OutsideError
 
 CHECK_S: Final = 6.0  # a check that is under way has ended by then: `timeout check` is less
+PORT_MAX: Final = 65_535
 LOOK_S: Final = 0.05
 
 
@@ -135,12 +136,17 @@ def parsed(address: str, port: int) -> tuple[str, int]:
     if not colon or (":" in host and not host.startswith("[")):
         host, number = address, str(port)
     try:
-        return str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))), int(number)
-    except ValueError as error:
+        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        ip = None
+    is_number = number.isascii() and number.isdecimal() and len(number) < 6
+    is_port = is_number and 0 < int(number) <= PORT_MAX
+    if ip is None or not is_port or "%" in host:  # a zone may have anything in it
         raise OperatorError(
             f"HAProxy cannot be given the address {address[:100]!r}: it is no IP address, with a"
             " port or without; see what the overlay or the cloud says of the instance"
-        ) from error
+        )
+    return str(ip), int(number)
 
 
 def written(host: str, port: int, port_default: int) -> str:
