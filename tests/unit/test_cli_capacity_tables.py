@@ -1,11 +1,13 @@
 """The tables of elastic capacity: what they come to, and how what is wrong in them is named."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from grange.capacity.facts import Market, Offering, ReadyBy
-from grange.cli.capacity_tables import AloneFile, CapacityFile, read_alone_file
+from grange.cli.capacity_tables import AloneFile, AloneTables, CapacityFile, read_alone_file
 from grange.cli.farm_file import FarmFile, read_farm_file
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits
@@ -250,3 +252,24 @@ def test_pools_are_read_anew_and_the_rest_takes_a_restart(tmp_path: Path) -> Non
     assert needs(POOL + "[capacity]\ninterval_s = 1") == ["[capacity]"]
     assert needs(POOL + "[local]\nboot_s = 1") == ["[local]"]
     assert needs("") == ["whether there are [pools]"]
+
+
+def test_every_key_is_in_the_operators_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/operating/capacity.md").read_text()
+    reference = page.partition("## The file")[2]
+
+    def keys(model: type[BaseModel]) -> set[str]:
+        found = set(model.model_fields)
+        for each in model.model_fields.values():
+            for kind in (each.annotation, *get_args(each.annotation)):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    found |= keys(kind)
+        return found
+
+    known = keys(AloneTables)
+    assert {"spot", "image", "subnets", "agent_options", "client_id", "listen"} <= known
+    shown = {
+        word for mark in ("`", "`[", "types = { ") for word in known if mark + word in reference
+    }
+    shown |= {word for word in known if f"{word} =" in reference}
+    assert known - shown == {"pools"}
