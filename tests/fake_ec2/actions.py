@@ -54,6 +54,8 @@ def get_console_output(world: FakeEc2, params: Params) -> Mapping[str, Any]:
     machine = _machine(world, params["InstanceId"])
     if params.get("DryRun"):
         world.authorize_dry()
+    if params.get("Latest") and world.types[machine.type].is_old:
+        raise AwsError("UnsupportedOperation", "This instance type does not support latest output")
     said = f"booting {machine.id}\nlogin:"
     return {"InstanceId": machine.id, "Output": base64.b64encode(said.encode()).decode()}
 
@@ -95,7 +97,12 @@ def describe_images(world: FakeEc2, params: Params) -> Mapping[str, Any]:
             raise AwsError("InvalidAMIID.NotFound", f"The image id '[{each}]' does not exist")
     return {
         "Images": [
-            {"ImageId": each, "Architecture": world.images[each], "State": "available"}
+            {
+                "ImageId": each,
+                "Architecture": world.images[each],
+                "State": "available",
+                "RootDeviceName": "/dev/xvda",
+            }
             for each in params["ImageIds"]
         ]
     }

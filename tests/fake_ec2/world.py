@@ -51,6 +51,7 @@ class Type:
     price: float  # on demand, an hour
     architecture: str = "x86_64"
     features: tuple[str, ...] = ()
+    is_old: bool = False  # before Nitro
 
 
 @dataclass

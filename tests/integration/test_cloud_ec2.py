@@ -14,6 +14,7 @@ from grange.capacity.facts import (
     LaunchFailure,
     LaunchOrder,
     Market,
+    Offering,
     PoolName,
 )
 from grange.cloud.ec2.cloud import Ec2Cloud
@@ -212,6 +213,16 @@ async def test_a_fleet_takes_the_best_that_there_is(world: FakeEc2, kind: Ec2Kin
     assert answer.answer.offering == other
     assert answer.failed == (best,)
     assert "InsufficientInstanceCapacity" in answer.message
+
+
+async def test_a_fleet_is_asked_for_no_more_than_it_takes(world: FakeEc2, kind: Ec2Kind) -> None:
+    many = tuple(Offering(f"m{number}.large", "us-east-1a") for number in range(400))
+    await kind.cloud.launch(order(kind, offerings=(kind.pool.offerings[0], *many)))
+    (call,) = said(world, "ec2:CreateFleet")
+    configs = call["LaunchTemplateConfigs"]
+    assert isinstance(configs, list)
+    assert len(configs[0]["Overrides"]) == 300
+    assert len(world.machines) == 1
 
 
 async def test_on_demand_a_fleet_goes_by_the_orders_preference(kind: Ec2Kind) -> None:

@@ -90,8 +90,11 @@ async def test_tags_that_somebody_spoilt_do_no_harm(world: FakeEc2, kind: Ec2Kin
     assert seen.offering == Offering(made.offering.type, made.offering.zone)
 
 
-async def test_a_console_comes_decoded(kind: Ec2Kind) -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_a_console_comes_decoded(world: FakeEc2, kind: Ec2Kind, is_old: bool) -> None:
     made = await launched(kind)
+    type_ = made.offering.type
+    world.types[type_] = replace(world.types[type_], is_old=is_old)
     assert await kind.cloud.console(made.id) == f"booting {made.id}\nlogin:"
 
 

@@ -251,10 +251,12 @@ async def test_settings_that_cannot_be_are_named(world: FakeEc2, kind: Ec2Kind) 
     world.not_sold = {("m5.large", "us-east-1a")}
     pool = replace(kind.pool, offerings=offerings, is_nested_virtual=True)
     subnets = {"us-east-1a": "subnet-b", "us-east-1b": "subnet-a"}
-    await changed(kind, replace(kind.ec2_pool, pool=pool, image="ami-2", subnets=subnets))
+    own = replace(kind.ec2_pool, pool=pool, image="ami-2", subnets=subnets)
+    await changed(kind, replace(own, volume_gb=100, device="/dev/sda1"))
     said = "\n".join(await kind.cloud.troubles())
     for each in (
         "image ami-2 is for arm64, and the pool for x86_64-linux",
+        "the root volume of image ami-2 is /dev/xvda, and not /dev/sda1",
         "offers zone us-east-1c and names no subnet there",
         "subnet subnet-b is in us-east-1b, and not in us-east-1a",
         "this region has no type zz9.large",

@@ -91,13 +91,20 @@ class Ec2Cloud:
                 raise await rights.raised(self._calls, f"end {instance}", error) from None
 
     async def console(self, instance: InstanceId) -> str:
-        try:
-            said = await self._calls.ask("ec2", "get_console_output", InstanceId=instance)
-        except RefusedError as error:
-            if error.refused.code in failures.NO_SUCH_INSTANCE:
-                return ""
-            raise await rights.raised(self._calls, f"read what {instance} printed", error) from None
-        return str(said.get("Output") or "")[-CONSOLE_CHARS:]
+        for is_latest in (True, False):  # types that are not of Nitro know only how they booted
+            try:
+                said = await self._calls.ask(
+                    "ec2", "get_console_output", InstanceId=instance, Latest=is_latest
+                )
+            except RefusedError as error:
+                if error.refused.code in failures.NO_SUCH_INSTANCE:
+                    return ""
+                if error.refused.code == "UnsupportedOperation" and is_latest:
+                    continue
+                what = f"read what {instance} printed"
+                raise await rights.raised(self._calls, what, error) from None
+            return str(said.get("Output") or "")[-CONSOLE_CHARS:]
+        return ""
 
     def notices(self) -> AsyncIterator[Notice]:
         return self._notices.all()

@@ -143,7 +143,8 @@ def refusal(error: ClientError | BotoCoreError | ResponseParserError) -> Refusal
         return Refusal(code, str(about.get("Message", "")), status)
     is_ours = isinstance(error, _OURS)
     was_sent = not is_ours and not isinstance(error, _NOT_SENT)
-    return Refusal(type(error).__name__, str(error), 0, was_sent, is_ours)
+    hint = "; a newer boto3 may know it" if isinstance(error, ParamValidationError) else ""
+    return Refusal(type(error).__name__, f"{error}{hint}", 0, was_sent, is_ours)
 
 
 def meaning(refused: Refusal) -> LaunchFailure:

@@ -21,7 +21,8 @@ GENERATION: Final = "grange:generation"
 POOL: Final = "grange:pool"
 CONFIG: Final = "grange:config"
 TOKEN: Final = "grange:token"
-USER_DATA_MAX: Final = 16 << 10  # EC2's limit
+USER_DATA_MAX: Final = 16 << 10  # EC2's limits, both
+OVERRIDES_MAX: Final = 300
 _TAGGED: Final = ("instance", "volume", "network-interface")
 
 
@@ -78,7 +79,7 @@ def fleet_params(farm: str, pool: Ec2Pool, order: LaunchOrder, user_data: str) -
     """Of CreateFleet: one instance, of whichever offering there is best to be had."""
     is_spot = order.market is Market.SPOT
     overrides = []
-    for rank, each in enumerate(order.offerings):
+    for rank, each in enumerate(order.offerings[:OVERRIDES_MAX]):
         override: dict[str, Any] = {"InstanceType": each.type, "SubnetId": _subnet(pool, each.zone)}
         if is_spot and pool.price_max is not None:
             override["MaxPrice"] = f"{pool.price_max:g}"

@@ -159,14 +159,21 @@ async def _image(pool: Ec2Pool, asked: _Asked) -> list[str]:
     (image,) = images
     if image["State"] != "available":
         return [f"pool {name}: image {pool.image} is {image['State']}, and not available yet"]
+    problems = []
     wanted = {_ARCHITECTURES[each] for each in pool.pool.systems if each in _ARCHITECTURES}
     if wanted and image["Architecture"] not in wanted:
         systems = ", ".join(pool.pool.systems)
-        return [
+        problems.append(
             f"pool {name}: image {pool.image} is for {image['Architecture']}, and the pool for "
             f"{systems}; name another image or other systems"
-        ]
-    return []
+        )
+    root = image.get("RootDeviceName", pool.device)
+    if pool.volume_gb and root != pool.device:
+        problems.append(
+            f"pool {name}: the root volume of image {pool.image} is {root}, and not {pool.device}; "
+            f'set device = "{root}", or its size stays as it is and there is a second volume'
+        )
+    return problems
 
 
 async def _network(pool: Ec2Pool, asked: _Asked) -> list[str]:
