@@ -1,15 +1,19 @@
 """Capacity in troubled worlds: what must hold, and that it is noticed where it does not."""
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from grange.capacity import events as on
 from grange.capacity.facts import InstanceState, Need, ReadyBy, ServerMode
+from tests.simulation.capacity.audit import Audit
 from tests.simulation.capacity.cloud import Rates
 from tests.simulation.capacity.mutants import MUTANTS
 from tests.simulation.capacity.run import draw_pools, simulate
@@ -190,6 +194,16 @@ def test_the_same_seed_is_the_same_run_whatever_the_hash_seed() -> None:
         for hash_seed in ("1", "2")
     }
     assert len(said) == 1
+
+
+def test_what_the_readme_names_is_there() -> None:
+    folder = Path(__file__).parent
+    told = re.findall(r"`((?:test_|Audit\.)\w+)`", (folder / "README.md").read_text())
+    here = (Path(__file__).read_text(), *(inspect.getsource(rules) for rules in RULES))
+    known = {name for text in here for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    known |= {f"Audit.{name}" for name in vars(Audit)}
+    assert len(told) > 50
+    assert set(told) - known == set()
 
 
 def rules_broken() -> str:
