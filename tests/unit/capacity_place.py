@@ -48,6 +48,7 @@ class Place:
         self.pools = pools or (POOL,)
         self.rules = Rules("farm", by, has_overlay, settle_s, reload_s)
         self.now = 0.0
+        self.wall_ahead_s = 0.0  # of the cloud's clock
         self.instances: dict[InstanceId, Instance] = {}
         self.servers: dict[SlotId, Server] = {}
         self.devices: dict[InstanceId, str] = {}  # on the overlay, each with its only address
@@ -133,7 +134,7 @@ class Place:
             tuple(presences),
             tuple(self.devices.items()),
             self.needs,
-            wall_s=WALL_S + self.now,
+            wall_s=WALL_S + self.now + self.wall_ahead_s,
         )
         return self.tell(on.Observed(dataclasses.replace(seen, **changes)))  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Who must be on demand gets there though all slots are spot, and is not served by undraining."""
+"""Slots that are there and of no use: spot for who must be on demand, or old by a wrong clock."""
 
 from dataclasses import replace
 
@@ -38,3 +38,14 @@ def test_spot_that_drains_is_not_undrained_for_a_last_try() -> None:
     place.ask("any")
     place.looks(1)
     assert place.states().count(str(SlotState.READY)) == 1
+
+
+def test_a_clock_that_is_a_day_ahead_makes_nothing_old() -> None:
+    place = Place(replace(POOL, timeouts=Timeouts(lease_s=1e6)))
+    place.wall_ahead_s = 2 * POOL.age_max_s  # of the cloud's
+    place.ask("b")
+    place.looks(20)
+    assert len(place.orders) == 1
+    assert place.states() == [str(SlotState.READY)]
+    place.looks(2, after_s=POOL.age_max_s / 2)
+    assert place.states() != [str(SlotState.READY)]

@@ -68,6 +68,7 @@ def launch(memory: Memory, pool: PoolState, seat: Seat, market: Market) -> None:
     zone = offerings[0].zone if pool.pool.is_zonal else ""
     seat.is_blank = seat.is_bound = seat.is_serving = False
     seat.tries, seat.asked_at, seat.missing = 0, memory.now, 0
+    seat.not_before = memory.now
     seat.launched_at = seat.idle_since = seat.down_since = seat.drain_until = None
     memory.move(
         seat,

@@ -127,8 +127,9 @@ def _is_alive(memory: Memory, seat: Seat, look: Look) -> bool:
         return False
     seat.missing = 0
     if seat.launched_at is None:
+        # Two clocks tell its age, and either may be wrong; ours alone knows when we asked for it.
         age_s = max(0.0, memory.wall_s - instance.launched_wall_s)
-        seat.launched_at = memory.now - age_s
+        seat.launched_at = max(memory.now - age_s, seat.not_before)
         memory.wake(seat.launched_at + memory.pools[slot.pool].pool.age_max_s)
     if instance.state in (InstanceState.STOPPING, InstanceState.TERMINATED):
         _vanish(memory, seat, f"its instance ended: {instance.reason or instance.state}")

@@ -1,5 +1,6 @@
 """What the core remembers of slots, reservations and pools beyond what is durable of them."""
 
+import math
 from dataclasses import dataclass, field
 
 from grange.capacity.facts import (
@@ -42,6 +43,7 @@ class Seat:
     missing_since: float = 0.0
     absent_at: float | None = None  # the latest look that showed no agent in it
     launched_at: float | None = None  # as its cloud says
+    not_before: float = -math.inf  # that: its launch was asked for in this life
     asked_at: float = 0.0  # the latest launch call
     retry_at: float | None = None
     tries: int = 0
