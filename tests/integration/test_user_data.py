@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ from grange.autoscaler.wiring import Builder, user_data
 from grange.autoscaler.wiring.user_data import BYTES_MAX
 from grange.capacity.facts import Pool, PoolName
 from grange.cli.wiring import user_data_command
+from grange.client.capacity_models import NoticeRequest
 from grange.errors import OperatorError
 from tests.peers import NixStore
 from tests.ports import free_port
@@ -219,6 +222,50 @@ async def test_the_watcher_drains_at_the_notice_and_no_earlier(
             pass
         assert drained.exists()
         assert await watcher.wait() == 0
+
+
+async def test_the_watcher_warns_the_autoscaler_with_its_token(
+    builder: dict[str, Path], tmp_path: Path
+) -> None:
+    warnings: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+    replies = [500, 500]
+
+    async def notice(request: web.Request) -> web.Response:
+        if replies:
+            return web.Response(status=replies.pop())
+        warnings.put_nowait((request.headers["Authorization"], await request.json()))
+        return web.json_response({"said": "i-0abc is warned"})
+
+    app = web.Application()
+    app.router.add_post("/api/v1/capacity/notices", notice)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    (tmp_path / "token").write_text("grange_notice\n")
+    said = {
+        "meta-data/instance-id": "i-0abc",
+        "meta-data/events/recommendations/rebalance": '{"noticeTime": "2026-11-21T19:00:00Z"}',
+    }
+    async with (
+        imds(said) as metadata,
+        program(
+            builder, "spot-watch", GRANGE_IMDS=metadata, GRANGE_WATCH_S="0.05",
+            GRANGE_DRAIN="true", GRANGE_NOTICE_URL=url, GRANGE_NOTICE_TOKEN=tmp_path / "token",
+        ) as watcher,
+    ):  # fmt: skip
+        async with asyncio.timeout(60):
+            bearer, body = await warnings.get()
+            assert bearer == "Bearer grange_notice"
+            assert NoticeRequest.model_validate(body).deadline_s is None
+            at = datetime.now(UTC) + timedelta(hours=1)
+            said["meta-data/spot/instance-action"] = json.dumps(
+                {"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}
+            )
+            _, body = await warnings.get()
+            assert 3000 < (NoticeRequest.model_validate(body).deadline_s or 0) <= 3600
+            assert await watcher.wait() == 0
+    await runner.cleanup()
 
 
 async def test_the_watcher_outlives_metadata_that_do_not_answer(builder: dict[str, Path]) -> None:

@@ -97,6 +97,13 @@ def nix_machines(
     help="A key to join Tailscale with: ephemeral, tagged, approved beforehand.",
 )
 @click.option("--login-server", default="", metavar="URL", help="Of headscale.")
+@click.option("--notice-url", default="", metavar="URL", help="Where to tell of spot notices.")
+@click.option(
+    "--notice-token",
+    "notice",
+    type=_FILE,
+    help="The token for that: of role build with an autoscaler alone.",
+)
 @click.option(
     "--dead-s",
     type=click.IntRange(60),
@@ -128,6 +135,8 @@ def user_data_command(
     ca: Path | None,
     overlay: Path | None,
     login_server: str,
+    notice_url: str,
+    notice: Path | None,
     dead_s: int,
     max_silent_s: int,
     timeout_s: int,
@@ -150,6 +159,8 @@ def user_data_command(
         farm_ca=_text("ca in [capacity]:", capacity.ca),
         overlay_key=_text("--tailscale-key", overlay),
         login_server=login_server,
+        notice_url=notice_url,
+        notice_token=_text("--notice-token", notice),
         dead_s=dead_s,
         max_silent_s=max_silent_s,
         timeout_s=timeout_s,

@@ -34,6 +34,8 @@ class Builder:
     farm_ca: str = ""  # PEM
     overlay_key: str = ""  # of Tailscale: ephemeral, tagged, approved beforehand; "" for no overlay
     login_server: str = ""  # headscale's
+    notice_url: str = ""  # of an autoscaler or a farm, to be told of spot notices
+    notice_token: str = ""  # that may say so there, and nothing else
     dead_s: int = 3600  # without anybody; then it is powered off
     max_silent_s: int = 3600  # that a build may say nothing
     timeout_s: int = 21_600  # that it may take
@@ -76,6 +78,8 @@ def _files(pool: Pool, builder: Builder) -> Iterator[tuple[str, str, str]]:
         yield f"/etc/systemd/system/grange-{name}.service", _MODE_PLAIN, unit
     if builder.overlay_key:
         yield "/etc/grange/overlay-key", _MODE_SECRET, builder.overlay_key.strip()
+    if builder.notice_url:
+        yield "/etc/grange/notice-token", _MODE_SECRET, builder.notice_token.strip()
     yield from _sshd(builder) if builder.kind == "sshd" else _agent(pool, builder)
 
 
@@ -131,6 +135,7 @@ def _environment(pool: Pool, builder: Builder) -> str:
         "GRANGE_PORT": str(builder.port),
         "GRANGE_FARM_PORT": _port(builder.coordinator) if is_agent else "",
         "GRANGE_LOGIN_SERVER": builder.login_server,
+        "GRANGE_NOTICE_URL": builder.notice_url.rstrip("/"),
     }
     return "".join(f'{name}="{_quotable(name, value)}"\n' for name, value in said.items())
 
