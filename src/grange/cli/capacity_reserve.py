@@ -127,7 +127,8 @@ def _released(client: CapacityClient, one: ReservationView) -> Iterator[None]:
 
 def _awaited(client: CapacityClient, one: ReservationView) -> ReservationView:
     """Once it is pending no more; its lease is renewed meanwhile."""
-    click.echo(f"Waits for a slot: {clean(one.why)}", err=True)
+    if one.state is ReservationState.PENDING:
+        click.echo(f"Waits for a slot: {clean(one.why)}", err=True)
     while one.state is ReservationState.PENDING:
         try:
             one = client.wait(one.id, one.version, min(one.lease_s / RENEWALS, WAIT_MAX_S))

@@ -144,11 +144,11 @@ def _slot_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
     async def say(verb: SlotVerb, slot: str, request: SlotVerbRequest, who: Identity) -> Done:
         """Raises ConflictError where the slot's state makes nothing of it."""
         autoscaler = autoscaler_of()
-        id_ = _slot(autoscaler, slot).id
+        before = _slot(autoscaler, slot)
         by = _by(who, request.by)
-        await autoscaler.say(OperatorSaid(Verb(verb), slot=id_, by=by, reason=request.reason))
+        await autoscaler.say(OperatorSaid(Verb(verb), slot=before.id, by=by, reason=request.reason))
         found = _slot(autoscaler, slot)
-        if not _is_done(verb, found):
+        if not _is_done(verb, before, found):
             raise ConflictError(f"{verb} has no effect: {slot} is {_stands(found)}")
         return Done(said=f"{slot} is {_stands(found)} now")
 
@@ -173,7 +173,8 @@ def _pool_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
         pool = None if request.pool is None else PoolName(request.pool)
         await autoscaler.say(OperatorSaid(Verb.PAUSE, pool=pool, by=by, reason=reason))
         did(asked, f"paused capacity of {_meant(request.pool)}: {request.reason or 'no reason'}")
-        return Done(said=f"nothing more is launched for {_meant(request.pool)}")
+        where = "any pool" if request.pool is None else f"pool {request.pool}"
+        return Done(said=f"nothing more is launched for {where}")
 
     @api.post("/capacity/resume")
     async def resume(request: PoolVerbRequest, who: Operator, asked: Request) -> Done:
@@ -219,22 +220,26 @@ def _meant(pool: str | None) -> str:
     return "all pools" if pool is None else f"pool {pool}"
 
 
-def _is_done(verb: SlotVerb, slot: Slot) -> bool:
+def _is_done(verb: SlotVerb, before: Slot, now: Slot) -> bool:
+    is_gone = before.instance is not None and now.instance != before.instance
     match verb:
         case SlotVerb.DRAIN:
-            return slot.state in (SlotState.DRAINING, SlotState.TERMINATING)
+            return is_gone or now.state in (SlotState.DRAINING, SlotState.TERMINATING)
         case SlotVerb.UNDRAIN:
-            return slot.state is SlotState.READY and not slot.is_quarantined
+            return now.state is SlotState.READY and not now.is_quarantined
         case SlotVerb.TERMINATE:
-            return slot.state is SlotState.TERMINATING
+            return is_gone or now.state is SlotState.TERMINATING
         case SlotVerb.QUARANTINE:
-            return slot.is_quarantined
+            return now.is_quarantined
         case _:
             assert_never(verb)
 
 
 def _stands(slot: Slot) -> str:
-    cause = (
-        f" ({slot.drain_cause})" if slot.state is SlotState.DRAINING and slot.drain_cause else ""
-    )
-    return f"{slot.state}{cause}{', in quarantine' if slot.is_quarantined else ''}"
+    match slot.state:
+        case SlotState.DRAINING:
+            return f"draining ({slot.drain_cause})"
+        case SlotState.READY if slot.is_quarantined:
+            return "ready, in quarantine"
+        case state:
+            return str(state)
