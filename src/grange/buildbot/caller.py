@@ -197,7 +197,7 @@ def _token_in(path: str) -> str:
         said = os.strerror(failed.errno or 0) if isinstance(failed, OSError) else "it is no text"
         raise OutsideError(
             f"cannot read the token file {path}: {said}; it must be a file that the Buildbot "
-            "master may read, and hold a token that may build"
+            "master may read, and hold a token with the role submit"
         ) from failed
 
 

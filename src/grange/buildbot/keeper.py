@@ -299,7 +299,7 @@ class CapacityKeeper(BuildbotService):
         asked = requests.reservations(OPEN, limit=LIST_MAX, key_prefix=prefix)
         found = await self.caller.call(asked, requests.read_reservations)
         held.update(lease.request.key for lease in self._leases.values())
-        return [view.id for view in found if view.key.startswith(prefix) and view.key not in held]
+        return [view.id for view in found if view.key not in held]
 
     def _now(self) -> float:
         now: float = self.master.reactor.seconds()

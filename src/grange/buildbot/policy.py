@@ -38,7 +38,7 @@ class Settings:
 
     # The autoscaler's: unix:/path or http(s)://host:port; several of one farm with commas between.
     url: str = DEFAULT_URL
-    token_file: str | None = None  # one that may build; a socket wants none
+    token_file: str | None = None  # of a token with the role submit; a socket wants none
     suffixes: tuple[str, ...] = ("/nix-build",)  # builders whose names end so wait for capacity
     eval_suffixes: tuple[str, ...] = ("/nix-eval",)  # and when these begin, it is prepared
     attempts_max: int = 3  # of a build that loses its slot; the last is on demand
@@ -185,7 +185,7 @@ def next_of(state: ReservationState, *, is_first: bool) -> Next:
         case ReservationState.READY:
             return Next.BUILD
         case ReservationState.FAILED:
-            return Next.ASK_ANEW if is_first else Next.FAIL
+            return Next.FAIL
         case ReservationState.LOST | ReservationState.EXPIRED:
             return Next.ASK_ANEW
         case ReservationState.RELEASED | ReservationState.CANCELLED:

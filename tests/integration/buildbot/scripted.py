@@ -34,6 +34,10 @@ class Held:
     beats: int = 0
     waiting: list[defer.Deferred[None]] = field(default_factory=list)
 
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("pending", "ready")
+
 
 class ScriptedDaemon:
     """Grants at once, unless told not to. `calls` is all that was asked of it, in order."""
@@ -115,8 +119,9 @@ class ScriptedDaemon:
                     await self.is_slow
                 return self._reserve(ReserveRequest.model_validate_json(body))
             case ["GET", "reservations"]:
-                assert query["state"] == "pending", "and ready, of which only the first is read"
-                return 200, [self._view(held) for held in self.held.values() if self._is(held)]
+                wanted = (held for held in self.held.values() if held.is_open)
+                prefix = query["key_prefix"]
+                return 200, [self._view(h) for h in wanted if h.request.key.startswith(prefix)]
             case ["GET", "reservations", id_]:
                 return await self._wait(id_, query)
             case ["POST", "reservations", id_, "heartbeat"] if id_ in self.held:
@@ -124,7 +129,7 @@ class ScriptedDaemon:
                 return 200, self._view(self.held[id_])
             case ["POST", "reservations", id_, "release"] if id_ in self.held:
                 held = self.held[id_]
-                if held.state in ("pending", "ready"):
+                if held.is_open:
                     self.set(held, "cancelled" if held.state == "pending" else "released")
                 return 200, self._view(held)
             case ["POST", "hints"]:
@@ -133,9 +138,6 @@ class ScriptedDaemon:
                 self.hinted.append(hint)
                 return 200, {"said": "thanks"}
         return 404, {"fault": "request", "error": f"there is no {path}"}
-
-    def _is(self, held: Held) -> bool:
-        return held.state in ("pending", "ready")
 
     def _reserve(self, request: ReserveRequest) -> Any:
         if self.refusal is not None:
@@ -177,7 +179,7 @@ class ScriptedDaemon:
             version=held.version,
             slot=held.slot,
             address="" if held.slot is None else "10.0.0.1:22",
-            reason="" if held.state in ("pending", "ready") else held.why,
+            reason="" if held.is_open else held.why,
             at_risk="",
             why=held.why,
             lease_s=self.lease_s,
