@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import click
@@ -139,6 +141,50 @@ async def test_the_lease_is_renewed_while_it_runs_and_danger_is_told(
         assert (done.exit_code, done.stderr.count("taken away in 120 s")) == (0, 1)
         [told] = autoscaler.reservations()
         assert told.reservation.state is ReservationState.RELEASED
+
+
+SLEEP = ["sh", "-c", "echo begun >&2; exec sleep 600"]
+
+
+@pytest.mark.parametrize(
+    ("number", "command", "until", "state"),
+    [
+        (signal.SIGINT, SLEEP, b"Waits", ReservationState.CANCELLED),
+        (signal.SIGTERM, [], b"Waits", ReservationState.CANCELLED),
+        (signal.SIGINT, [], b"Held", ReservationState.RELEASED),
+        (signal.SIGTERM, SLEEP, b"begun", ReservationState.RELEASED),
+    ],
+)
+async def test_who_is_stopped_gives_back_what_it_waits_for_or_holds(
+    number: signal.Signals, command: list[str], until: bytes, state: ReservationState
+) -> None:
+    with TemporaryDirectory() as folder:
+        async with capacity_place(Path(folder)) as place:
+            if state is ReservationState.CANCELLED:
+                place.cloud.refusal = LaunchFailure.CAPACITY
+            code = await _stopped(place, Path(folder) / "a.sock", number, command, until)
+            [told] = place.autoscaler.reservations()
+    assert (code, told.reservation.state) == (128 + number, state)
+
+
+async def _stopped(
+    place: CapacityPlace, path: Path, number: signal.Signals, command: list[str], until: bytes
+) -> int:
+    """The exit code of `grange capacity reserve` that got this signal once it had said this."""
+    app = make_capacity_app(place.autoscaler, by_socket, place.registry)
+    line = ["-m", "grange.main", "capacity", "reserve", "--url", f"unix:{path}", SYSTEM, "--"]
+    async with serving(app, unix_socket(path)):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *line, *command, stderr=asyncio.subprocess.PIPE
+        )
+        assert process.stderr is not None
+        said = b""
+        while until not in said:
+            more = await process.stderr.read(1000)
+            assert more, said
+            said += more
+        process.send_signal(number)
+        return await process.wait()
 
 
 async def test_who_gets_no_slot_runs_nothing_and_is_told_why(

@@ -1,7 +1,10 @@
 """`grange capacity reserve`, which holds places while a command runs, and `release`."""
 
 import os
+import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +84,7 @@ def reserve(
         if is_only_asked or as_json:
             _tell(one, as_json=as_json)
             ctx.exit(0 if one.is_open else EXIT_FAILED)
+        _end_well_upon_sigterm()
         with _released(client, one):
             one = _awaited(client, one)
             if one.state is not ReservationState.READY:
@@ -165,8 +169,20 @@ def _hold(client: CapacityClient, one: ReservationView, command: Sequence[str]) 
             one = _renewed(client, one)
         except KeyboardInterrupt:
             pass  # the command got it as well, and ends as it likes
+        except SystemExit:
+            process.terminate()  # but not that: its places are held until it has ended
         else:
             return code if code >= 0 else 128 - code
+
+
+def _end_well_upon_sigterm() -> None:
+    """So CI systems stop what they run: the command is to end, and its places to go back."""
+
+    def stop(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():  # signals are nobody else's
+        signal.signal(signal.SIGTERM, stop)
 
 
 def _renewed(client: CapacityClient, one: ReservationView) -> ReservationView:
