@@ -1,11 +1,12 @@
 """What a gate does when: keys, patience, retries and hints, without Buildbot and without I/O."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -60,13 +61,15 @@ class Settings:
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Self:
         """From what a master.cfg says; raises OperatorError."""
+        known = ", ".join(each.name for each in fields(cls))
+        for name in said.keys() - {each.name for each in fields(cls)}:
+            raise OperatorError(f"{name}: there is no such setting; there are {known}")
         try:
             settings = TypeAdapter(cls).validate_python(dict(said))
         except ValidationError as error:
             where = error.errors()[0]
             name = ".".join(map(str, where["loc"]))
-            known = ", ".join(each.name for each in fields(cls))
-            raise OperatorError(f"{name}: {where['msg']}; settings are {known}") from None
+            raise OperatorError(f"{name}: {where['msg']}") from None
         troubles = settings.troubles()
         if troubles:
             raise OperatorError("; ".join(troubles))
@@ -126,10 +129,10 @@ def project_of(builder: str, suffixes: Sequence[str]) -> str | None:
 
 def key_prefix(master: str) -> str:
     """What keys of all reservations and hints of a master begin with, and no other master's."""
-    prefix = f"buildbot:{master}:"
-    if len(prefix) <= KEY_MAX // 2 and master.isprintable():
+    prefix = f"buildbot:{quote(master, safe='/', errors='replace')}:"
+    if len(prefix) <= KEY_MAX // 2:
         return prefix
-    return f"buildbot:{hashlib.sha256(master.encode()).hexdigest()}:"
+    return f"buildbot:{sha256(master.encode(errors='replace')).hexdigest()}:"
 
 
 def reservation_key(master: str, request: int, attempt: int) -> str:
@@ -157,7 +160,7 @@ def backoff_s(failures: int, key: str) -> float:
     Waits double up to a limit, and differ by `key`, so that all gates do not ask in one moment.
     """
     whole = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2.0 ** min(failures - 1, 10))
-    share = hashlib.sha256(f"{key}:{failures}".encode()).digest()[0] / 255
+    share = sha256(f"{key}:{failures}".encode()).digest()[0] / 255
     return whole * (0.5 + 0.5 * share)
 
 
@@ -247,4 +250,4 @@ def expected_of(
 def hint_key(master: str, what: str, kind: Kind) -> str:
     """The same for the same kind of work, whatever its names are."""
     names = "\0".join([what, kind.project, kind.system, *kind.features])
-    return f"{key_prefix(master)}{what}:{hashlib.sha256(names.encode()).hexdigest()[:24]}"
+    return f"{key_prefix(master)}{what}:{sha256(names.encode()).hexdigest()[:24]}"
