@@ -172,6 +172,9 @@ async def test_one_template_serves_until_the_pool_changes(world: FakeEc2, kind: 
     await changed(kind, replace(kind.ec2_pool, image="ami-1", key_name="ops"))
     await launched(kind, 5)
     assert len(world.templates) == 1
+    world.clock.ahead(86_401)
+    await launched(kind, 6, market=Market.ON_DEMAND)
+    assert len(world.templates) == 2  # what is wanted stays, however old it is
 
 
 async def test_a_template_that_somebody_deleted_is_made_again(

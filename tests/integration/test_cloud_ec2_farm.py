@@ -139,7 +139,10 @@ class Farm:
                 pass  # nobody waits, and nothing is bound
 
     async def die(self) -> None:
+        """At times with all that was written down: what the tags say is all there is."""
         await self.cloud.close()
+        if self.rng.random() < 0.3:
+            self.disk = Disk()
         self.begin()
 
     def presences(self) -> tuple[Presence, ...]:

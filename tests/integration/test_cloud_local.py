@@ -324,6 +324,14 @@ async def test_the_dead_are_forgotten_in_time(place: Place) -> None:
     assert list(place.folder.iterdir()) == []
 
 
+async def test_what_a_crash_left_half_made_or_half_deleted_is_swept(place: Place) -> None:
+    (place.folder / ".local-1" / "home").mkdir(parents=True)
+    (place.folder / "notes").write_text("somebody's")
+    place.reborn()
+    assert await place.cloud.instances() == ()
+    assert [each.name for each in place.folder.iterdir()] == ["notes"]
+
+
 async def test_a_crash_before_the_start_leaves_one_that_never_was(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ GRACE_S: Final = 15.0  # from TERM to KILL
 KEPT_S: Final = 3600.0  # for so long the dead are listed, and their tokens remembered
 INSTANCES_MAX: Final = 1000  # of them, dead ones too: each costs a few reads a tick
 NOTICE_POLL_S: Final = 1.0
+_PREFIX: Final = "local-"
 _NETWORK: Final = "127.83"  # each has an address of its own, so that each may serve port 22
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class LocalCloud:
         self._grace_s = grace_s
         self._notice_poll_s = notice_poll_s
         self._lock = Lock()
+        self._is_swept = False
         self._children: set[int] = set()  # to be reaped; those of earlier lives are init's
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,13 +143,12 @@ class LocalCloud:
 
     def _all(self) -> list[LocalInstance]:
         try:
-            names = sorted(each for each in os.listdir(self._folder) if not each.startswith("."))
-            return [LocalInstance(self._folder / name) for name in names]
+            return [LocalInstance(each) for each in sorted(self._folder.glob(f"{_PREFIX}*"))]
         except (OSError, ValueError) as error:
             raise OutsideError(f"cannot read local instances: {error}") from None
 
     def _find(self, id_: InstanceId) -> LocalInstance | None:
-        if "/" in id_ or id_.startswith("."):
+        if "/" in id_ or not id_.startswith(_PREFIX):
             return None
         folder = self._folder / id_
         return LocalInstance(folder) if folder.is_dir() else None
@@ -196,12 +197,18 @@ class LocalCloud:
     def _instances(self) -> tuple[Instance, ...]:
         with self._lock:
             self._children = {pid for pid in self._children if not _is_reaped(pid)}
+            if not self._is_swept:
+                for begun in self._folder.glob(f".{_PREFIX}*"):  # and not ended, by a crash
+                    shutil.rmtree(begun, ignore_errors=True)
+                self._is_swept = True
             now = self._now()
             seen: list[Instance] = []
             for each in self._all():
                 try:
                     if each.is_gone and now.wall_s - each.gone_wall_s > KEPT_S:
-                        shutil.rmtree(each.folder)
+                        hidden = each.folder.with_name(f".{each.folder.name}")
+                        each.folder.rename(hidden)
+                        shutil.rmtree(hidden)
                         continue
                     seen.append(each.look(now))
                 except OSError as error:
@@ -244,7 +251,7 @@ class LocalCloud:
 
 def _id_of(order: LaunchOrder) -> InstanceId:
     """Of the token, so that one that is asked for again is found by its name."""
-    return InstanceId(f"local-{sha256(order.token.encode()).hexdigest()[:17]}")
+    return InstanceId(f"{_PREFIX}{sha256(order.token.encode()).hexdigest()[:17]}")
 
 
 def _is_reaped(child: int) -> bool:
