@@ -120,6 +120,12 @@ class Acts:
         self._begun.add(act)
         task.add_done_callback(lambda _: self._begun.discard(act))
         self._latest[key] = task
+        task.add_done_callback(lambda _: self._leave(key, task))
+
+    def _leave(self, key: SlotId | InstanceId, task: asyncio.Task[None]) -> None:
+        """Instances come and go: nothing is kept of those that nothing is done to."""
+        if self._latest.get(key) is task:
+            del self._latest[key]
 
     def _start(self, acting: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(acting)

@@ -121,7 +121,7 @@ class Looks:
         self._useful = Useful()
         self._waiting: frozenset[Need] = frozenset()
         self.seen = Seen()
-        self.saw_all_at: float | None = None  # when the latest began in which no part failed
+        self.saw_all_at = 0.0  # when the latest began in which no part failed
 
     def want(self) -> None:
         """Something changed that is to be looked at soon."""

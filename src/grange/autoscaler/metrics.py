@@ -1,6 +1,6 @@
 """What Prometheus reads of capacity. Counters count since this process began."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -47,7 +47,7 @@ class CapacityMetrics:
         )
         self._month = gauge("dollars_this_month", "Estimated cost of this month", "pool")
         self._hourly = gauge("dollars_per_hour", "Estimated cost of what runs now", "pool")
-        self._lag = gauge("reconcile_lag_seconds", "How long ago the latest full look began")
+        self._lag = gauge("reconcile_lag_seconds", "Since the latest look in which nothing failed")
         self._idle = counter("idle_dollars", "Estimated cost of ready slots without work", "pool")
         self._launches = counter("launches", "Launch calls", "pool", "market", "result")
         self._interruptions = counter("interruptions", "Slots that a cloud took away", "pool")
@@ -112,12 +112,14 @@ class CapacityMetrics:
                 case _:
                     pass
 
-    def show(self, core: Capacity, now: float, looked_at: float | None) -> None:
+    def lag_by(self, lag_s: Callable[[], float]) -> None:
+        """Ask this, whenever Prometheus does, how long ago all was seen."""
+        self._lag.set_function(lag_s)
+
+    def show(self, core: Capacity, now: float) -> None:
         """Bring what is a state, and not a count, up to now."""
         since_s = 0.0 if self._shown_at is None else now - self._shown_at
         self._shown_at = now
-        if looked_at is not None:
-            self._lag.set(now - looked_at)
         for gauge in (self._slots, self._orphans, self._mismatch, self._month, self._hourly):
             gauge.clear()
         for name, pool in core.pools.items():

@@ -128,6 +128,8 @@ class Autoscaler:
         """Until cancelled. Raises FencedError where another leads now, and OperatorError where
         going on could harm."""
         self._tellings.number_from(self._clock.wall_s())
+        self._looks.saw_all_at = self._clock.monotonic_s()
+        self._metrics.lag_by(lambda: self._clock.monotonic_s() - self._looks.saw_all_at)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._decisions.run(self), name="capacity-decisions")
@@ -138,6 +140,7 @@ class Autoscaler:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
+            self._metrics.lag_by(lambda: 0.0)  # another's, where another runs
             await self._acts.stop()
 
     # --- reservations -------------------------------------------------------------------------
@@ -331,7 +334,7 @@ class Autoscaler:
                     pass
         self._acts.begin(effects)
         if any(isinstance(each, on.Observed) for each in events):
-            self._metrics.show(core, now, self._looks.saw_all_at)
+            self._metrics.show(core, now)
         if _calls_for_a_look(core, events, effects):
             self._looks.want()
 

@@ -644,3 +644,35 @@ def test_events_of_core_and_shell_meet_in_order() -> None:
             assert states == [ReservationState.CANCELLED, pending, pending]
 
     run_virtually(main())
+
+
+def test_what_happens_is_counted() -> None:
+    async def main() -> None:
+        async with running() as world:
+            scaler = world.api()
+            registry = scaler._metrics.registry
+
+            def value(name: str, **labels: str) -> float | None:
+                return registry.get_sample_value(f"grange_capacity_{name}", labels)
+
+            told = await ready(scaler, deadline_s=1000.0)
+            launched = {"pool": "plain", "market": "spot"}
+            assert value("launches_total", result="launched", **launched) == 1
+            assert value("reservation_wait_seconds_count") == 1
+            assert value("slots", pool="plain", state="ready") == 1
+            assert value("reservations", state="ready") == 1
+            await scaler.release(told.reservation.id)
+            world.notices.put_nowait(Notice(InstanceId("i-1"), 120.0, "sqs"))
+            await until(lambda: not world.cloud.live())
+            await scaler.reconcile_now()
+            assert value("interruptions_total", pool="plain") == 1
+            assert value("slot_state_seconds_count", state="ready") == 1
+            assert value("orphans", pool="plain") == 0
+            assert value("dollars_this_month", pool="plain") > 0.0  # type: ignore[operator]
+            Failing(door(world, "cloud"), "instances", *[OutsideError("throttled")] * 1000)
+            await asyncio.sleep(100.0)
+            lag_s = value("reconcile_lag_seconds")
+            assert lag_s is not None
+            assert 100.0 <= lag_s < 110.0
+
+    run_virtually(main())
