@@ -1,6 +1,7 @@
 """What every implementation of `grange.ports.Accounts` does."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -139,3 +140,30 @@ async def test_the_oldest_of_the_audit_log_go(
     for n in range(5):
         await accounts.add_audit([AuditEntry(float(n), "ada", "", f"did {n}")])
     assert [each.did for each in await accounts.audit(limit=9)] == ["did 4", "did 3", "did 2"]
+
+
+async def test_what_instances_leave_is_deleted_and_what_people_made_is_not(
+    kind: JournalKind, accounts: Accounts
+) -> None:
+    def launched(number: int, **more: Any) -> AgentAccount:
+        id_ = AgentId(f"0a0a0a0a-0000-4000-8000-00000000001{number}")
+        return AgentAccount(id_, f"x86-{number}", 1.0, f"registration slot x86-{number} t", **more)
+
+    old, lately, here = launched(1, removed=10.0), launched(2, removed=20.0), launched(3)
+    by_people = replace(ACCOUNT, removed=10.0)
+    for account in (old, lately, here, by_people):
+        password = replace(PASSWORD, id=f"pw {account.id}", agent=account.id)
+        await accounts.register(account, password, None)
+    of_launch = replace(REGISTRATION, created_by="autoscaler", expires=10.0)
+    later = replace(of_launch, id="later", expires=20.0)
+    of_people = replace(REGISTRATION, id="people", expires=10.0)
+    for each in (of_launch, later, of_people, TOKEN):
+        await accounts.add_credential(each)
+    await accounts.forget_launched("autoscaler", 15.0)
+    await kind.reopen()
+    left = {account.id: await kind.accounts.agent(account.id) for account in (old, lately, here)}
+    assert left == {old.id: None, lately.id: lately, here.id: here}
+    assert await kind.accounts.agent(by_people.id) == by_people
+    names = [each.id for each in await kind.accounts.credentials()]
+    passwords = [f"pw {each.id}" for each in (lately, here, by_people)]
+    assert sorted(names) == sorted([*passwords, "later", "people", "abc"])

@@ -25,7 +25,7 @@ from grange.coordinator.accounts import AccountKeeper
 from grange.coordinator.doorkeeper import Doorkeeper, Shown
 from grange.coordinator.loop import WriterLoop
 from grange.coordinator.tokens import HookTokens
-from grange.coordinator.workforce import DRAINED, FarmWorkforce
+from grange.coordinator.workforce import DRAINED, KEPT_S, FarmWorkforce
 from grange.db.connect import MEMORY
 from grange.db.journal import SqliteJournal
 from grange.errors import OutsideError, UnauthenticatedError
@@ -271,6 +271,11 @@ async def test_agents_whose_instances_are_gone_are_forgotten_after_a_while(place
     assert place.loop.core is not None
     assert not place.loop.core.agent_rules, "nor are there rules for it"
     assert [each.name for each in await place.journal.accounts.agents()] == [people]
+    assert await place.journal.accounts.agent(stays), "for people who look"
+    place.clock.now += KEPT_S + 1
+    await left()
+    assert await place.journal.accounts.agent(stays) is None
+    assert await place.journal.accounts.credentials() == []
 
 
 async def test_nothing_is_told_by_a_farm_that_does_not_lead() -> None:

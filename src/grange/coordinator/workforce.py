@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 DRAINED: Final = "drained by the autoscaler"  # the reason of its pauses, by which it knows them
 GONE_S: Final = 900.0  # an agent whose instance is gone is forgotten so late: it may yet deliver
+KEPT_S: Final = 7 * 86_400.0  # accounts of instances that are gone, for people who look
+SWEEP_S: Final = 3600.0
+BY: Final = "autoscaler"  # who makes launches' tokens
 LATE_S: Final = 3600.0  # for how long beyond a launch's terms its token is good
 
 _REGISTERED: Final = re.compile(r"registration slot (\S+) launch (\S+)\Z")
@@ -92,6 +95,7 @@ class FarmWorkforce:
         self._launches: dict[AgentId, tuple[str, _Launch | None]] = {}  # by agent: session, launch
         self._gone: dict[AgentId, float] = {}  # since when nobody sits where they came from
         self._offers: tuple[Offer, ...] = ()
+        self._swept = 0.0  # when what is long gone was last deleted
         self.seat: Callable[[SlotId], Slot | None] = lambda _slot: None
 
     # --- Registration -------------------------------------------------------------------------
@@ -110,7 +114,7 @@ class FarmWorkforce:
                 digest=digest_of(secret),
                 roles=frozenset({Role.JOIN}),
                 created=now,
-                created_by="autoscaler",
+                created_by=BY,
                 tags=tuple(sorted(set(order.pool.tags))),
                 expires=now + terms.launch_s + terms.boot_s + terms.bind_s + LATE_S,
                 uses_max=1,
@@ -224,6 +228,9 @@ class FarmWorkforce:
             await self._loop.settle(AgentRuled(id_, (), False))
             del self._gone[id_]
             log.info("agent %s is forgotten: its instance is gone", gone[id_].name)
+        if now - self._swept >= SWEEP_S:
+            self._swept = now
+            await self._accounts.forget_launched(BY, now - KEPT_S)
 
     def _sits(self, launch: _Launch) -> bool:
         slot = self.seat(launch.slot)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from grange.db.rows import Row
-from grange.db.script import Engine, Script, change
+from grange.db.script import Engine, Script, ask, change
 from grange.identity import AgentAccount, AuditEntry, Credential, CredentialKind, Role
 from grange.scheduler.facts import AgentId
 
@@ -63,6 +63,14 @@ class SqlAccounts:
             return True
 
         return await self._engine.write(save)
+
+    async def forget_launched(self, by: str, before: float) -> None:
+        def drop() -> Script[None]:
+            yield from ask("drop_launched_passwords", before)
+            yield from ask("drop_launched_accounts", before)
+            yield from ask("drop_launch_tokens", before, by)
+
+        await self._engine.write(drop)
 
     async def audit(self, *, limit: int, before: int | None = None) -> list[AuditEntry]:
         last = before if before is not None else 1 << 62

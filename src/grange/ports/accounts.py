@@ -44,6 +44,11 @@ class Accounts(Protocol):
         """Add an account and its password; False where the credential `registration` is revoked or
         has been used as often as it may: then nothing was added."""
 
+    async def forget_launched(self, by: str, before: float) -> None:
+        """Delete what instances leave: accounts of agents that came from launches and were removed
+        before this time, their passwords, and registrations that `by` made and that expired
+        before."""
+
     async def audit(self, *, limit: int, before: int | None = None) -> list[AuditEntry]:
         """The newest entries first, of those whose ids are below `before`."""
 

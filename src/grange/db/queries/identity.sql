@@ -58,3 +58,15 @@ DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?1;
 -- name: audit
 -- Newest first.
 SELECT time, who, address, did, id FROM audit WHERE id < ?1 ORDER BY id DESC LIMIT ?2;
+
+-- name: drop_launched_passwords
+DELETE FROM credentials WHERE agent IN (
+  SELECT id FROM agent_accounts WHERE removed < ?1 AND registered_by LIKE 'registration slot %'
+);
+
+-- name: drop_launched_accounts
+DELETE FROM agent_accounts WHERE removed < ?1 AND registered_by LIKE 'registration slot %';
+
+-- name: drop_launch_tokens
+DELETE FROM credentials
+WHERE kind = 'registration' AND created_by = ?2 AND expires < ?1;
