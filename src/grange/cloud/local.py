@@ -30,6 +30,7 @@ GRACE_S: Final = 15.0  # from TERM to KILL
 KEPT_S: Final = 3600.0  # for so long the dead are listed, and their tokens remembered
 INSTANCES_MAX: Final = 1000  # of them, dead ones too: each costs a few reads a tick
 NOTICE_POLL_S: Final = 1.0
+_LIVE: Final = (InstanceState.PENDING, InstanceState.RUNNING)
 _PREFIX: Final = "local-"
 _NETWORK: Final = "127.83"  # each has an address of its own, so that each may serve port 22
 
@@ -144,7 +145,7 @@ class LocalCloud:
     def _all(self) -> list[LocalInstance]:
         try:
             return [LocalInstance(each) for each in sorted(self._folder.glob(f"{_PREFIX}*"))]
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise OutsideError(f"cannot read local instances: {error}") from None
 
     def _find(self, id_: InstanceId) -> LocalInstance | None:
@@ -237,15 +238,17 @@ class LocalCloud:
 
     def _notices(self) -> list[Notice]:
         notices = []
-        for each in self._instances():
-            if each.state not in (InstanceState.PENDING, InstanceState.RUNNING):
-                continue
+        with self._lock:
             now = self._now()
-            known = self._find(each.id)
-            warned = known.warned(now) if known is not None else None
-            if warned is not None:
-                left_s = None if warned.at is None else max(0.0, warned.at - now.monotonic_s)
-                notices.append(Notice(each.id, left_s, "poll"))
+            try:
+                live = [each for each in self._all() if each.look(now).state in _LIVE]
+                warned = [(each, each.warned(now)) for each in live]
+            except OSError as error:
+                raise OutsideError(f"cannot read a local instance: {error}") from None
+        for each, warning in warned:
+            if warning is not None:
+                left_s = None if warning.at is None else max(0.0, warning.at - now.monotonic_s)
+                notices.append(Notice(InstanceId(each.folder.name), left_s, "poll"))
         return notices
 
 

@@ -72,8 +72,12 @@ class LocalInstance:
     """Not to be made for an instance that is not there: see `launch` and `Path.is_dir`."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises OSError where there is none, or none that can be read."""
         self.folder = folder
-        self._record: dict[str, Any] = json.loads((folder / "record").read_text())
+        try:
+            self._record: dict[str, Any] = json.loads((folder / "record").read_text())
+        except ValueError as error:
+            raise OSError(f"{folder / 'record'} is spoilt ({error}); delete {folder}") from None
 
     @property
     def is_gone(self) -> bool:
