@@ -166,10 +166,11 @@ def _slots_bar(pool: PoolView) -> Text:
     total = max(pool.max, sum(pool.slots.values()), 1)
     cells = min(BAR_CELLS, total)
     bar = Text()
-    for sign, _, states in _PARTS:
-        number = sum(pool.slots.get(state, 0) for state in states)
-        room = cells - len(bar)
-        width = min(room, max(round(number * cells / total), 1)) if number else 0
+    counts = [sum(pool.slots.get(state, 0) for state in states) for _, _, states in _PARTS]
+    for index, (sign, _, states) in enumerate(_PARTS):
+        others = sum(1 for number in counts[index + 1 :] if number)
+        room = cells - len(bar) - others
+        width = min(room, max(round(counts[index] * cells / total), 1)) if counts[index] else 0
         bar.append(sign * width, SLOT_STYLES[states[0]])
     return bar.append(_VACANT * (cells - len(bar)), "dim")
 
