@@ -143,25 +143,33 @@ def events(
 def explain(*, thing: str, as_json: bool, url: str) -> None:
     """Say why a pool launches no more, a slot is as it is, or a reservation waits."""
     with CapacityClient(url) as client:
-        slot = next((each for each in client.slots() if each.id == thing), None)
+        pools = [each.name for each in client.status().pools]
+        slot = None if thing in pools else _slot(client, thing, pools)
         if slot is not None:
             _explain_slot(client, slot, as_json=as_json)
             return
-        answer = _explanation(client, thing)
+        is_pool = thing in pools
+        answer = client.explain_pool(thing) if is_pool else _reservation(client, thing)
     if as_json:
         print_json(answer)
     else:
         screens.print_explanation(answer.text)
 
 
-def _explanation(client: CapacityClient, thing: str) -> ExplanationView:
-    if any(each.name == thing for each in client.status().pools):
-        return client.explain_pool(thing)
+def _slot(client: CapacityClient, id_: str, pools: Sequence[str]) -> SlotView | None:
+    """Slots are named after their pools: x86-3."""
+    pool = id_.rpartition("-")[0]
+    if pool not in pools:
+        return None
+    return next((each for each in client.slots(pool) if each.id == id_), None)
+
+
+def _reservation(client: CapacityClient, text: str) -> ExplanationView:
     try:
-        return client.explain_reservation(find_reservation_id(client, thing))
+        return client.explain_reservation(find_reservation_id(client, text))
     except NotFoundError as error:
         raise NotFoundError(
-            f"no pool, slot or reservation is called {thing}: see grange capacity status, slots "
+            f"no pool, slot or reservation is called {text}: see grange capacity status, slots "
             "and reservations"
         ) from error
 
