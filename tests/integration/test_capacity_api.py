@@ -14,6 +14,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from starlette.responses import RedirectResponse
+from starlette.types import Receive, Scope, Send
 
 from grange.capacity.facts import LaunchFailure, ReservationId, ReservationState, SlotState
 from grange.client import capacity_requests as ask
@@ -384,6 +386,31 @@ async def test_over_tcp_a_token_says_who_asks_and_what_they_may(
         shown = {"authorization": f"Bearer {operator.read_text().strip()}"}
         answer = await asyncio.to_thread(lambda: httpx.get(url + "/metrics", headers=shown))
         assert "grange_capacity_slots" in answer.text
+
+
+async def test_who_does_not_lead_and_who_is_gone_are_passed_by(
+    place: CapacityPlace, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    shown = token_file(tmp_path, "ci", "read,submit", lines)
+    tokens = tmp_path / "tokens"
+    tokens.write_text("\n".join(lines))
+    gone, gone_url = tcp_socket()
+    gone.close()
+    standby, standby_url = tcp_socket()
+    async with by_tcp(place, tokens) as leader_url:
+
+        async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
+            where = leader_url + scope["path"] + "?" + scope["query_string"].decode()
+            await RedirectResponse(where)(scope, receive, send)
+
+        async with serving(pass_on, standby):
+            with CapacityClient(f"{gone_url},{standby_url}", token_file=shown) as client:
+                one = await asyncio.to_thread(client.reserve, asked(features=["kvm"]))
+                while one.state is ReservationState.PENDING:
+                    one = await asyncio.to_thread(client.wait, one.id, one.version, WAIT_S)
+                [listed] = await asyncio.to_thread(client.reservations, ["ready", "pending"])
+    assert (one.state, one.features, listed.id) == (ReservationState.READY, ["kvm"], one.id)
 
 
 @pytest.mark.parametrize(
