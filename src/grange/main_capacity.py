@@ -19,10 +19,12 @@ from grange.cli.config import Address, ServeConfig
 from grange.client.credentials import is_loopback
 from grange.cloud.local import LocalCommand
 from grange.coordinator.farm import Farm
-from grange.coordinator.workforce import FarmWorkforce
-from grange.errors import FencedError, OperatorError, OutsideError
+from grange.coordinator.workforce import FarmWorkforce, offers_of
+from grange.errors import FencedError, GrangeError, OperatorError, OutsideError
 from grange.main_clouds import PoolClouds, filled
 from grange.ports import CapacityStore, Clock
+from grange.scheduler.facts import QueueKey
+from grange.scheduler.matching import misfit
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class FarmCapacity:
         )
         self._current: Autoscaler | None = None
         farm.while_leading.append(self.run)
+        farm.pool_words = self.words
 
     def autoscaler(self) -> Autoscaler:
         """That of this lead. Raises OutsideError where this process does not lead."""
@@ -99,6 +102,19 @@ class FarmCapacity:
                 group.create_task(self.clouds.keep_prices(autoscaler))
         finally:
             self._current = None
+
+    def words(self, queue: QueueKey) -> list[str]:
+        """How the pools stand that could start an agent for such steps."""
+        fit = [
+            pool.name
+            for pool in self._file.pools
+            for offer in offers_of((pool,))
+            if not misfit(offer, queue)
+        ]
+        try:
+            return [f"pool {name}: {self.autoscaler().explain_pool(name)}" for name in fit]
+        except GrangeError as error:
+            return [f"the pools cannot be asked: {error}"]
 
     def change(self, file: CapacityFile) -> None:
         """Go by these pools from now on."""

@@ -286,6 +286,9 @@ timeouts = { bind_s = 1 }
     told = made.events(cooling.id)
     assert sum("passed no check in 1 s" in text for text in told) == 3
     assert "never became ready" in made.capacity.explain_pool("x86").text
+    [why] = made.client.why_build(waiting.id)
+    assert "one that can may appear" in why.answer
+    assert "instances in a row never became ready" in why.details[-1]
     made.pools(("x86", "max = 2"))
     assert made.coordinator is not None
     made.coordinator.signal(signal.SIGHUP)

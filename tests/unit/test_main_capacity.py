@@ -17,7 +17,7 @@ from grange.cli.farm_file import FarmFile, TlsPaths, read_farm_file
 from grange.errors import OperatorError, OutsideError
 from grange.main_capacity import FarmCapacity, agent_command, coordinators_of
 from grange.main_clouds import filled
-from grange.scheduler.facts import Limits
+from grange.scheduler.facts import Limits, QueueKey
 from tests.unit.test_coordinator_workforce import NoActor, Place
 
 FARM = "http://farm.example:7381"
@@ -217,4 +217,19 @@ async def test_what_offerings_cost_is_told_to_the_autoscaler(place: Place, tmp_p
     assert [pool.name for pool in await told.get()] == ["here", "there", "far"]
     keeping.cancel()
     await asyncio.wait((keeping,))
+    await capacity.close()
+
+
+async def test_why_a_step_waits_is_asked_of_the_pools_that_could_serve_it(
+    place: Place, tmp_path: Path
+) -> None:
+    capacity = capacity_of(place, file_of(tmp_path).capacity, tmp_path)
+    [said] = capacity.words(QueueKey("x86_64-linux"))
+    assert "the pools cannot be asked: this coordinator does not lead" in said
+    capacity._current = SimpleNamespace(explain_pool=lambda name: f"why {name}")  # type: ignore[assignment]
+    assert capacity.words(QueueKey("x86_64-linux")) == [
+        f"pool {name}: why {name}" for name in ("there", "far", "own")
+    ]
+    assert capacity.words(QueueKey("i686-linux", ("big",))) == ["pool here: why here"]
+    assert capacity.words(QueueKey("aarch64-linux")) == []
     await capacity.close()

@@ -60,6 +60,7 @@ from grange.scheduler.facts import (
     Limits,
     Policy,
     ProjectRule,
+    QueueKey,
 )
 from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import TrustedKeys
@@ -244,6 +245,8 @@ class Farm:
         self._own_tokens = own_tokens
         # What else is done while it leads, begun with each lead and cancelled with it.
         self.while_leading: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        # How the pools stand that could start an agent for such steps, a line for each.
+        self.pool_words: Callable[[QueueKey], Sequence[str]] = lambda _queue: ()
         self.cache = Cache(
             Sources(journal.narinfo, self._derivation, self._log),
             objects,

@@ -22,7 +22,7 @@ from grange.ports import AttemptRecord, BuildRecord, StepNode, StepRecord, StepS
 from grange.scheduler.core import Scheduler
 from grange.scheduler.effects import ShowStep
 from grange.scheduler.facts import Cause, Outcome, Phase, StepId, checked
-from grange.scheduler.state import Agent, State
+from grange.scheduler.state import Agent, State, Step
 from grange.scheduler.why import why
 from grange.store.path import StorePath
 
@@ -247,8 +247,12 @@ class Views:
             drv_path=drv_path,
             state=step_state(answer.state, phase),
             answer=answer.sentence,
-            details=[*answer.details, *names],
+            details=[*answer.details, *names, *self._pools(step)],
         )
+
+    def _pools(self, step: Step) -> Sequence[str]:
+        """What the pools say that could start an agent for it."""
+        return self._farm.pool_words(step.queue) if step.state is State.READY else ()
 
     async def _why_not_live(self, id_: StepId, record: StepRecord, drv_path: str) -> Why:
         if record.is_done:
