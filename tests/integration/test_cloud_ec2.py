@@ -304,8 +304,11 @@ async def test_a_lost_answer_is_found_with_the_same_token(
     assert len(world.machines) == 1
 
 
-async def test_an_answer_of_junk_leaves_it_open(world: FakeEc2, kind: Ec2Kind, way: str) -> None:
-    world.fail(ACTIONS[way], "<junk", status=200)
+@pytest.mark.parametrize("junk", ["<junk", "junk"])
+async def test_an_answer_of_junk_leaves_it_open(
+    world: FakeEc2, kind: Ec2Kind, way: str, junk: str
+) -> None:
+    world.fail(ACTIONS[way], junk, status=200)  # such as from a proxy on the way
     assert (await launch(kind, way)).answer is LaunchFailure.UNKNOWN
 
 

@@ -129,8 +129,10 @@ class Ec2Cloud:
     async def _run(self, order: LaunchOrder, pool: Ec2Pool, user_data: str) -> LaunchAnswer:
         params = template.run_params(self._settings.farm, pool, order, user_data)
         said = await self._calls.ask("ec2", "run_instances", lane=Lane.LAUNCH, **params)
-        (made,) = said["Instances"]
-        return LaunchAnswer(listing.instance(made, self._pools))
+        made = said.get("Instances")
+        if not made:
+            return LaunchAnswer(LaunchFailure.UNKNOWN, "what came is no answer of EC2's")
+        return LaunchAnswer(listing.instance(made[0], self._pools))
 
     async def _fleet(self, order: LaunchOrder, pool: Ec2Pool, user_data: str) -> LaunchAnswer:
         params = template.fleet_params(self._settings.farm, pool, order, user_data)

@@ -62,6 +62,8 @@ def fleet_answer(
 ) -> LaunchAnswer:
     """What an instant fleet of one came to: an instance is a success, whatever errors are beside
     it; without one it is certain that there is none, for the token is spent."""
+    if not said.get("FleetId"):
+        return LaunchAnswer(LaunchFailure.UNKNOWN, "what came is no answer of EC2's")
     errors = said.get("Errors") or ()
     text = _text(errors)
     failed = tuple(
