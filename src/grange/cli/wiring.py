@@ -29,13 +29,18 @@ _CONFIG: Final = click.option(
 
 @click.command("haproxy-config")
 @_CONFIG
-def haproxy_config_command(path: Path) -> None:
+@options.JSON
+def haproxy_config_command(path: Path, *, as_json: bool) -> None:
     """Print HAProxy's configuration: a port for each pool, and one for each of its slots.
 
     HAProxy has to be reloaded where a pool gets a higher max.
     """
     file = _alone(path)
-    click.echo(haproxy_config(file.wiring, file.haproxy, file.state_file), nl=False)
+    text = haproxy_config(file.wiring, file.haproxy, file.state_file)
+    if as_json:
+        print_json({"haproxy_config": text})
+    else:
+        click.echo(text, nl=False)
 
 
 @click.command("nix-machines")
@@ -127,6 +132,7 @@ def nix_machines(
     show_default=True,
     help="Seconds that a build may take; 0: no limit.",
 )
+@options.JSON
 def user_data_command(
     path: Path,
     *,
@@ -140,6 +146,7 @@ def user_data_command(
     dead_s: int,
     max_silent_s: int,
     timeout_s: int,
+    as_json: bool,
 ) -> None:
     """Print what instances of a pool start with: cloud-init's, for ec2.user_data of the pool.
 
@@ -165,7 +172,11 @@ def user_data_command(
         max_silent_s=max_silent_s,
         timeout_s=timeout_s,
     )
-    click.echo(user_data(_pool(path, capacity, name), builder), nl=False)
+    text = user_data(_pool(path, capacity, name), builder)
+    if as_json:
+        print_json({"user_data": text})
+    else:
+        click.echo(text, nl=False)
 
 
 def _pool(path: Path, file: CapacityFile, name: str | None) -> Pool:
