@@ -157,12 +157,14 @@ class World:
             self.now = max(self.now, at)
             while self._heap and self._heap[0][0] <= self.now:
                 heapq.heappop(self._heap)[2]()
-            if self._told or (due is not None and due <= self.now):
-                self._turn()
+            if due is not None and due <= self.now:
+                self.tell(on.Tick())
+            self._turn()
             if self._looks_at <= self.now:
                 self._looks_at = math.inf
                 self._look_at(self.now + IDLE_BEAT_S)
                 self._handle([on.Observed(self._observe())])
+                self._turn()
                 if self._draining:
                     self.look()
         return self
@@ -199,11 +201,9 @@ class World:
 
     def _turn(self) -> None:
         """Tell the planner what happened, and what follows from its answer."""
-        while True:
+        while self._told:
             told, self._told = self._told, []
-            self._handle(told or [on.Tick()])
-            if not self._told:
-                return
+            self._handle(told)
 
     def _handle(self, events: list[on.Event]) -> None:
         self.events += len(events)
