@@ -21,7 +21,7 @@ from grange.capacity.facts import (
 from grange.capacity.state import OPEN
 from tests.simulation.capacity.audit import claim
 from tests.simulation.capacity.balancer import Row
-from tests.simulation.capacity.cloud import Machine
+from tests.simulation.capacity.cloud import LISTED_DEAD_S, Machine
 
 if TYPE_CHECKING:
     from grange.autoscaler.sights import Told
@@ -189,8 +189,8 @@ class Audit:
             is_used = seat is not None and seat.slot.state in (SlotState.BINDING, *SERVING)
             is_shut = row.mode is ServerMode.MAINTENANCE
             claim(is_used or is_shut, f"the server of {slot} is open and nobody sits there")
-        # Of what died while nobody knew of it, the overlay itself must rid itself.
+        # What the cloud listed no longer when somebody looked, the overlay must rid itself of.
         dead = [i for i in world.devices if not world.cloud.machines[i].is_live]
-        devices = [] if world.is_forgotten else dead
+        devices = [] if world.is_forgotten or world.away_s > LISTED_DEAD_S else dead
         claim(not devices, f"the devices of {devices} are left behind")
         claim(not world.scaler_troubles(), f"it still complains: {world.scaler_troubles()}")

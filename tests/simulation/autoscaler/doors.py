@@ -69,8 +69,10 @@ class Door:
             await asyncio.get_running_loop().create_future()
 
     def may_crash(self, where: str) -> None:
-        if self.world.chance(self.world.troubles.crashed):
-            self.world.crash(where)
+        world = self.world
+        world.points += 1
+        if world.points == world.crash_at or world.chance(world.troubles.crashed):
+            world.crash(where)
 
     def takes_s(self) -> float:
         world = self.world

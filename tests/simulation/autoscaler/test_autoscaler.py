@@ -10,10 +10,10 @@ import pytest
 
 from tests.simulation.autoscaler import test_rules as rules
 from tests.simulation.autoscaler.mutants import MUTANTS
-from tests.simulation.autoscaler.run import simulate
+from tests.simulation.autoscaler.run import crash_at, simulate
 from tests.simulation.mutants import Mutant, planted
 
-SEEDS = 12
+SEEDS = 10
 SEEDS_MAX = 30
 
 
@@ -31,10 +31,21 @@ def test_a_troubled_world_comes_right(seed: int) -> None:
     assert not verdict.problem, str(verdict)
 
 
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_a_crash_at_any_point_comes_right(*, is_forgotten: bool) -> None:
+    """Some points; all of them with ``python -m tests.simulation.autoscaler.run crashes``."""
+    problem, points = crash_at(None)
+    assert not problem
+    assert points > 100
+    for point in range(1, points, points // 10):
+        problem, _ = crash_at(point, is_forgotten=is_forgotten)
+        assert not problem, problem
+
+
 def test_the_same_seed_is_the_same_run_whatever_the_hash_seed() -> None:
     code = (
         "import logging; logging.disable();"
-        "from tests.simulation.autoscaler.run import simulate;"
+        "from tests.simulation.autoscaler.run import crash_at, simulate;"
         "print([simulate(seed).digest for seed in range(2)])"
     )
     said = {

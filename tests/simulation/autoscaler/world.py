@@ -103,8 +103,11 @@ class World:
         self.devices: set[InstanceId] = set()  # on the overlay
         self.audit = Audit(self)
         self.clock = VirtualClock(self.loop, WALL_S)
+        self.points = 0  # at which it could have crashed
+        self.crash_at: int | None = None  # that one for certain
         self.life = 0
         self.is_forgotten = False  # the database was lost at some time
+        self.away_s = 0.0  # the longest between two lives
         self.acts = 0
         self.numbers = 0
         self.digest = hashlib.sha256()
@@ -178,6 +181,7 @@ class World:
             self.is_forgotten = True
         self.audit.crashed(is_forgotten=is_forgotten)
         away_s = self.rng.choice([0.1, 5.0, 60.0, 300.0])
+        self.away_s = max(self.away_s, away_s)
         self.loop.call_later(away_s, self.begin)
 
     def spawn(self, running: "asyncio._CoroutineLike[None]", name: str) -> asyncio.Task[None]:
