@@ -28,6 +28,7 @@ from grange.scheduler.matching import misfit
 
 log = logging.getLogger(__name__)
 
+AGAIN_S: Final = 10.0  # after a failure of the autoscaler as a whole
 FORGET_S: Final = 60.0  # between two looks for agents whose instances are gone
 _WILDCARDS: Final = ("0.0.0.0", "::")
 
@@ -73,18 +74,34 @@ class FarmCapacity:
             user_data=self.user_data,
         )
         self._current: Autoscaler | None = None
+        self._failure = "this coordinator does not lead, or has just begun to; ask again"
         farm.while_leading.append(self.run)
         farm.pool_words = self.words
 
     def autoscaler(self) -> Autoscaler:
         """That of this lead. Raises OutsideError where this process does not lead."""
         if self._current is None:
-            raise OutsideError("this coordinator does not lead, or has just begun to; ask again")
+            raise OutsideError(self._failure)
         return self._current
 
     async def run(self) -> None:
-        """Until cancelled: size the pools."""
-        autoscaler = self._current = Autoscaler(
+        """Until cancelled: size the pools. What fails of that ends no build: it begins anew.
+
+        Raises FencedError where another leads now.
+        """
+        while True:
+            try:
+                await self._size()
+            except ExceptionGroup as group:
+                if group.subgroup(FencedError) is not None:
+                    raise
+                error = group.exceptions[0]
+                self._failure = f"the autoscaler failed, and begins anew soon: {error!r}"
+                log.critical("%s", self._failure, exc_info=error)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _size(self) -> None:
+        autoscaler = Autoscaler(
             self._file.rules,
             self._file.pools,
             clock=self._clock,
@@ -95,6 +112,7 @@ class FarmCapacity:
             interval_s=self._file.interval_s,
         )
         self._workforce.seat = autoscaler.slot
+        self._current = autoscaler
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(autoscaler.run())
@@ -209,6 +227,16 @@ def coordinators_of(config: ServeConfig) -> tuple[str, ...]:
         host = "127.0.0.1" if listens.host in _WILDCARDS else listens.host
         said = (str(Address(host, listens.port)),)
     urls = tuple([each if "://" in each else f"{scheme}://{each}" for each in said])
+    if config.farm.tls is not None and config.farm.tls.client_ca is not None:
+        raise OperatorError(
+            "client_ca in [tls] asks agents for certificates, and instances of [pools] have none: "
+            "take client_ca out; they prove who they are by a token of their launch"
+        )
+    if file.ca is not None and any(each.startswith("http://") for each in urls):
+        raise OperatorError(
+            f"ca in [capacity] is for a farm with [tls], and {', '.join(urls)} is in the clear; "
+            "take one of them out"
+        )
     hosts = [urlsplit(url).hostname or "" for url in urls]
     if file.ec2_pools and any(map(is_loopback, hosts)):
         raise OperatorError(

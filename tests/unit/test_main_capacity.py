@@ -14,9 +14,11 @@ from grange.capacity.facts import LaunchOrder, Market, Offering, PoolName, SlotI
 from grange.cli.capacity_tables import CapacityFile
 from grange.cli.config import Address, ServeConfig
 from grange.cli.farm_file import FarmFile, TlsPaths, read_farm_file
-from grange.errors import OperatorError, OutsideError
+from grange.db.capacity import SqlCapacity
+from grange.errors import FencedError, OperatorError, OutsideError
 from grange.main_capacity import FarmCapacity, agent_command, coordinators_of
 from grange.main_clouds import filled
+from grange.ports import CapacityRecord, CapacityStore
 from grange.scheduler.facts import Limits, QueueKey
 from tests.unit.test_coordinator_workforce import NoActor, Place
 
@@ -73,7 +75,9 @@ async def place() -> AsyncIterator[Place]:
     await asyncio.wait((working,))
 
 
-def capacity_of(place: Place, file: CapacityFile, folder: Path) -> FarmCapacity:
+def capacity_of(
+    place: Place, file: CapacityFile, folder: Path, store: CapacityStore | None = None
+) -> FarmCapacity:
     farm: Any = SimpleNamespace(
         loop=place.loop,
         accounts=place.journal.accounts,
@@ -85,7 +89,7 @@ def capacity_of(place: Place, file: CapacityFile, folder: Path) -> FarmCapacity:
         farm,
         file,
         clock=place.clock,
-        store=place.journal.capacity,
+        store=store or place.journal.capacity,
         key=b"k" * 32,
         state=folder,
         coordinators=[FARM, OTHER],
@@ -192,6 +196,12 @@ def test_a_farm_that_instances_could_not_find_does_not_start(tmp_path: Path) -> 
     file = file_of(tmp_path)
     with pytest.raises(OperatorError, match=r"instances of far, own cannot reach a farm at http"):
         coordinators_of(ServeConfig(agents=Address("127.0.0.1", 7381), farm=file))
+    local = file_of(tmp_path, '[pools.a]\ncloud = "local"\nsystems = ["a"]\n[capacity]\nca = "x"')
+    with pytest.raises(OperatorError, match=r"ca in \[capacity\] is for a farm with \[tls\]"):
+        coordinators_of(ServeConfig(agents=Address("127.0.0.1", 7381), farm=local))
+    tls = TlsPaths(tmp_path, tmp_path, tmp_path / "agents-ca.pem")
+    with pytest.raises(OperatorError, match="asks agents for certificates, and instances"):
+        coordinators_of(ServeConfig(farm=replace(local, tls=tls)))
     with pytest.raises(OperatorError, match="cannot know on which port"):
         coordinators_of(ServeConfig(agents=Address("127.0.0.1", 0), farm=file))
 
@@ -232,4 +242,30 @@ async def test_why_a_step_waits_is_asked_of_the_pools_that_could_serve_it(
     ]
     assert capacity.words(QueueKey("i686-linux", ("big",))) == ["pool here: why here"]
     assert capacity.words(QueueKey("aarch64-linux")) == []
+    await capacity.close()
+
+
+async def test_an_autoscaler_that_fails_begins_anew_and_is_given_up_to_another_leader(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grange.main_capacity.AGAIN_S", 0.0)
+    file = file_of(tmp_path, '[pools.a]\ncloud = "local"\nsystems = ["a"]\n').capacity
+    errors: list[Exception] = [
+        ValueError("a bug"),
+        OperatorError("a wrong"),
+        FencedError("b leads"),
+    ]
+
+    class Store(SqlCapacity):
+        async def recall(self, now: float) -> CapacityRecord:
+            raise errors.pop(0)
+
+    store = Store(place.journal.capacity._engine)
+    capacity = capacity_of(place, file, tmp_path, store)
+    with pytest.raises(ExceptionGroup) as ended:
+        await capacity.run()
+    assert ended.value.subgroup(FencedError)
+    assert not errors
+    with pytest.raises(OutsideError, match="begins anew soon: ValueError"):
+        capacity.autoscaler()
     await capacity.close()
