@@ -63,10 +63,13 @@ async def test_a_slot_serves_after_its_checks_and_keeps_its_sessions_in_a_drain(
         first = await server(balancer)
         assert (first.address, first.mode, first.is_healthy) == (a.address, READY, True)
 
-        by_alias = await haproxy.connect(1)
+        by_alias, *more = [await haproxy.connect(1) for _ in range(3)]  # the other has fewer
         other = await haproxy.connect(2)
         shared = await haproxy.connect()
-        assert (by_alias.banner, other.banner) == ("a", "b")
+        assert {each.banner for each in (by_alias, *more)} == {"a"}
+        assert other.banner == "b"
+        for each in more:
+            each.end()
         assert shared.banner in ("a", "b")
         shared.end()
 
@@ -76,13 +79,9 @@ async def test_a_slot_serves_after_its_checks_and_keeps_its_sessions_in_a_drain(
         elsewhere = [await haproxy.connect() for _ in range(3)]
         assert refused.banner == ""
         assert {session.banner for session in elsewhere} == {"b"}
-        assert (await server(balancer)).sessions == 1
+        await until(lambda: _has_sessions(balancer, 1))
         by_alias.end()
-
-        async def is_empty() -> bool:
-            return (await server(balancer)).sessions == 0
-
-        await until(is_empty)
+        await until(lambda: _has_sessions(balancer, 0))
         await balancer.set(SetServer(ONE, READY, a.address))  # back to work
         again = await haproxy.connect(1)
         assert again.banner == "a"
@@ -187,6 +186,10 @@ async def test_an_agent_that_says_ready_ends_neither_drain_nor_maintenance() -> 
             assert (await server(balancer)).mode is MAINTENANCE
 
 
+async def _has_sessions(balancer: HaproxyBalancer, sessions: int) -> bool:
+    return (await server(balancer)).sessions == sessions
+
+
 async def _is_mode(balancer: HaproxyBalancer, mode: ServerMode) -> bool:
     return (await server(balancer)).mode is mode
 
@@ -207,6 +210,21 @@ async def test_after_a_restart_slots_rest_until_they_are_bound_anew() -> None:
         assert (await haproxy.connect()).banner == "a"
 
 
+async def test_health_of_before_a_reload_opens_nothing() -> None:
+    async with running_haproxy() as haproxy, stand_in("a") as a, stand_in("b") as b:
+        balancer = haproxy.balancer()
+        await balancer.set(SetServer(ONE, DRAIN, a.address))
+        await until_healthy(balancer)
+        with pytest.raises(OutsideError, match=f"pass its checks at {b.address}"):
+            await balancer.set(SetServer(ONE, READY, b.address))
+        a.holds.clear()  # from now on no check of it ends well
+        await haproxy.reload()
+        after = await server(haproxy.balancer())
+        assert (after.address, after.mode, after.is_healthy) == (a.address, DRAIN, False)
+        with pytest.raises(OutsideError, match="not to serve yet"):
+            await haproxy.balancer().set(SetServer(ONE, READY, a.address))
+
+
 @pytest.mark.parametrize("has_master", [True, False])
 @pytest.mark.parametrize("is_new_daemon", [True, False])
 async def test_sessions_of_before_a_reload_are_not_forgotten(
@@ -214,6 +232,7 @@ async def test_sessions_of_before_a_reload_are_not_forgotten(
 ) -> None:
     async with running_haproxy() as haproxy, stand_in("a") as a:
         balancer = haproxy.balancer(has_master=has_master)
+        await balancer.servers()  # as each life of a daemon begins
         await bring_up(balancer, a.address)
         sessions = [await haproxy.connect(1) for _ in range(2)]
         assert (await server(balancer)).sessions == 2
@@ -231,11 +250,8 @@ async def test_sessions_of_before_a_reload_are_not_forgotten(
         for each in (new, *sessions):
             each.end()
 
-        async def is_empty() -> bool:
-            return (await server(balancer)).sessions == 0
-
         if has_master:
-            await until(is_empty)
+            await until(lambda: _has_sessions(balancer, 0))
 
 
 async def test_wrong_names_and_rights_are_told_by_name(tmp_path: Path) -> None:
@@ -289,9 +305,6 @@ async def _one_tenancy(
     async def is_used() -> bool:
         return visits.count(name) > used
 
-    async def is_empty() -> bool:
-        return (await server(balancer)).sessions == 0
-
     name, used = f"tenant-{number}", 0
     async with stand_in(name) as tenant:
         await bring_up(balancer, tenant.address)
@@ -306,7 +319,7 @@ async def _one_tenancy(
         used = visits.count(name)
         await until(is_used)
         await balancer.set(SetServer(ONE, DRAIN, tenant.address))
-        await until(is_empty)
+        await until(lambda: _has_sessions(balancer, 0))
         await balancer.set(SetServer(ONE, MAINTENANCE))
     async with stand_in(f"stranger-{number}", tenant.port) as stranger:
         await balancer.set(SetServer(ONE, MAINTENANCE))

@@ -107,6 +107,7 @@ async def test_an_instance_is_the_one_peer_with_its_id_the_tag_and_a_later_birth
             peer("laptop", "100.64.0.7", Tags=None, TailscaleIPs=None),
             peer("I-0DEF", "100.64.0.8"),
             peer("i-0eee", "100.64.0.9", TailscaleIPs=[]),
+            peer("made-from-ami-0fff", "100.64.0.10"),
         ]
         several = [instance(f"i-0{name}") for name in ("abc", "abcd", "def", "eee", "fff")]
         assert dict(await net.overlay.addresses(several)) == {

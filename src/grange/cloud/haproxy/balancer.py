@@ -13,7 +13,7 @@ What HAProxy does that this guards against (all seen with 2.6; docs/operating/ha
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, assert_never
 
 from grange.capacity.effects import SetServer
@@ -33,7 +33,6 @@ from grange.cloud.haproxy.runtime import Conversation, Runtime
 from grange.cloud.haproxy.seat import ServerSeat, written
 from grange.errors import GrangeError, OutsideError
 
-EARNED_S: Final = 10  # a worker that is older has checked what a state file told it of
 NAMED: Final = 5  # servers in one sentence
 
 
@@ -49,17 +48,6 @@ class HaproxySettings:
         return self.backend.replace("{pool}", slot.rpartition("-")[0])
 
 
-@dataclass(slots=True)
-class _Book:
-    """In which worker this process brought each slot's server up, itself seeing to the order."""
-
-    pid: dict[SlotId, int] = field(default_factory=dict)
-    locks: dict[SlotId, asyncio.Lock] = field(default_factory=dict)
-
-    def lock(self, slot: SlotId) -> asyncio.Lock:
-        return self.locks.setdefault(slot, asyncio.Lock())
-
-
 class HaproxyBalancer:
     """`grange.ports.Balancer` on a HAProxy of `grange.autoscaler.wiring.haproxy_config`, or alike.
 
@@ -73,7 +61,7 @@ class HaproxyBalancer:
         self._slots = slots
         self._runtime = Runtime(settings.socket)
         self._old = OldSessions(settings.master_socket, settings.hard_stop_s)
-        self._book = _Book()
+        self._locks: dict[SlotId, asyncio.Lock] = {}
 
     async def servers(self) -> tuple[Server, ...]:
         """Of all slots it has servers for. Raises OutsideError, OperatorError."""
@@ -93,7 +81,7 @@ class HaproxyBalancer:
                 slot,
                 address,
                 found[slot].mode,
-                self._is_healthy(found[slot], shown[slot], process),
+                _is_healthy(found[slot], shown[slot]),
                 sessions + hidden.get(slot, 0),
             )
             for slot, (address, sessions) in seen.items()
@@ -102,7 +90,8 @@ class HaproxyBalancer:
     async def set(self, order: SetServer) -> None:
         """Raises OutsideError, also where it is not fit to serve; OperatorError where HAProxy has
         no such server."""
-        async with self._book.lock(order.slot), self._runtime.conversation() as haproxy:
+        lock = self._locks.setdefault(order.slot, asyncio.Lock())
+        async with lock, self._runtime.conversation() as haproxy:
             seat = ServerSeat(
                 haproxy, self._settings.backend_of(order.slot), order.slot, self._settings.port
             )
@@ -110,13 +99,7 @@ class HaproxyBalancer:
                 case ServerMode.MAINTENANCE:
                     await seat.rest()
                 case ServerMode.DRAIN:
-                    before = await seat.drain(order.address)
-                    process = worker(haproxy.socket, await haproxy.ask("show info"))
-                    is_elsewhere = not seat.is_at(before, order.address)
-                    if is_elsewhere or before.mode is ServerMode.MAINTENANCE:
-                        self._book.pid[order.slot] = process.pid
-                    if is_elsewhere:
-                        self._old.clear(order.slot)
+                    await seat.drain(order.address)
                 case ServerMode.READY:
                     await self._serve(seat, order.address)
                 case _:
@@ -167,24 +150,22 @@ class HaproxyBalancer:
     def _address_in(self, row: StateRow) -> tuple[SlotId, str] | None:
         return (SlotId(row.name), self._address(row)) if self._is_slot(row) else None
 
-    def _is_healthy(self, row: StateRow, stat: StatRow, process: Worker) -> bool:
-        is_full = 0 < stat.full_health <= row.check_health and stat.fall > 1
-        if not is_full or not row.is_checked or row.mode is ServerMode.MAINTENANCE:
-            return False
-        # Health may come from a state file, and be as old as that.
-        is_earned = self._book.pid.get(SlotId(row.name)) == process.pid
-        return is_earned or row.mode is ServerMode.READY or process.uptime_s >= EARNED_S
-
     async def _serve(self, seat: "ServerSeat", address: str) -> None:
         row = await seat.read()
-        process, stat = await seat.health(row)
-        if not seat.is_at(row, address) or not self._is_healthy(row, stat, process):
+        stat = await seat.figures(row)
+        if not seat.is_at(row, address) or not _is_healthy(row, stat):
             raise OutsideError(
                 f"server {seat} of HAProxy at {seat.haproxy.socket} is not to serve yet: it is in"
                 f" {row.mode.value} at {self._address(row)} with health {row.check_health} of"
                 f" {stat.full_health or 'none'}, and has to pass its checks at {address} first"
             )
         await seat.serve(row)
+
+
+def _is_healthy(row: StateRow, stat: StatRow) -> bool:
+    """By checks since it last left maintenance, or since HAProxy's start: both begin with less."""
+    is_full = 0 < stat.full_health <= row.check_health and stat.fall > 1
+    return is_full and row.is_checked and row.mode is not ServerMode.MAINTENANCE
 
 
 def _list(names: Sequence[str]) -> str:

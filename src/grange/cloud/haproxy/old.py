@@ -35,7 +35,6 @@ class OldSessions:
     _pid: int | None = None
     _seen: Seen = field(default_factory=dict)
     _guess: dict[SlotId, tuple[str, int]] = field(default_factory=dict)
-    _cleared: set[SlotId] = field(default_factory=set)
 
     async def count(
         self,
@@ -56,11 +55,6 @@ class OldSessions:
             if slot in seen and seen[slot][0] == address
         }
 
-    def clear(self, slot: SlotId) -> None:
-        """It has come to another address, and no old session can be at that."""
-        self._guess.pop(slot, None)
-        self._cleared.add(slot)
-
     def troubles(self, process: Worker) -> tuple[str, ...]:
         if not self._guess:
             return ()
@@ -75,7 +69,7 @@ class OldSessions:
         if process.uptime_s >= self.hard_stop_s:
             self._guess = {}
         elif process.pid != self._pid:
-            at_first = {slot: (seen[slot][0], 0) for slot in busy - self._cleared}
+            at_first = {slot: (seen[slot][0], 0) for slot in busy}
             before = at_first if self._pid is None else self._seen
             for slot, (address, sessions) in before.items():
                 known, guessed = self._guess.get(slot, (address, 0))

@@ -11,10 +11,8 @@ from grange.cloud.haproxy.rows import (
     STATES,
     StateRow,
     StatRow,
-    Worker,
     stat_rows,
     state_rows,
-    worker,
 )
 from grange.cloud.haproxy.runtime import Conversation
 from grange.errors import OperatorError, OutsideError
@@ -52,27 +50,25 @@ class ServerSeat:
             " 'grange capacity haproxy-config' prints to its configuration, and reload it"
         )
 
-    async def health(self, row: StateRow) -> tuple[Worker, StatRow]:
+    async def figures(self, row: StateRow) -> StatRow:
         socket = self.haproxy.socket
         answer = await self.haproxy.ask(f"show stat {row.backend_id} 4 -1")
-        process = worker(socket, await self.haproxy.ask("show info"))
         for stat in stat_rows(socket, answer):
             if stat.name == self.server:
-                return process, stat
+                return stat
         raise OutsideError(f"HAProxy at {socket} has {self} in its state, and no figures of it")
 
     async def rest(self) -> None:
         await self._quieten(await self.read())
         await self._tell("state maint", lambda row: row.mode is ServerMode.MAINTENANCE)
 
-    async def drain(self, address: str) -> StateRow:
-        """How it was before."""
+    async def drain(self, address: str) -> None:
         host, port = parsed(address, self.port)
         row = await self.read()
         await self._quieten(row)
         if row.mode is not ServerMode.MAINTENANCE and (row.host, row.port) == (host, port):
             await self._empty()
-            return row
+            return
         await self._tell("state maint", lambda row: row.mode is ServerMode.MAINTENANCE)
         await self._wait_out()
         # Again: an agent's last word may have ended the maintenance.
@@ -81,7 +77,6 @@ class ServerSeat:
             f"addr {host} port {port}", lambda row: (row.host, row.port) == (host, port)
         )
         await self._empty()
-        return row
 
     async def serve(self, row: StateRow) -> None:
         if row.mode is not ServerMode.READY:
