@@ -42,6 +42,7 @@ from grange.capacity.facts import (
     Notice,
     Pool,
     PoolName,
+    ReadyBy,
     Reservation,
     ReservationId,
     ReservationState,
@@ -96,6 +97,7 @@ class Autoscaler:
         new_id: Callable[[], ReservationId] = _new_id,
     ) -> None:
         self._doors = Doors(cloud, balancer, overlay, workforce, store, clock)
+        self._is_seen = rules.ready_by is ReadyBy.SERVER and balancer is not None
         self._clock = clock
         self._store = store
         self._metrics = metrics
@@ -310,7 +312,8 @@ class Autoscaler:
     # --- what the loop does with what was decided (`decisions.Actor`) --------------------------
 
     def begun(self, core: Capacity, effects: Sequence[do.Effect]) -> None:
-        self._tellings.begin_anew(held.reservation for held in core.held.values())
+        reservations = [held.reservation for held in core.held.values()]
+        self._tellings.begin_anew(reservations, is_seen=self._is_seen)
         self._acts.begin(effects)
         self._looks.want()
 

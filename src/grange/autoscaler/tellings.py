@@ -63,12 +63,17 @@ class Tellings:
         self._wake(id_)
         return True
 
-    def begin_anew(self, reservations: Iterable[Reservation]) -> None:
-        """These are all there are; what no longer is among them is forgotten."""
+    def begin_anew(self, reservations: Iterable[Reservation], *, is_seen: bool) -> None:
+        """These are all there are; what no longer is among them is forgotten. `is_seen`: looks show
+        which slots are open, so that who was told to wait goes on until then."""
         now = {each.id: each for each in reservations}
         self.about_to_open.clear()
         self.keep(now)
         for each in now.values():
+            known = self.known.get(each.id)
+            is_new = known is not None and known.state is ReservationState.PENDING
+            if is_seen and is_new and each.slot is not None:
+                self.about_to_open.add(each.slot)
             self.take(each)
 
     def keep(self, ids: Mapping[ReservationId, object]) -> None:

@@ -1,13 +1,13 @@
 """Single rules of the autoscaler's shell, each on virtual time in a calm world."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from grange.capacity import events as on
-from grange.capacity.effects import SetServer
+from grange.capacity.effects import SaveReservation, SetServer
 from grange.capacity.events import OperatorSaid, Verb
 from grange.capacity.facts import (
     InstanceId,
@@ -272,6 +272,31 @@ def test_nobody_is_told_of_a_slot_before_traffic_reaches_it() -> None:
             await scaler.release(id_)
             again = await scaler.reserve(a_claim("b"))
             assert again.reservation.state is ReservationState.READY
+
+    run_virtually(main())
+
+
+def test_who_waits_goes_on_waiting_where_a_doubt_kept_the_slot_shut() -> None:
+    async def main() -> None:
+        async with running() as world:
+            scaler, store = world.api(), door(world, "store")
+            told, save = await scaler.reserve(a_claim()), store.save
+
+            async def save_and_break(saves: Sequence[object]) -> None:
+                await save(saves)
+                if any(isinstance(each, SaveReservation) for each in saves):
+                    store.save = save
+                    raise OutsideError("gone")
+
+            store.save = save_and_break
+            while told.reservation.state is ReservationState.PENDING:
+                try:
+                    told = await scaler.wait(told.reservation.id, told.version, 20.0)
+                    await scaler.renew(told.reservation.id)
+                except OutsideError:
+                    await asyncio.sleep(0.1)
+            assert store.save == save
+            assert world.balancer.rows[SlotId("plain-1")].mode is ServerMode.READY
 
     run_virtually(main())
 
