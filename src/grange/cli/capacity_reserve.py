@@ -84,14 +84,16 @@ def reserve(
         if is_only_asked or as_json:
             _tell(one, as_json=as_json)
             ctx.exit(0 if one.is_open else EXIT_FAILED)
-        _end_well_upon_sigterm()
+        stop = _Stop()
+        if threading.current_thread() is threading.main_thread():  # signals are nobody else's
+            signal.signal(signal.SIGTERM, stop)
         with _released(client, one):
             one = _awaited(client, one)
             if one.state is not ReservationState.READY:
                 complain(f"no slot was had: {one.state}: {one.reason or 'no reason is known'}")
                 ctx.exit(EXIT_FAILED)
             click.echo(f"{count(one.size, 'place')} of slot {one.slot}.", err=True)
-            ctx.exit(_hold(client, one, command))
+            ctx.exit(_hold(client, one, command, stop))
 
 
 @click.command()
@@ -144,7 +146,35 @@ def _awaited(client: CapacityClient, one: ReservationView) -> ReservationView:
     return one
 
 
-def _hold(client: CapacityClient, one: ReservationView, command: Sequence[str]) -> int:
+class _Stop:
+    """SIGTERM, with which CI systems stop what they run: the command is to end, and then we; an
+    exit that gives the places back where none was begun."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_starting = False
+        self._is_wanted = False
+
+    def __call__(self, number: int, _: object) -> None:
+        self._is_wanted = True
+        if self._process is not None:
+            self._process.terminate()
+        elif not self._is_starting:
+            sys.exit(128 + number)
+
+    def start(self, command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Raises OSError. No signal comes between a command and us, or nobody would end it."""
+        self._is_starting = True
+        try:
+            self._process = subprocess.Popen(command, env=env)
+        finally:
+            self._is_starting = False
+        if self._is_wanted:
+            self._process.terminate()
+        return self._process
+
+
+def _hold(client: CapacityClient, one: ReservationView, command: Sequence[str], stop: _Stop) -> int:
     """Until the command has ended; its exit code. Without one until Ctrl-C, or its loss."""
     if not command:
         click.echo(f"Held as {one.id} until Ctrl-C.", err=True)
@@ -158,7 +188,7 @@ def _hold(client: CapacityClient, one: ReservationView, command: Sequence[str]) 
         "GRANGE_SLOT_ADDRESS": one.address,
     }
     try:
-        process = subprocess.Popen(command, env=os.environ | told)
+        process = stop.start(command, os.environ | told)
     except OSError as error:
         complain(f"{command[0]} cannot be run: {error.strerror}")
         return EXIT_NO_COMMAND
@@ -169,20 +199,8 @@ def _hold(client: CapacityClient, one: ReservationView, command: Sequence[str]) 
             one = _renewed(client, one)
         except KeyboardInterrupt:
             pass  # the command got it as well, and ends as it likes
-        except SystemExit:
-            process.terminate()  # but not that: its places are held until it has ended
         else:
             return code if code >= 0 else 128 - code
-
-
-def _end_well_upon_sigterm() -> None:
-    """So CI systems stop what they run: the command is to end, and its places to go back."""
-
-    def stop(number: int, _: object) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is threading.main_thread():  # signals are nobody else's
-        signal.signal(signal.SIGTERM, stop)
 
 
 def _renewed(client: CapacityClient, one: ReservationView) -> ReservationView:
