@@ -4,6 +4,8 @@ import os
 import stat
 import warnings
 from collections.abc import Mapping
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from buildbot.plugins import schedulers, util
@@ -65,10 +67,9 @@ class Stage(RunMasterBase):
     db_url = "sqlite://"  # in memory, which is several times faster
 
     def setUp(self) -> None:
-        self.folder = os.path.abspath(self.mktemp())
-        os.makedirs(self.folder)
-        # Sockets' paths are short: 107 bytes.
-        self.socket = os.path.relpath(f"{self.folder}/s")
+        self.folder = mkdtemp(prefix="grange-")  # names of sockets are short: not under trial's
+        self.addCleanup(rmtree, self.folder)
+        self.socket = f"{self.folder}/s"
         self.daemon = ScriptedDaemon(reactor, self.socket)
         self.works: defer.DeferredQueue[defer.Deferred[int]] = defer.DeferredQueue()
         self.envs: list[dict[str, str]] = []
@@ -94,7 +95,7 @@ class Stage(RunMasterBase):
     def config(self, plan: str | None = None, **settings: Any) -> dict[str, Any]:
         path = self.fake_nix(plan or will_build(self.drv))
         settings = {
-            "url": f"unix:{os.path.abspath(self.socket)}",
+            "url": f"unix:{self.socket}",
             "store_dir": self.store.root,
             **settings,
         }
@@ -118,8 +119,7 @@ class Stage(RunMasterBase):
 
     def fake_nix(self, plan: str) -> str:
         """A folder with a nix-store that says what `plan` is."""
-        folder = os.path.abspath(self.mktemp())
-        os.makedirs(folder)
+        folder = mkdtemp(dir=self.folder)
         with open(f"{folder}/plan", "w", encoding="utf-8") as file:
             file.write(plan)
         script = f"{folder}/nix-store"
