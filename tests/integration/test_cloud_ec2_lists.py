@@ -61,6 +61,13 @@ async def test_all_pages_of_a_list_are_read(world: FakeEc2, kind: Ec2Kind) -> No
         await kind.cloud.instances()
 
 
+async def test_what_is_no_list_is_not_taken_for_an_empty_one(world: FakeEc2, kind: Ec2Kind) -> None:
+    await launched(kind)
+    world.fail("ec2:DescribeInstances", "junk", status=200)  # such as from a proxy on the way
+    with pytest.raises(OutsideError, match="what came has no Reservations"):
+        await kind.cloud.instances()
+
+
 async def test_a_farm_sees_its_own_instances_only(world: FakeEc2, kind: Ec2Kind) -> None:
     made = await launched(kind)
     other = Ec2Kind(kind.settings.endpoint, kind.ec2_pool, world.clock)

@@ -164,6 +164,18 @@ async def test_roads_that_fail_are_told_of_and_tried_again(
         assert await kind.cloud.troubles() == ()
 
 
+async def test_a_fault_of_ours_is_no_silence(
+    kind: Ec2Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: object) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(notices_module.Notices, "_poll", broken)
+    async with following(kind) as stream:
+        with pytest.raises(KeyError, match="a fault"):
+            await anext(stream)
+
+
 @pytest.mark.parametrize("is_encoded", [True, False])
 @pytest.mark.parametrize("way", ["run", "fleet"])
 async def test_a_missing_right_to_launch_is_named(

@@ -2,7 +2,6 @@
 one machine that is to be an agent only while there is work."""
 
 import asyncio
-import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -33,8 +32,6 @@ NOTICE_POLL_S: Final = 1.0
 _LIVE: Final = (InstanceState.PENDING, InstanceState.RUNNING)
 _PREFIX: Final = "local-"
 _NETWORK: Final = "127.83"  # each has an address of its own, so that each may serve port 22
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,9 @@ class Calls:
         token: dict[str, Any] = {}
         for _ in range(pages_max):
             answer = await self.ask(service, operation, **params, **token)
-            found += answer.get(of, ())
+            if of not in answer:  # an empty list is said, too
+                raise RefusedError(operation, Refusal("NoAnswer", f"what came has no {of}", 0))
+            found += answer[of]
             if not answer.get("NextToken"):
                 return found
             token = {"NextToken": answer["NextToken"]}

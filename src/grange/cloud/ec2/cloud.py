@@ -1,6 +1,5 @@
 """Amazon EC2 as a cloud: fleets of one, spot by default, found again by their tags alone."""
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -31,8 +30,6 @@ PAGE: Final = 1000
 LISTED_S: Final = 300.0  # later than this EC2 lists nothing of what it launched
 SPENT_MAX: Final = 1000
 CONSOLE_CHARS: Final = 64 << 10  # EC2 keeps as many bytes
-
-_log = logging.getLogger(__name__)
 
 
 class Ec2Cloud:

@@ -59,18 +59,23 @@ class Notices:
 
     async def all(self) -> AsyncIterator[Notice]:
         self._marked.clear()
-        sources = [asyncio.create_task(self._repeat(_REQUESTS, self._poll))]
+        tasks: list[asyncio.Task[Any]] = []
+        tasks.append(asyncio.create_task(self._repeat(_REQUESTS, self._poll)))
         if self._settings.sqs_url:
-            sources.append(asyncio.create_task(self._repeat(_QUEUE, self._receive)))
+            tasks.append(asyncio.create_task(self._repeat(_QUEUE, self._receive)))
         try:
             while True:
-                told = await self._found.get()
+                tasks.append(asyncio.create_task(self._found.get()))
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if not tasks[-1].done():  # a fault of ours ended a source: no silence for that
+                    await asyncio.gather(*(each for each in tasks if each.done()))
+                told: _Told = tasks.pop().result()
                 yield told.notice
                 told.taken.set()
         finally:
-            for each in sources:
+            for each in tasks:
                 each.cancel()
-            await asyncio.gather(*sources, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _repeat(self, source: str, look: Callable[[], Awaitable[None]]) -> None:
         """For ever; a failure is told of once, and tried again later each time."""
