@@ -54,6 +54,7 @@ def test_a_query_fits_the_tables(name: str) -> None:
         *("agents", "farm", "queues", "json_each", "CONSTANT ROW"),
         *("credentials", "agent_accounts"),
         *("agent_rules", "pauses", "uses"),
+        *("capacity_slots", "capacity_pauses", "capacity_spending", "capacity_consoles"),
         *("hooks", "hook_deliveries", "d", "events USING COVERING INDEX"),
     )
     partial = (

@@ -41,8 +41,8 @@ SELECT (SELECT coalesce(max(number), 0) FROM capacity_reservations),
 SELECT body FROM capacity_slots ORDER BY id;
 
 -- name: capacity_reservations
--- That are open, or ended after a time; in the order of asking.
-SELECT body FROM capacity_reservations WHERE ended IS NULL OR ended > ?1 ORDER BY number;
+-- That are open, or ended after a time; in the order of asking, by which they are not found.
+SELECT body FROM capacity_reservations WHERE ended IS NULL OR ended > ?1 ORDER BY +number;
 
 -- name: capacity_spending
 SELECT pool, month, dollars, wall FROM capacity_spending WHERE month = ?1 ORDER BY pool;
