@@ -77,7 +77,7 @@ class Place:
                     self.orders.append(order)
                     if not self.is_mute:
                         answers.append(self._launch(order))
-                case do.Terminate(_, instance):
+                case do.Terminate(_, instance) if instance in self.instances:
                     dead = self.instances[instance]
                     self.instances[instance] = dataclasses.replace(
                         dead, state=InstanceState.TERMINATED

@@ -81,3 +81,13 @@ def test_and_again_until_it_is_gone() -> None:
     place.look()
     assert do.ForgetDevice(FIRST) in place.effects
     assert place.devices == {}
+
+
+def test_a_device_is_forgotten_with_an_instance_that_is_listed_no_more() -> None:
+    place = joined()
+    place.instances.clear()
+    for _ in range(10):
+        place.look(30.0)
+        place.tell(on.ReservationRenewed(place.asked[0]))
+    assert do.ForgetDevice(FIRST) in place.effects
+    assert place.devices == {}

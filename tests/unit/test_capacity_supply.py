@@ -311,3 +311,36 @@ def test_an_undrained_slot_gets_work_after_the_next_look() -> None:
     assert place.state(other) is ReservationState.PENDING
     place.looks(2)
     assert place.state(other) is ReservationState.READY
+
+
+def test_in_a_pause_launches_of_unknown_outcome_are_not_asked_for_again() -> None:
+    """They are waited for in the lists of the cloud."""
+    place = Place()
+    place.answer = LaunchFailure.UNKNOWN
+    place.ask("b")
+    place.looks(2)
+    n = len(place.orders)
+    place.tell(on.OperatorSaid(on.Verb.PAUSE, pool=POOL.name))
+    place.looks(20, after_s=20.0)
+    assert len(place.orders) == n
+    place.answer = None
+    place.tell(on.OperatorSaid(on.Verb.RESUME, pool=POOL.name))
+    build = place.ask("c")
+    place.looks(10, after_s=5.0)
+    assert place.state(build) is ReservationState.READY
+
+
+def test_a_pool_that_comes_back_looks_for_its_instances_before_it_launches() -> None:
+    place = Place(replace(POOL, max=2))
+    for n in range(2):
+        place.ask(f"b{n}")
+    place.looks(4)
+    place.forget(replace(POOL, name=PoolName("other")))
+    place.looks(2)
+    place.tell(on.PoolsChanged((replace(POOL, max=2),)), on.PoolsChanged(place.pools))
+    build = place.ask("c")
+    place.tell(on.Tick())
+    assert len(place.orders) == 2
+    place.looks(5)
+    assert place.state(build) is ReservationState.READY
+    assert len(place.orders) == 2

@@ -221,13 +221,6 @@ MUTANTS = (
         "tokens asked for for ever", launching, "is_resumable", "seat.tries > TRIES_MAX", "False"
     ),
     Mutant("needs on demand are but a wish", Kind, "of_need", "need.is_on_demand", "False"),
-    Mutant(
-        "retired slots are given work",
-        packing.Places,
-        "put",
-        "seat.is_usable",
-        "(seat.is_usable or (seat.is_retired and seat.is_serving))",
-    ),
     Mutant("any system will do", matching, "objection", "kind.system not in pool.systems", "False"),
     Mutant("a deadline is no end", claims, "expire", "is_pending and held", "False and held"),
     Mutant("back at once when undrained", draining, "undrain", "seat.is_serving = False"),
