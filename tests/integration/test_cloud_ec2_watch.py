@@ -303,6 +303,24 @@ async def test_types_with_nested_virtualization_are_fine(kind: Ec2Kind) -> None:
     assert await kind.cloud.troubles() == ()
 
 
+async def test_what_is_fine_is_not_asked_about_all_the_time(world: FakeEc2, kind: Ec2Kind) -> None:
+    assert await kind.cloud.troubles() == ()
+    calls = len(world.calls)
+    assert calls
+    assert await kind.cloud.troubles() == ()
+    assert len(world.calls) == calls
+    world.clock.ahead(3601)
+    world.deny("ec2:RunInstances", "*")
+    for _ in range(2):  # what is wrong is, so that its mending shows
+        calls = len(world.calls)
+        assert len(await kind.cloud.troubles()) == 1
+        assert len(world.calls) > calls
+    world.denied.clear()
+    assert await kind.cloud.troubles() == ()
+    kind.cloud.change_pools({kind.pool.name: replace(kind.ec2_pool, image="ami-9")})
+    assert await kind.cloud.troubles() != ()
+
+
 async def test_where_nobody_answers_it_is_said_once(kind: Ec2Kind) -> None:
     kind.settings = replace(kind.settings, endpoint="http://127.0.0.1:9")
     await kind.reborn()

@@ -28,6 +28,7 @@ from grange.ports import Clock, LaunchAnswer
 PAGES_MAX: Final = 100  # of a thousand instances each
 PAGE: Final = 1000
 LISTED_S: Final = 300.0  # later than this EC2 lists nothing of what it launched
+FINE_S: Final = 3600.0
 SPENT_MAX: Final = 1000
 CONSOLE_CHARS: Final = 64 << 10  # EC2 keeps as many bytes
 
@@ -55,6 +56,7 @@ class Ec2Cloud:
         self._templates = Templates(settings.farm, self._calls, clock)
         self._notices = Notices(settings, self._calls, clock)
         self._prices = Prices(self._calls, clock)
+        self._fine: tuple[tuple[Ec2Pool, ...], float] | None = None  # pools, and when
         self._spent_at: dict[str, float] = {}  # tokens refused as used, of which nothing is listed
 
     def change_pools(self, pools: Mapping[PoolName, Ec2Pool]) -> None:
@@ -117,7 +119,13 @@ class Ec2Cloud:
         return await self._prices.appraise(offerings)
 
     async def troubles(self) -> tuple[str, ...]:
-        said = await troubles(self._settings, tuple(self._pools.values()), self._calls)
+        """Settings in which nothing is wrong are looked at again an hour later: dry runs of
+        launches count against the account's limits, and show in its records."""
+        now, pools = self._clock.monotonic_s(), tuple(self._pools.values())
+        said: tuple[str, ...] = ()
+        if self._fine is None or self._fine[0] != pools or now - self._fine[1] >= FINE_S:
+            said = await troubles(self._settings, pools, self._calls)
+            self._fine = None if said else (pools, now)
         return (*said, *self._notices.troubles())
 
     async def close(self) -> None:
