@@ -41,7 +41,7 @@ def test_haproxy_takes_the_configuration_without_a_word(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_text("1\n")
     settings = HaproxySettings(str(tmp_path / "socket"))
-    text = haproxy_config(Wiring(pools), settings, str(state))
+    text = haproxy_config(Wiring(pools), settings, str(state), "nobody", "nogroup")
     (tmp_path / "haproxy.cfg").write_text(text)
     done = subprocess.run(
         [program(), "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, check=False

@@ -29,14 +29,21 @@ _CONFIG: Final = click.option(
 
 @click.command("haproxy-config")
 @_CONFIG
+@click.option(
+    "--user",
+    default="haproxy",
+    show_default=True,
+    help="Whom HAProxy becomes; '' for whoever starts it.",
+)
+@click.option("--group", default="", metavar="NAME", help="Who may open its socket, beside root.")
 @options.JSON
-def haproxy_config_command(path: Path, *, as_json: bool) -> None:
+def haproxy_config_command(path: Path, *, user: str, group: str, as_json: bool) -> None:
     """Print HAProxy's configuration: a port for each pool, and one for each of its slots.
 
     HAProxy has to be reloaded where a pool gets a higher max.
     """
     file = _alone(path)
-    text = haproxy_config(file.wiring, file.haproxy, file.state_file)
+    text = haproxy_config(file.wiring, file.haproxy, file.state_file, user, group)
     if as_json:
         print_json({"haproxy_config": text})
     else:

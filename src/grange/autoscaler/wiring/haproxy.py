@@ -23,7 +23,8 @@ _GLOBAL: Final = """\
 #   ExecReload=/bin/kill -USR2 $MAINPID
 
 global
-    stats socket {socket} mode 660 level admin expose-fd listeners
+    log /dev/log local0
+{runs_as}    stats socket {socket} {rights} level admin expose-fd listeners
     stats timeout 1m
     server-state-file {state_file}
     # Builds that a reload left in an old process have so long
@@ -31,6 +32,9 @@ global
 
 defaults
     mode tcp
+    log global
+    option tcplog
+    option dontlognull
     timeout connect 5s
     timeout check 3s
     # How long a build waits for room where all builders are full
@@ -86,16 +90,25 @@ frontend {slot}
 
 
 def haproxy_config(
-    wiring: Wiring, settings: HaproxySettings, state_file: str = "/var/lib/haproxy/grange.state"
+    wiring: Wiring,
+    settings: HaproxySettings,
+    state_file: str = "/var/lib/haproxy/grange.state",
+    user: str = "",
+    group: str = "",
 ) -> str:
-    """A whole configuration file. Raises OperatorError where ports or backends are too few."""
+    """A whole configuration file. `user` is whom HAProxy becomes, and `group` who may open its
+    socket; "" for whoever starts it. Raises OperatorError where ports or backends are too few."""
     if len(wiring.pools) > 1 and "{pool}" not in settings.backend:
         raise OperatorError(
             f"backend {settings.backend!r} in [haproxy] is one for {len(wiring.pools)} pools, whose"
             " slots differ in what they can build; name it as in 'grange-{pool}'"
         )
     head = _GLOBAL.format(
-        socket=settings.socket, state_file=state_file, hard_stop_s=f"{settings.hard_stop_s:.0f}"
+        socket=settings.socket,
+        state_file=state_file,
+        hard_stop_s=f"{settings.hard_stop_s:.0f}",
+        runs_as=f"    user {user}\n" if user else "",
+        rights=f"group {group} mode 660" if group else "mode 660",
     )
     return head + "".join(part for pool in wiring.pools for part in _pool(wiring, settings, pool))
 
