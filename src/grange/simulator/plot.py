@@ -1,4 +1,7 @@
-"""Cost against wait, one point a policy, as SVG. Points that none beats in both are joined."""
+"""Cost against wait, one point a policy, as SVG. Points that none beats in both are joined.
+
+Costs differ by the ten and the hundred, so theirs is a logarithmic scale.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +14,7 @@ HEIGHT: Final = 560
 LEFT, RIGHT, TOP, BOTTOM = 70, 30, 50, 60
 CHAR: Final = 6.6  # a letter's width at 12 px
 STEPS: Final = (1, 2, 5)
+HALO: Final = 'paint-order="stroke" stroke="#ffffff" stroke-width="3"'  # over lines it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +32,8 @@ class Point:
 def svg(points: Sequence[Point], title: str) -> str:
     """A picture that stands by itself."""
     right = _nice(max(p.x + p.half_x for p in points) or 1.0)
-    top = _nice(max(p.y + p.half_y for p in points) or 1.0)
-    plane = _Plane(right, top)
+    paid = [cost for p in points for cost in (p.y - p.half_y, p.y + p.half_y, p.least) if cost > 0]
+    plane = _Plane(right, *_decades(min(paid, default=1.0), max(paid, default=1.0)))
     parts = [_axes(plane), _front(plane, points)]
     parts += [_mark(plane, point) for point in points]
     parts += _labels(plane, points)
@@ -46,13 +50,28 @@ def svg(points: Sequence[Point], title: str) -> str:
 @dataclass(frozen=True, slots=True)
 class _Plane:
     right: float
+    bottom: float
     top: float
 
     def x(self, value: float) -> float:
         return LEFT + value / self.right * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - value / self.top * (HEIGHT - TOP - BOTTOM)
+        """What costs nothing lies on the axis."""
+        share = math.log(max(value, self.bottom) / self.bottom) / math.log(self.top / self.bottom)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+
+def _decades(least: float, most: float) -> tuple[float, float]:
+    """The ticks around both."""
+    ticks = _ticks(least / 10, most * 10)
+    below = max(tick for tick in ticks if tick < least)
+    return below, min(tick for tick in ticks if tick > most)
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
+    return [step * 10.0**power for power in range(first, last + 1) for step in STEPS]
 
 
 def _nice(most: float) -> float:
@@ -71,13 +90,13 @@ def _axes(plane: _Plane) -> str:
     step = _step(plane.right)
     for n in range(round(plane.right / step) + 1):
         x = plane.x(n * step)
-        parts.append(_line(x, plane.y(0), x, plane.y(plane.top), "#e4e4e4"))
+        parts.append(_line(x, HEIGHT - BOTTOM, x, TOP, "#e4e4e4"))
         parts.append(_text(x, HEIGHT - BOTTOM + 18, f"{n * step:g}", "middle"))
-    step = _step(plane.top)
-    for n in range(round(plane.top / step) + 1):
-        y = plane.y(n * step)
-        parts.append(_line(plane.x(0), y, plane.x(plane.right), y, "#e4e4e4"))
-        parts.append(_text(LEFT - 8, y + 4, f"{n * step:g}", "end"))
+    for tick in _ticks(plane.bottom, plane.top):
+        if plane.bottom <= tick <= plane.top:
+            y = plane.y(tick)
+            parts.append(_line(plane.x(0), y, plane.x(plane.right), y, "#e4e4e4"))
+            parts.append(_text(LEFT - 8, y + 4, f"{tick:g}", "end"))
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(_text(middle, HEIGHT - 18, "p95 wait for a place, seconds", "middle"))
     turned = f'transform="rotate(-90 18 {HEIGHT / 2})"'
@@ -127,7 +146,7 @@ def _labels(plane: _Plane, points: Sequence[Point]) -> list[str]:
         if abs(at[1] + 7 - y) > 10:
             end = at[0] if at[0] > x else at[0] + wide
             parts.append(_line(x, y, end, at[1] + 7, "#bbb"))
-        parts.append(_text(at[0], at[1] + 11, point.name, "start"))
+        parts.append(_text(at[0], at[1] + 11, point.name, "start", HALO))
     return parts
 
 
