@@ -295,21 +295,24 @@ class Looks:
         """Of these slots alone. What cannot be asked is no news; the next look tells of it."""
         doors = self._doors
         slots = {seat.slot.id for seat in awaited}
+        booting = [
+            seat.slot.instance
+            for seat in awaited
+            if seat.slot.state is SlotState.BOOTING and seat.slot.instance is not None
+        ]
         servers: tuple[Server, ...] = ()
         presences: tuple[Presence, ...] = ()
         addresses: tuple[tuple[InstanceId, str], ...] = ()
         with suppress(GrangeError, OSError, TimeoutError):
             async with asyncio.timeout(PEEP_ANSWER_S):
-                if doors.balancer is not None:
+                if doors.balancer is not None and len(booting) < len(awaited):
                     servers = await doors.balancer.servers()
                 if doors.workforce is not None:
                     presences = await doors.workforce.presences()
-                if doors.overlay is not None:
+                if doors.overlay is not None and booting:
                     known = self.seen.instances
-                    there = [
-                        known.get(seat.slot.instance) for seat in awaited if seat.slot.instance
-                    ]
-                    addresses = await doors.overlay.addresses([each for each in there if each])
+                    there = [known[id_] for id_ in booting if id_ in known]
+                    addresses = await doors.overlay.addresses(there)
         return Useful.of(
             [each for each in servers if each.slot in slots],
             [each for each in presences if each.slot in slots],
