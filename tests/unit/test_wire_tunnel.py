@@ -20,6 +20,11 @@ class Wire:
     def __init__(self) -> None:
         self.unsaid = [agent_message_to_bytes(beat) for beat in BEATS]
         self.is_silent = asyncio.Event()
+        self.is_writing, self.may_write = asyncio.Event(), asyncio.Event()
+
+    async def write(self, data: bytes) -> None:
+        self.is_writing.set()
+        await self.may_write.wait()
 
     async def read(self) -> bytes:
         await asyncio.sleep(0)  # as gRPC, give way to others
@@ -77,3 +82,26 @@ async def test_a_handler_that_does_not_read_holds_the_agent_back() -> None:
     assert await read_some(tunnel, len(BEATS)) == BEATS
     reading.cancel()
     await asyncio.wait((reading,))
+
+
+async def test_no_status_goes_out_while_the_first_message_is_on_its_way() -> None:
+    """gRPC would refuse it, and the agent would never hear why its tunnel ended."""
+    wire = Wire()
+    tunnel = Tunnel(SPEC, wire, ping_s=1e6)
+    writing = asyncio.create_task(tunnel.send_out())
+    tunnel.send(Ping())
+    await wire.is_writing.wait()
+    tunnel.close("replaced", StatusCode.ABORTED)
+    beginning = asyncio.create_task(tunnel.begin())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not beginning.done()
+    wire.may_write.set()
+    await beginning
+    writing.cancel()
+    await asyncio.wait((writing,))
+    await tunnel.begin()  # nothing is on its way, then or before
+
+
+async def test_a_tunnel_that_said_nothing_yet_is_not_waited_for() -> None:
+    await Tunnel(SPEC, Wire(), ping_s=1e6).begin()

@@ -300,6 +300,7 @@ class _RunnerService:
             )
             if handling.done() and handling.exception() is None and not tunnel.ended.done():
                 await tunnel.flush()
+            await tunnel.begin()
         except asyncio.CancelledError:
             handling.add_done_callback(_log_failure)
             raise

@@ -55,6 +55,8 @@ class Tunnel:
         self._is_sent = asyncio.Event()
         self._is_sent.set()
         self._is_answered = False
+        self._is_begun = asyncio.Event()  # no first message is on its way
+        self._is_begun.set()
 
     def send(self, message: CoordinatorMessage) -> None:
         """Queue `message`; on an ended tunnel, nothing. An agent too slow to read is hung up on.
@@ -112,6 +114,13 @@ class Tunnel:
             async with asyncio.timeout(FLUSH_S):
                 await self._is_sent.wait()
 
+    async def begin(self) -> None:
+        """Wait for the first message if it is on its way: gRPC takes no status before, for the
+        head of the answer goes with it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                await self._is_begun.wait()
+
     def _put(self, data: bytes) -> None:
         if len(data) > MESSAGE_BYTES_MAX:
             raise PeerError(
@@ -161,18 +170,24 @@ class Tunnel:
     async def send_out(self) -> None:
         """Write what is queued, and pings, until cancelled or the agent is lost."""
         pinging = asyncio.create_task(self._ping())
+        is_first = True
         try:
             while True:
                 await self._has_unsent.wait()
                 while self._unsent:
                     data = self._unsent.popleft()
+                    if is_first:
+                        self._is_begun.clear()
                     await self._context.write(data)
+                    self._is_begun.set()
+                    is_first = False
                     self._unsent_bytes -= len(data)
                 self._has_unsent.clear()
                 self._is_sent.set()
         finally:
             pinging.cancel()
             self._is_sent.set()
+            self._is_begun.set()
 
     async def _ping(self) -> None:
         while True:
