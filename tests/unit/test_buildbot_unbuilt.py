@@ -109,7 +109,7 @@ def test_a_worker_that_lacks_a_derivation_says_so(store: StoreDir) -> None:
 
 def test_what_is_garbled_is_no_derivation() -> None:
     path = f"{NIX_STORE.root}/{'0' * 32}-a.drv"
-    garbled = base64.b64encode(b"Derive(").decode()
+    garbled = base64.b64encode(b"Derive(requiredSystemFeatures").decode()
     assert read_fetched(f"grange-drv {path}\n*{garbled}\ngrange-end\n", NIX_STORE) is None
     found = read_fetched(f"grange-drv {path}\n{garbled}\ngrange-end\n", NIX_STORE)
     assert found is not None

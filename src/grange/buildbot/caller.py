@@ -138,7 +138,7 @@ async def _fetch(
 def _body_of(response: IResponse) -> "defer.Deferred[bytes]":
     done: defer.Deferred[bytes] = defer.Deferred(lambda _: receiver.stop())
     receiver = _Receiver(done)
-    response.deliverBody(receiver)  # type: ignore[call-arg] # an interface has no self
+    response.deliverBody(receiver)  # type: ignore[call-arg, misc] # an interface has no self
     return done
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from buildbot.data.resultspec import Filter
+from pydantic import ValidationError
 from twisted.internet import defer
 from twisted.python import log
 from twisted.python.failure import Failure
@@ -141,14 +142,17 @@ class Demand:
             await self._tell(EVAL, kind, 0, self._keeper.settings.eval_hint_s)
 
     async def _tell(self, what: str, kind: Kind, places: int, for_s: float) -> None:
-        hint = HintRequest(
-            key=policy.hint_key(self._keeper.master_name, what, kind),
-            system=kind.system,
-            features=list(kind.features),
-            project=kind.project,
-            waiting=places,
-            for_s=for_s,
-        )
+        try:
+            hint = HintRequest(
+                key=policy.hint_key(self._keeper.master_name, what, kind),
+                system=kind.system,
+                features=list(kind.features),
+                project=kind.project,
+                waiting=places,
+                for_s=for_s,
+            )
+        except ValidationError:
+            return  # a system or feature that nobody can offer: the gate tells of it
         await self._keeper.caller.call(requests.hint(hint), requests.read_done)
 
 

@@ -5,10 +5,10 @@ from typing import Any, Final, cast
 
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.remotecommand import RemoteShellCommand
+from twisted.internet.error import ConnectionLost
 
 from grange.buildbot.policy import Settings
 from grange.buildbot.unbuilt import (
-    ANSWER_CHARS_MAX,
     Ask,
     ask_of,
     features_of,
@@ -23,7 +23,9 @@ from grange.store.derivation import DERIVATION_BYTES_MAX
 from grange.store.path import StoreDir, StorePath
 
 PLAN_S: Final = 600  # substituters are asked about every input that is not there
+ANSWER_LINES_MAX: Final = 200_000  # of 76 characters, from a worker
 READ_MAX: Final = 2_000  # files that a master reads itself, which takes it a second at most
+READ_BYTES_MAX: Final = 64 << 20  # of them together
 
 
 async def look(step: BuildStep, settings: Settings) -> Ask | str | None:
@@ -72,11 +74,8 @@ async def _by_worker(
 ) -> tuple[dict[StorePath, bytes] | None, str]:
     names = "".join(f"{store_dir.show(path)}\n" for path in plan)
     command = await _run(step, fetch_command(store_dir.show(top)), names)
-    if command.rc == 0 and len(command.stdout) <= ANSWER_CHARS_MAX:
-        texts = read_fetched(command.stdout, store_dir)
-        if texts is not None:
-            return texts, ""
-    return None, "the worker could not read them"
+    texts = read_fetched(command.stdout, store_dir) if command.rc == 0 else None
+    return texts, "" if texts is not None else "the worker could not read them"
 
 
 async def _run(step: BuildStep, argv: list[str], stdin: str | None = None) -> RemoteShellCommand:
@@ -89,10 +88,16 @@ async def _run(step: BuildStep, argv: list[str], stdin: str | None = None) -> Re
         collectStdout=True,
         collectStderr=True,
         timeout=PLAN_S,
+        max_lines=ANSWER_LINES_MAX,
         logEnviron=False,
         initialStdin=stdin,
     )
-    await step.runCommand(command)
+    try:
+        await step.runCommand(command)
+    except ConnectionLost:
+        raise  # the build is over, for this worker
+    except Exception as failed:  # whatever a worker, or the way to it, makes of it
+        command.rc, command.stderr = -1, str(failed)
     return command
 
 
@@ -101,10 +106,12 @@ def _on_master(paths: tuple[StorePath, ...], root: str) -> dict[StorePath, bytes
     if len(paths) > READ_MAX:
         return None
     found: dict[StorePath, bytes] = {}
+    left = READ_BYTES_MAX
     for path in paths:
         text = drv_on_master(path, root)
-        if text is None:
+        if text is None or len(text) > left:
             return None
+        left -= len(text)
         found[path] = text
     return found
 

@@ -4,7 +4,9 @@ from typing import Any, Final
 
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.results import CANCELLED, EXCEPTION, FAILURE, RETRY, SKIPPED, SUCCESS
+from pydantic import ValidationError
 from twisted.internet import defer
+from twisted.internet.error import ConnectionLost
 from twisted.python import log
 from twisted.python.failure import Failure
 
@@ -88,6 +90,8 @@ class Gate(_Step):
             return await self._pass()
         except defer.CancelledError:
             return CANCELLED
+        except ConnectionLost:
+            return RETRY
         except Exception:
             log.err(Failure(), "grange: a fault of the capacity gate itself; please report it")
             self._said = "built without a reservation, for a fault of the gate; see twistd.log"
@@ -112,7 +116,11 @@ class Gate(_Step):
 
     async def _wait_for(self, ask: Ask, settings: Settings) -> int:
         await self.say(_words(ask))
-        lease = await self._lease(ask, settings)
+        try:
+            lease = await self._lease(ask, settings)
+        except ValidationError as error:
+            await self.say(f"refused: {error.errors()[0]['msg']}")
+            return FAILURE
         if self.stopped:
             return CANCELLED
         self._waiting = defer.ensureDeferred(self._acquire(lease, settings))

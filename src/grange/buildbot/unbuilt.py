@@ -18,7 +18,7 @@ from grange.store.derivation import DRV_SUFFIX, Derivation, parse
 from grange.store.path import StoreDir, StorePath
 
 UNBUILT_MAX: Final = 100_000  # derivations of one plan; beyond that it is not looked into
-ANSWER_CHARS_MAX: Final = 64 << 20  # of what a worker prints
+FEATURES: Final = "requiredSystemFeatures"  # the attribute, plain or structured
 ANY_SYSTEM: Final = "builtin"  # Nix does it itself, wherever it is
 
 _WILL_BUILD: Final = re.compile(r"(?:this derivation|these (?:\d+ )?derivations) will be built:\Z")
@@ -72,7 +72,7 @@ def fetch_command(drv_path: str) -> list[str]:
     """
     script = (
         "set -eu\n"
-        '{ echo "$1"; xargs -r grep -lF -e requiredSystemFeatures --; } |\n'
+        f'{{ echo "$1"; xargs -r grep -lF -e {FEATURES} --; }} |\n'
         'while IFS= read -r drv; do\n[ -r "$drv" ] || exit 1\n'
         f'printf \'{_MARK}%s\\n\' "$drv"; base64 <"$drv" | fold -w 76; echo; done\n'
         f"echo {_END}\n"
@@ -105,6 +105,8 @@ def features_of(texts: Mapping[StorePath, bytes], store_dir: StoreDir) -> tuple[
     """Of all of them together. Raises PeerError where one is no derivation."""
     features: set[str] = set()
     for path, aterm in texts.items():
+        if FEATURES.encode() not in aterm:
+            continue  # most of them
         features.update(required_features(read_drv(aterm, path, store_dir)))
     return tuple(sorted(features))
 

@@ -13,6 +13,7 @@ from buildbot.process.results import (
 )
 from buildbot.util.twisted import async_to_deferred
 from twisted.internet import defer
+from twisted.internet.error import ConnectionLost
 
 from grange.buildbot import steps
 from tests.integration.buildbot.stage import BUILDER, EVAL, Stage, will_build
@@ -282,6 +283,15 @@ class Lost(Stage):
         await self.daemon.until(lambda: [hint.waiting for hint in self.daemon.hinted] == [1])
 
     @async_to_deferred
+    async def test_a_worker_lost_while_looked_through_is_no_fault(self) -> None:
+        await self.start()
+        with mock.patch.object(steps, "look", side_effect=ConnectionLost()):
+            await self.request()
+            assert (await self.finished.get())["results"] == RETRY
+        await self.end(SUCCESS)
+        await self.daemon.until(lambda: self.daemon.states() == ["released"])
+
+    @async_to_deferred
     async def test_a_worker_lost_while_waiting_takes_the_demand_back(self) -> None:
         self.daemon.is_generous = False
         await self.start()
@@ -418,6 +428,17 @@ class Looked(Stage):
         assert self.daemon.only().request.features == ["kvm"]
         log = await self.log_of((await self.steps_of(build))["capacity"])
         assert "features of inputs are not known" in log
+
+    @async_to_deferred
+    async def test_features_that_can_be_no_features_are_refused(self) -> None:
+        drv = self.add_drv("odd", __json='{"requiredSystemFeatures": ["kvm\\nbuilders = x"]}')
+        await self.start(plan=will_build(drv), nix_config="builders = a {features}")
+        await self.request(drv_path=drv)
+        build = await self.finished.get()
+        assert build["results"] == FAILURE
+        assert self.daemon.held == {}
+        state = (await self.steps_of(build))["capacity"]["state_string"]
+        assert state.startswith("refused: String should match")
 
     @async_to_deferred
     async def test_without_a_derivation_the_property_counts(self) -> None:
