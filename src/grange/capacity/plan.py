@@ -56,7 +56,8 @@ class Supply:
 def plan(memory: Memory, queues: Queues) -> None:
     """Bring everything up to `memory.now`."""
     for seat in memory.seats.values():
-        look.watch(memory, seat)
+        if seat.slot.state is not SlotState.EMPTY:
+            look.watch(memory, seat)
     _drop_vacant(memory)
     is_known = memory.needs is not None
     for pool in memory.pools.values() if memory.is_observed else ():
@@ -96,11 +97,11 @@ def _supply(memory: Memory, pool: PoolState) -> Supply:
     capacity = pool.pool.capacity
     for seat in pool.seats:
         state = seat.slot.state
-        supply.busy += min(seat.busy, capacity)
         if state is SlotState.EMPTY:
             if not seat.is_retired:
                 supply.vacant.append(seat)
             continue
+        supply.busy += min(seat.busy, capacity)
         if state is SlotState.COOLING:
             continue
         supply.live += 1
@@ -385,7 +386,7 @@ def _renew(memory: Memory, pool: PoolState) -> None:
         return
     going, usable = 0, []
     for seat in pool.seats:
-        if seat.is_usable:
+        if seat.slot.state is SlotState.READY and seat.is_usable:
             usable.append(seat)
         elif seat.slot.state is SlotState.DRAINING and seat.slot.drain_cause in RENEWALS:
             going += 1
