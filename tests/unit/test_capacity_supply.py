@@ -344,3 +344,20 @@ def test_a_pool_that_comes_back_looks_for_its_instances_before_it_launches() -> 
     place.looks(5)
     assert place.state(build) is ReservationState.READY
     assert len(place.orders) == 2
+
+
+def test_a_slot_that_is_too_old_is_replaced_when_its_work_is_done() -> None:
+    place = Place(replace(POOL, min=1, age_max_s=3600.0))
+    build = place.ask("b")
+    for _ in range(140):
+        place.look(30.0)
+        renew(place)
+    first = place.core.reservation(build)
+    assert first is not None
+    assert first.slot is not None
+    assert place.core.seats[first.slot].slot.drain_cause is DrainCause.AGE
+    assert live(place) == 2, "another is there for new work"
+    place.tell(on.ReservationReleased(build))
+    place.looks(4)
+    assert live(place) == 1
+    assert len(place.orders) == 2
