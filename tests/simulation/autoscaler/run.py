@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from grange.capacity.facts import Pool, PoolName, ReadyBy
-from tests.simulation.autoscaler.users import farm, use
+from tests.simulation.autoscaler.users import farm, operate, use
 from tests.simulation.autoscaler.world import Troubles, World
 from tests.simulation.capacity.audit import BrokenError
 from tests.simulation.capacity.cloud import Rates
@@ -66,6 +66,8 @@ async def _run(world: World) -> None:
     using = use if world.ready_by is ReadyBy.SERVER else farm
     for build in world.builds:
         world.spawn(using(world, build), f"build {build.number}")
+    if world.rng.random() < 0.5:
+        world.spawn(operate(world, TROUBLED_S), "people")
     await world.until(TROUBLED_S)
     world.heal()
     await _calm(world)

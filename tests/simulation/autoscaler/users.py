@@ -1,10 +1,13 @@
 """Who uses the autoscaler's door: asks for a place, connects, renews, releases; and asks again."""
 
 import asyncio
+import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from grange.autoscaler.sights import Told
-from grange.capacity.facts import Claim, ReservationState, ServerMode, SlotId
+from grange.capacity.events import OperatorSaid, Verb
+from grange.capacity.facts import Claim, Need, ReservationState, ServerMode, SlotId
 from grange.errors import NotFoundError, OutsideError
 from tests.simulation.autoscaler.doors import SimWorkforce
 from tests.simulation.capacity.balancer import Session
@@ -91,6 +94,47 @@ async def _work(world: "World", build: Build, told: Told, renew_at: float) -> No
         build.is_done = True
     else:
         build.again()
+
+
+async def operate(world: "World", until_s: float) -> None:
+    """People steer it now and then; in the end all is as it was."""
+    rng = random.Random(f"{world.seed} people")
+    while world.now < until_s:
+        await asyncio.sleep(rng.uniform(20.0, 120.0))
+        try:
+            await _steer(world, rng)
+        except (OutsideError, NotFoundError):
+            pass
+    while True:
+        try:
+            world.api().change_pools(world.pools)
+            await world.api().say(OperatorSaid(Verb.RESUME))
+            return
+        except OutsideError:
+            await asyncio.sleep(AGAIN_S)
+
+
+async def _steer(world: "World", rng: random.Random) -> None:
+    scaler = world.api()
+    pool = rng.choice(world.pools)
+    slot = rng.choice([each.slot.id for each in scaler.slots()])
+    match rng.randrange(7):
+        case 0:
+            await scaler.say(OperatorSaid(Verb.DRAIN, slot=slot, by="ada"))
+        case 1:
+            await scaler.say(OperatorSaid(Verb.UNDRAIN, slot=slot, by="ada"))
+        case 2:
+            await scaler.say(OperatorSaid(Verb.PAUSE, pool=pool.name))
+        case 3:
+            await scaler.say(OperatorSaid(Verb.RESUME))
+        case 4:
+            await scaler.say(OperatorSaid(Verb.PREWARM, pool=pool.name, slots=1, for_s=60.0))
+        case 5:
+            await scaler.hint("expected", Need(SYSTEM, pool.features, waiting=2), 60.0)
+        case _:
+            changed = rng.choice(["", "another"])
+            scaler.change_pools([replace(each, config_hash=changed) for each in world.pools])
+            await scaler.reconcile_now()
 
 
 async def farm(world: "World", build: Build) -> None:
