@@ -153,7 +153,7 @@ class Haproxy:
     def config(self) -> str:
         wiring = Wiring((POOL,), port_first=self.port)
         text = haproxy_config(wiring, self.settings, str(self.folder / "state"))
-        return text.replace("inter 2s fastinter 500ms rise 1", f"inter 100ms rise 1 {self.extra}")
+        return text.replace("inter 1s fastinter 500ms rise 1", f"inter 100ms rise 1 {self.extra}")
 
     async def start(self) -> None:
         (self.folder / "state").unlink(missing_ok=True)

@@ -142,7 +142,7 @@ class Place:
     def haproxy(self) -> Iterator["subprocess.Popen[bytes]"]:
         config = self.run / "haproxy.cfg"
         config.write_text(self.grange("capacity", "haproxy-config", "--config", self.file))
-        config.write_text(config.read_text().replace("inter 2s fastinter", "inter 200ms fastinter"))
+        config.write_text(config.read_text().replace("inter 1s fastinter", "inter 200ms fastinter"))
         command: list[str | Path] = [program(), "-W", "-S", self.run / "master", "-f", config]
         with (self.run / "haproxy.log").open("wb") as log:
             process = subprocess.Popen(command, stderr=log)

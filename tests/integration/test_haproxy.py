@@ -99,7 +99,7 @@ async def test_haproxy_itself_sends_at_once_to_what_leaves_maintenance_and_we_do
         host, port = a.address.split(":")
         await haproxy.ask(f"set server grange-x86/{ONE} addr {host} port {port}")
         await haproxy.ask(f"set server grange-x86/{ONE} state ready")
-        assert ",UP 1/2," in await haproxy.ask("show stat -1 4 -1")
+        assert ",UP 1/3," in await haproxy.ask("show stat -1 4 -1")
         assert not (await server(balancer)).is_healthy
 
         await balancer.set(SetServer(ONE, MAINTENANCE))

@@ -63,7 +63,7 @@ backend {backend}
     option tcp-check
     tcp-check expect rstring ^SSH-2\\.0-
     # With fall 1 a server that was never checked would look healthy
-    default-server check inter 2s fastinter 500ms rise 1 fall 2 maxconn {maxconn} disabled
+    default-server check inter 1s fastinter 500ms rise 1 fall 3 maxconn {maxconn} disabled
     # Of a server with a name, which nobody looks up, a reload keeps the address; with an address
     # here it would keep all but that, and send the slot's traffic there
     default-server init-addr last,127.0.0.1
