@@ -24,7 +24,8 @@ class Tellings:
         self._by_key: dict[str, ReservationId] = {}
         self._open: set[ReservationId] = set()
         self.about_to_open: set[SlotId] = set()
-        self._kept_back: dict[ReservationId, Reservation] = {}  # until their slots are open
+        self._kept_back: dict[SlotId, dict[ReservationId, Reservation]] = {}  # until it is open
+        self._kept_at: dict[ReservationId, SlotId] = {}  # where among these each is
         self._waiting: dict[ReservationId, set[asyncio.Future[None]]] = {}
         self._next = 1
 
@@ -39,19 +40,19 @@ class Tellings:
     def opened(self, slot: SlotId) -> list[Reservation]:
         """Traffic reaches it now; of whom that is news."""
         self.about_to_open.discard(slot)
-        due = [each for each in self._kept_back.values() if each.slot == slot]
-        return [each for each in due if self.take(each)]
+        due = self._kept_back.get(slot, {})
+        return [each for each in tuple(due.values()) if self.take(each)]
 
     def take(self, reservation: Reservation) -> bool:
         """It stands so, durably; whether that is news."""
         id_ = reservation.id
         known = self.known.get(id_)
-        self._kept_back.pop(id_, None)
-        is_shut = (
-            reservation.state is ReservationState.READY and reservation.slot in self.about_to_open
-        )
-        if is_shut and (known is None or known.state is ReservationState.PENDING):
-            self._kept_back[id_] = reservation
+        self._let_go(id_)
+        slot = reservation.slot if reservation.state is ReservationState.READY else None
+        is_told_to_wait = known is None or known.state is ReservationState.PENDING
+        if slot is not None and slot in self.about_to_open and is_told_to_wait:
+            self._kept_back.setdefault(slot, {})[id_] = reservation
+            self._kept_at[id_] = slot
             reservation = replace(reservation, state=ReservationState.PENDING, slot=None)
         if known == reservation:
             return False
@@ -81,7 +82,7 @@ class Tellings:
         for id_ in [each for each in self.known if each not in ids]:
             gone = self.known.pop(id_)
             del self._versions[id_]
-            self._kept_back.pop(id_, None)
+            self._let_go(id_)
             self._open.discard(id_)
             if self._by_key.get(gone.claim.key) == id_:
                 del self._by_key[gone.claim.key]
@@ -143,3 +144,10 @@ class Tellings:
         for future in self._waiting.pop(id_, ()):
             if not future.done():
                 future.set_result(None)
+
+    def _let_go(self, id_: ReservationId) -> None:
+        slot = self._kept_at.pop(id_, None)
+        if slot is not None:
+            del self._kept_back[slot][id_]
+            if not self._kept_back[slot]:
+                del self._kept_back[slot]

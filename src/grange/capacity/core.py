@@ -52,6 +52,7 @@ class Capacity:
         """Take in what happened, in order; `now` (s) never runs backwards."""
         memory = self._memory
         memory.now = max(memory.now, now)
+        memory.words.clear()
         is_stirred = False
         for event in events:
             is_stirred |= not isinstance(event, on.ReservationRenewed | on.Tick)

@@ -49,6 +49,7 @@ class Memory:
         self.numbers = 0
         self.matches = Matches(pools)
         self.timers: list[float] = []
+        self.words: dict[PoolName, str] = {}  # for people, made when asked for; see `why`
         self._rows: list[do.Save] = []
         self._acts: list[do.Act] = []
         self._slots: dict[SlotId, Slot] = {}

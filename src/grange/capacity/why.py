@@ -52,6 +52,14 @@ def pool(memory: Memory, name: PoolName) -> str:
 
 
 def _pool(memory: Memory, state: PoolState) -> str:
+    """Looks at all slots; thousands who ask at once, between two decisions, are told the same."""
+    name = state.pool.name
+    if name not in memory.words:
+        memory.words[name] = _look(memory, state)
+    return memory.words[name]
+
+
+def _look(memory: Memory, state: PoolState) -> str:
     counts = Counter(str(seat.slot.state) for seat in state.seats)
     shown = ", ".join(f"{n} {what}" for what, n in sorted(counts.items())) or "no slots"
     said = [shown, f"{state.demand} places wanted"]
