@@ -57,10 +57,14 @@ class _PoolsFile(Table):
 )
 @click.argument("path", metavar="TRACE", required=False, type=click.Path(path_type=Path))
 @click.option("--generate", "generated", metavar="SEED", type=int, help="Write a trace, and end.")
-@click.option("--days", default=7.0, show_default=True, type=click.FloatRange(0.01, 366))
 @click.option(
-    "--evals-a-day", default=SHAPE.evals_a_day, show_default=True, type=click.FloatRange(0.1, 1e5)
-)
+    "--days", default=SHAPE.days, show_default=True, type=click.FloatRange(0.01, 366),
+    help="Of a trace that is written; the first is a Monday.",
+)  # fmt: skip
+@click.option(
+    "--evals-a-day", default=SHAPE.evals_a_day, show_default=True, type=click.FloatRange(0.1, 1e5),
+    help="Of a working day; each finds a batch of builds.",
+)  # fmt: skip
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -83,7 +87,10 @@ class _PoolsFile(Table):
     "--slo", default=600.0, show_default=True, type=click.FloatRange(0),
     help="Seconds of p95 wait that always-on fleets are sized for.",
 )  # fmt: skip
-@click.option("--hint-places", default=4, show_default=True, type=click.IntRange(1, 10_000))
+@click.option(
+    "--hint-places", default=4, show_default=True, type=click.IntRange(1, 10_000),
+    help="That an evaluation asks for when it begins, under policies with hints.",
+)  # fmt: skip
 @click.option(
     "--interrupted", default=CLIMATE.interrupted, show_default=True, type=click.FloatRange(0, 0.99),
     help="Chance that a spot instance is taken away within an hour.",
@@ -100,7 +107,10 @@ class _PoolsFile(Table):
     "--plot", "picture", type=click.Path(path_type=Path, dir_okay=False),
     help="Draw cost against wait, as SVG.",
 )  # fmt: skip
-@click.option("--jobs", default=os.cpu_count(), type=click.IntRange(1, 1000))
+@click.option(
+    "--jobs", default=os.cpu_count(), type=click.IntRange(1, 1000),
+    help="Runs at once [default: one a processor].",
+)  # fmt: skip
 @options.JSON
 def simulate(
     *,
