@@ -7,6 +7,7 @@ import pytest
 
 from grange.capacity.facts import Market, Offering
 from grange.simulator.cloud import Shortages
+from grange.simulator.demand import lose
 from grange.simulator.figures import measure
 from grange.simulator.generate import Shape, generate
 from grange.simulator.policies import ScaleOnQueue
@@ -131,3 +132,11 @@ def test_the_cheapest_offering_is_bought() -> None:
     pool = replace(POOL, offerings=(*POOL.offerings, cheap))
     world = simulated([Build(ready_at=0.0, duration=60.0)], pool)
     assert [m.instance.offering for m in world.cloud.machines.values()] == [cheap]
+
+
+def test_a_slot_lost_between_its_grant_and_the_first_build_is_waited_for_again() -> None:
+    world = simulated([Build(ready_at=0.0, duration=10.0)])
+    (job,) = world.jobs
+    job.asked_at, job.machine, waited_s = 100.0, None, job.waited_s
+    lose(job, 130.0)
+    assert (job.waited_s, job.lost_s, job.tries) == (waited_s + 30.0, 0.0, 1)

@@ -48,9 +48,13 @@ class Demand(Protocol):
 
 
 def lose(job: Job, now: float) -> None:
-    """What it was built on is gone."""
-    job.lost_s += now - job.started_at
-    job.machine = None
+    """What it was built on, or was about to be, is gone."""
+    if job.machine is None:
+        job.waited_s += now - job.asked_at
+    else:
+        job.lost_s += now - job.started_at
+        job.machine = None
+    job.asked_at = now
     job.tries += 1
 
 
@@ -89,7 +93,6 @@ class Reservations:
             case ReservationState.LOST:
                 del self._jobs[reservation.id]
                 lose(job, self._stage.now)
-                job.asked_at = self._stage.now
                 if job.tries >= TRIES:
                     self._stage.give_up(job)
                 else:
@@ -152,7 +155,6 @@ class Queue:
         agent = self._agents.pop(machine.instance.id, None)
         for job in agent.running if agent else ():
             lose(job, self._stage.now)
-            job.asked_at = self._stage.now
             self._queues[_kind(job)].appendleft(job)
         for other in self._agents.values():
             self._serve(other)

@@ -235,9 +235,10 @@ class World:
 
     def _save(self, slot: Slot) -> None:
         if slot.state is not self._slots[slot.id].state:
-            (self._draining.add if slot.state is SlotState.DRAINING else self._draining.discard)(
-                slot.id
-            )
+            if slot.state is SlotState.DRAINING:
+                self._draining.add(slot.id)
+            else:
+                self._draining.discard(slot.id)
             if slot.state in VACANT:
                 self._seated.pop(slot.id, None)
             else:
