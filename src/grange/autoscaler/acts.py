@@ -27,6 +27,7 @@ from grange.ports import Balancer, CapacityStore, Clock, Cloud, LaunchAnswer, Ov
 log = logging.getLogger(__name__)
 
 CALL_S: Final = 30.0  # for anything but a launch; it is asked for again anyway
+GOODBYE_S: Final = 10.0
 LAUNCH_SHARE: Final = 0.8  # of launch_s, after which the core takes the outcome for unknown
 CONSOLE_CHARS: Final = 65_536  # the last of it says why it did not come up
 
@@ -108,7 +109,7 @@ class Acts:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=GOODBYE_S)
 
     def _queue(self, act: do.Terminate | do.ForgetDevice | do.SaveConsole) -> None:
         """After all before it of its slot: traffic goes first, then the console, the instance."""

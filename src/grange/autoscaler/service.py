@@ -67,7 +67,7 @@ from grange.ports import (
 HINTS_MAX: Final = 10_000
 ROUND_S: Final = 60.0  # for the acts of a round that somebody waits for
 WAIT_MAX_S: Final = 300.0  # proxies and clients give up sooner
-_AWAITED: Final = (SlotState.BINDING, SlotState.READY)
+_MOVED: Final = (SlotState.BOOTING, SlotState.BINDING, SlotState.DRAINING)
 
 
 def _any(_: Reservation) -> bool:
@@ -387,12 +387,12 @@ class Autoscaler:
 def _calls_for_a_look(
     core: Capacity, events: Sequence[on.Event], effects: Sequence[do.Effect]
 ) -> bool:
-    """Something moved that the next look brings on."""
-    moved = [
-        core.seats[each.slot.id]
-        for each in effects
-        if isinstance(each, do.SaveSlot) and each.slot.id in core.seats
-    ]
-    if any(isinstance(each, on.Observed) for each in events):
-        return any(seat.slot.state in _AWAITED and not seat.is_serving for seat in moved)
-    return bool(moved)
+    """Something moved that the next look brings on; not that somebody was given a place."""
+    was_seen = any(isinstance(each, on.Observed) for each in events)
+    states = (SlotState.BINDING,) if was_seen else _MOVED
+    for each in effects:
+        if isinstance(each, do.SaveSlot) and (seat := core.seats.get(each.slot.id)) is not None:
+            is_shut = seat.slot.state is SlotState.READY and not seat.is_serving
+            if is_shut or seat.slot.state in states:
+                return True
+    return False
