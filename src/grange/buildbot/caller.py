@@ -29,6 +29,8 @@ from grange.client.capacity_requests import CapacityRequest
 from grange.errors import OutsideError
 
 CONNECT_S: Final = 10.0
+IDLE_MAX: Final = 8  # connections that are kept for the next call
+IDLE_S: Final = 60
 BODY_BYTES_MAX: Final = 64 << 20  # a hundred thousand reservations
 REDIRECTS_MAX: Final = 5  # to the coordinator that leads
 UNIX_HOST: Final = "http://localhost"  # for the Host header: a socket has no name
@@ -53,9 +55,8 @@ class CapacityCaller:
         self._reactor = reactor
         self._urls = list(urls)
         self._token_file = token_file
-        self._pool = HTTPConnectionPool(reactor, persistent=True)
-        self._pool.maxPersistentPerHost = 8
-        self._pool.cachedConnectionTimeout = 60
+        # One for each, since all sockets bear the same name in it.
+        self._pools = {url: _pool(reactor) for url in urls}
 
     @property
     def url(self) -> str:
@@ -72,7 +73,8 @@ class CapacityCaller:
             raise
 
     async def close(self) -> None:
-        await self._pool.closeCachedConnections()
+        for pool in self._pools.values():
+            await pool.closeCachedConnections()
 
     async def _ask(self, request: CapacityRequest) -> tuple[int, bytes]:
         base = self.url
@@ -111,10 +113,11 @@ class CapacityCaller:
                 timer.cancel()
 
     def _agent(self, url: str) -> Agent:
+        pool = self._pools[url]
         if not url.startswith("unix:"):
-            return Agent(self._reactor, connectTimeout=CONNECT_S, pool=self._pool)
+            return Agent(self._reactor, connectTimeout=CONNECT_S, pool=pool)
         endpoints = _Socket(self._reactor, url.removeprefix("unix:"))
-        return Agent.usingEndpointFactory(self._reactor, endpoints, pool=self._pool)
+        return Agent.usingEndpointFactory(self._reactor, endpoints, pool=pool)
 
     def _headers(self, *, has_body: bool) -> Headers:
         headers = Headers({"User-Agent": ["grange-buildbot"]})
@@ -123,6 +126,13 @@ class CapacityCaller:
         if self._token_file is not None:
             headers.setRawHeaders("Authorization", [f"Bearer {_token_in(self._token_file)}"])
         return headers
+
+
+def _pool(reactor: Any) -> HTTPConnectionPool:
+    pool = HTTPConnectionPool(reactor, persistent=True)
+    pool.maxPersistentPerHost = IDLE_MAX
+    pool.cachedConnectionTimeout = IDLE_S
+    return pool
 
 
 async def _fetch(

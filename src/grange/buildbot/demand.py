@@ -42,6 +42,8 @@ class Demand:
         self._told: dict[Kind, int] = {}
         self._seen: dict[Kind, int] = {}  # the most that waited since its project's evaluation
         self._expected: dict[str, dict[Kind, int]] = {}  # by project
+        # By builder and buildset, of those that wait: nothing of it changes, and reading is slow.
+        self._known: dict[tuple[int, int], Kind | None] = {}
         self._news: defer.Deferred[None] | None = None
 
     async def run(self) -> None:
@@ -84,31 +86,44 @@ class Demand:
     async def _waiting(self) -> dict[Kind, int]:
         """Places by kind that unclaimed requests of gated builders will ask for."""
         settings = self._keeper.settings
-        found: list[Kind] = []
+        known: dict[tuple[int, int], Kind | None] = {}
+        found: list[Kind | None] = []
         for builder in list(self._keeper.master.botmaster.builders.values()):
             project = policy.project_of(str(builder.name), settings.suffixes)
-            if project is not None:
-                found += await self._kinds(await builder.getBuilderId(), policy.line(project))
-        return policy.demand_of(found, settings.size)
+            if project is None:
+                continue
+            id_ = await builder.getBuilderId()
+            for buildset in await self._unclaimed(id_):
+                request = (id_, buildset)
+                if request not in known:
+                    known[request] = (
+                        self._known[request]
+                        if request in self._known
+                        else await self._kind(buildset, policy.line(project))
+                    )
+                found.append(known[request])
+        self._known = known
+        return policy.demand_of([kind for kind in found if kind is not None], settings.size)
 
-    async def _kinds(self, builder: int, project: str) -> list[Kind]:
-        data = self._keeper.master.data
-        unclaimed = await data.get(
+    async def _unclaimed(self, builder: int) -> list[int]:
+        """Buildsets of a builder's requests, one for each request."""
+        unclaimed = await self._keeper.master.data.get(
             ("builders", builder, "buildrequests"),
             filters=[Filter("complete", "eq", [False]), Filter("claimed", "eq", [False])],
             order=["buildrequestid"],
             limit=REQUESTS_MAX,
         )
-        found = []
-        for request in unclaimed:
-            said = await data.get(("buildsets", request["buildsetid"], "properties"))
-            system = said.get("system", ("",))[0]
-            if policy.is_there(said.get("cacheStatus", ("",))[0]) or not isinstance(system, str):
-                continue
-            if system and system != ANY_SYSTEM:
-                features = self._features(said.get("drv_path", ("",))[0])
-                found.append(Kind(project, system, features))
-        return found
+        return [request["buildsetid"] for request in unclaimed]
+
+    async def _kind(self, buildset: int, project: str) -> Kind | None:
+        """None where nothing is to be built, as far as is known yet."""
+        said = await self._keeper.master.data.get(("buildsets", buildset, "properties"))
+        system = said.get("system", ("",))[0]
+        if policy.is_there(said.get("cacheStatus", ("",))[0]) or not isinstance(system, str):
+            return None
+        if not system or system == ANY_SYSTEM:
+            return None
+        return Kind(project, system, self._features(said.get("drv_path", ("",))[0]))
 
     def _features(self, drv_path: object) -> tuple[str, ...]:
         settings = self._keeper.settings

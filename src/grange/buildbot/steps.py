@@ -38,14 +38,20 @@ class _Step(BuildStep):
     def __init__(self, keeper: str = policy.KEEPER, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._keeper_name = keeper
+        self._keeper: CapacityKeeper | None = None
         self._said = ""
         self._waiting: defer.Deferred[int] | None = None
 
     @property
     def keeper(self) -> CapacityKeeper:
-        found = self.master.service_manager.namedServices[self._keeper_name]
-        assert isinstance(found, CapacityKeeper)
-        return found
+        assert self._keeper is not None, "asked for before anything else"
+        return self._keeper
+
+    def find_keeper(self) -> bool:
+        """Once for each step; it may have been configured away since the build began."""
+        found = self.master.service_manager.namedServices.get(self._keeper_name)
+        self._keeper = found if isinstance(found, CapacityKeeper) else None
+        return self._keeper is not None
 
     def interrupt(self, reason: Any) -> "defer.Deferred[None]":
         interrupted: defer.Deferred[None] = super().interrupt(reason)
@@ -98,6 +104,9 @@ class Gate(_Step):
             return SUCCESS
 
     async def _pass(self) -> int:
+        if not self.find_keeper():
+            self._said = "needs no capacity: this is not configured any more"
+            return SKIPPED
         if policy.is_there(self.getProperty("cacheStatus")):
             self._said = "needs no capacity: it is built already"
             return SKIPPED
@@ -259,7 +268,7 @@ class Release(_Step):
         return defer.ensureDeferred(self._run())
 
     async def _run(self) -> int:
-        lease = self.keeper.lease_of(self.build.buildid)
+        lease = self.keeper.lease_of(self.build.buildid) if self.find_keeper() else None
         if lease is None:
             return SUCCESS
         try:

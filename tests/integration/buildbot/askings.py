@@ -63,14 +63,20 @@ class Told(Stage):
         await self.request()
         names = ["worker_preparation", "capacity", "Build flake attr", "capacity release"]
         assert list(await self.steps_of(await self.end(SUCCESS))) == names
-        changed = self.config(features=["kvm"])
-        changed["workers"] = config["workers"]
-        changed["protocols"] = config["protocols"]
-        self.master.config_loader.config_dict = changed
-        await self.master.reconfig()
+        await self.configure_again(self.config(features=["kvm"]))
         await self.request()
         assert list(await self.steps_of(await self.end(SUCCESS))) == names
         assert [held.request.features for held in self.daemon.held.values()] == [[], ["kvm"]]
+
+    @async_to_deferred
+    async def test_who_is_configured_away_releases_and_hinders_nothing(self) -> None:
+        await self.start()
+        await self.request()
+        work = await self.works.get()
+        await self.configure_again({**self.config(), "configurators": []})
+        await self.daemon.until(lambda: self.daemon.states() == ["released"])
+        work.callback(SUCCESS)
+        assert (await self.finished.get())["results"] == SUCCESS
 
 
 class Looked(Stage):

@@ -139,6 +139,13 @@ class Stage(RunMasterBase):
             lambda _, build: self.finished.put(build), ("builds", None, "finished")
         )
 
+    async def configure_again(self, config: dict[str, Any]) -> None:
+        """With the same workers."""
+        before = self.master.config_loader.config_dict
+        kept = {name: before[name] for name in ("workers", "protocols")}
+        self.master.config_loader.config_dict = {**config, **kept}
+        await self.master.reconfig()
+
     @property
     def keeper(self) -> CapacityKeeper:
         found = self.master.service_manager.namedServices[KEEPER]
