@@ -203,6 +203,33 @@ def test_a_refused_configuration_opens_a_breaker_and_fails_who_waits() -> None:
     assert len(place.orders) == 1
 
 
+def test_a_price_that_moved_mends_nothing() -> None:
+    place = Place()
+    place.answer = LaunchFailure.CAPACITY
+    place.ask("b")
+    for number in range(8):
+        dearer = [
+            dataclasses.replace(each, price_spot=0.2 + number / 100, price_on_demand=1.0 + number)
+            for each in POOL.offerings
+        ]
+        place.tell(on.PoolsChanged((dataclasses.replace(POOL, offerings=tuple(dearer)),)))
+        place.look()
+    assert len(place.orders) == 4
+    place.answer = LaunchFailure.CONFIG
+    place.look(200.0)
+    place.ask("c")
+    place.looks(2)
+    assert len(place.orders) == 5
+    place.tell(on.PoolsChanged((POOL,)))
+    place.ask("d")
+    place.looks(2)
+    assert len(place.orders) == 5
+    place.tell(on.PoolsChanged((dataclasses.replace(POOL, config_hash="mended"),)))
+    place.ask("e")
+    place.looks(2)
+    assert len(place.orders) > 5
+
+
 def test_the_last_try_is_on_demand() -> None:
     place = Place()
     build = place.ask("b", is_on_demand=True)

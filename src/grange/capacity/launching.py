@@ -54,7 +54,7 @@ def offered(memory: Memory, pool: PoolState, market: Market) -> tuple[Offering, 
     free = [
         each
         for each in pool.pool.offerings
-        if (off := pool.back_offs.get((each, market))) is None or off.until <= memory.now
+        if (off := pool.back_offs.get(_sold(each, market))) is None or off.until <= memory.now
     ]
     free.sort(key=lambda each: each.price(market))
     if pool.pool.is_zonal:
@@ -102,7 +102,7 @@ def answered(memory: Memory, event: on.LaunchAnswered) -> None:
     market = seat.slot.market
     assert market is not None
     for each in event.failed:
-        _back_off(memory, pool.back_offs.setdefault((each, market), BackOff()), SHORT_S)
+        _back_off(memory, pool.back_offs.setdefault(_sold(each, market), BackOff()), SHORT_S)
     match event.answer:
         case Instance() as instance:
             _launched(memory, pool, seat, instance)
@@ -122,7 +122,7 @@ def _launched(memory: Memory, pool: PoolState, seat: Seat, instance: Instance) -
 def settle_in(memory: Memory, pool: PoolState, seat: Seat, instance: Instance, reason: str) -> None:
     """The launch's instance is known: be it from the answer, be it from its tags."""
     seat.missing, seat.launched_at = 0, None
-    pool.back_offs.pop((instance.offering, instance.market), None)
+    pool.back_offs.pop(_sold(instance.offering, instance.market), None)
     pool.quotas.pop(instance.market, None)
     pool.breaker = ""
     memory.move(
@@ -148,7 +148,7 @@ def _refused(
     match failure:
         case LaunchFailure.CAPACITY | LaunchFailure.PRICE:
             for each in () if event.failed else seat.slot.offerings:
-                off = pool.back_offs.setdefault((each, market), BackOff())
+                off = pool.back_offs.setdefault(_sold(each, market), BackOff())
                 _back_off(memory, off, SHORT_S)
             vacate(memory, seat, f"{failure}: {event.message}")
         case LaunchFailure.QUOTA:
@@ -203,6 +203,11 @@ def is_resumable(memory: Memory, pool: PoolState, seat: Seat) -> bool:
         or pool.is_broken(memory.now)
         or budget.is_exhausted(memory, pool)
     )
+
+
+def _sold(offering: Offering, market: Market) -> tuple[str, str, Market]:
+    """What has capacity or none: at whatever price."""
+    return offering.type, offering.zone, market
 
 
 def _back_off(memory: Memory, off: BackOff, first_s: float, most_s: float = SHORT_MAX_S) -> None:

@@ -41,8 +41,9 @@ def set_pools(memory: Memory, pools: tuple[Pool, ...]) -> None:
                 allowance_at=memory.now,
                 pause=memory.pauses.pop(pool.name, None),
             )
-        if known.pool != pool:
-            known.pool, known.breaker = pool, ""
+        if _apart_from_prices(known.pool) != _apart_from_prices(pool):
+            known.breaker = ""  # perhaps it was mended
+        known.pool = pool
         _set_seats(memory, known)
     for held in memory.held.values():
         if held.reservation.state is ReservationState.PENDING:
@@ -50,6 +51,12 @@ def set_pools(memory: Memory, pools: tuple[Pool, ...]) -> None:
             if not memory.matches.of(kind).all:
                 why = memory.matches.why_none(kind)
                 claims.end(memory, held, ReservationState.FAILED, why)
+
+
+def _apart_from_prices(pool: Pool) -> Pool:
+    """Prices move by themselves, and mend nothing."""
+    sold = (replace(each, price_spot=None, price_on_demand=None) for each in pool.offerings)
+    return replace(pool, offerings=tuple(sold))
 
 
 def _set_seats(memory: Memory, state: PoolState) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from grange.capacity.facts import (
     Market,
     Need,
-    Offering,
     Pool,
     PoolName,
     Reservation,
@@ -95,7 +94,7 @@ class PoolState:
     pool: Pool
     seats: list[Seat] = field(default_factory=list)
     is_gone: bool = False
-    back_offs: dict[tuple[Offering, Market], BackOff] = field(default_factory=dict)
+    back_offs: dict[tuple[str, str, Market], BackOff] = field(default_factory=dict)  # type, zone
     quotas: dict[Market, BackOff] = field(default_factory=dict)
     breaker: str = ""  # why an operator must act; "" where it is closed
     breaker_until: float = 0.0  # when it is tried again
