@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.simulation.autoscaler import test_rules as rules
+from tests.simulation.autoscaler import test_doors, test_rules
 from tests.simulation.autoscaler.mutants import MUTANTS
 from tests.simulation.autoscaler.run import crash_at, simulate
 from tests.simulation.mutants import Mutant, planted
@@ -62,7 +62,8 @@ def test_the_same_seed_is_the_same_run_whatever_the_hash_seed() -> None:
 
 def rules_broken() -> str:
     """The first rule that does not hold, of those that need nothing of pytest."""
-    for name, check in vars(rules).items():
+    rules = {**vars(test_rules), **vars(test_doors)}
+    for name, check in rules.items():
         if name.startswith("test_") and not check.__code__.co_argcount:
             marks = getattr(check, "pytestmark", [])
             cases = [
