@@ -51,6 +51,13 @@ def test_asking_twice_with_a_key_is_asking_once() -> None:
             with pytest.raises(ConflictError, match="is of reservation"):
                 await scaler.reserve(a_claim(project="other"))
             assert len(scaler.reservations()) == 1
+            states = [
+                (await scaler.release(first.reservation.id)).reservation.state for _ in range(3)
+            ]
+            assert states == [ReservationState.CANCELLED] * 3
+            asked = await scaler.reserve(a_claim())  # whatever became of it
+            assert asked.reservation.id == first.reservation.id
+            assert asked.reservation.state is ReservationState.CANCELLED
 
     run_virtually(main())
 
