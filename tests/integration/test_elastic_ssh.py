@@ -41,6 +41,7 @@ master_socket = "{run}/master"
 state_file = "{run}/state"
 ssh_port = {ssh_port}
 port_first = {port}
+reload_s = 0.0
 user = "root"
 [daemon]
 socket = "{run}/autoscaler"
@@ -107,6 +108,7 @@ class Place:
         self.file.write_text(text)
         self._keys()
         self._instance(text)
+        self.started: list[Process] = []
         self.environment = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin", "NO_COLOR": "1"}
 
     def _keys(self) -> None:
@@ -137,6 +139,11 @@ class Place:
         return subprocess.run(
             [GRANGE, *arguments], env=self.environment, check=True, capture_output=True, text=True
         ).stdout
+
+    def autoscaler(self, name: str) -> Process:
+        arguments: list[str | Path] = ["autoscaler", "--config", self.file]
+        self.started.append(Process(name, arguments, self.root, self.environment))
+        return self.started[-1]
 
     @contextmanager
     def haproxy(self) -> Iterator["subprocess.Popen[bytes]"]:
@@ -206,13 +213,11 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 def test_nix_builds_on_slots_that_come_and_go_behind_haproxy(place: Place) -> None:
     with place.haproxy() as haproxy, CapacityClient(f"unix:{place.run}/autoscaler") as client:
-        autoscaler = Process(
-            "autoscaler", ["autoscaler", "--config", place.file], place.root, place.environment
-        )
         try:
-            _elastic_build(place, haproxy, client, autoscaler)
+            _elastic_build(place, haproxy, client, place.autoscaler("autoscaler"))
         finally:
-            autoscaler.stop()
+            for each in place.started:
+                each.stop()
 
 
 def _elastic_build(
@@ -255,6 +260,15 @@ def _elastic_build(
         )
         assert build.poll() is None, build.communicate()[1]
         until(lambda: {each.sessions for each in slots().values()} == {1}, "a session for each")
+
+        autoscaler.kill()
+        again = place.autoscaler("again")
+        until(answers, "it should answer again", again)
+        until(
+            lambda: {(each.server, each.sessions) for each in slots().values()} == {("ready", 1)},
+            "both should serve again, and be as busy as before",
+            again,
+        )
 
         request = SlotVerbRequest(reason="a look at it")
         client.say_of_slot(SLOTS[0], SlotVerb.DRAIN, request)
