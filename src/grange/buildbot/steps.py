@@ -18,6 +18,7 @@ from grange.buildbot.unbuilt import Ask
 from grange.capacity.facts import ReservationState
 from grange.client.capacity_models import ReservationView, ReserveRequest
 from grange.errors import (
+    ConflictError,
     ForbiddenError,
     GrangeError,
     NotFoundError,
@@ -63,7 +64,8 @@ class _Step(BuildStep):
         return {"step": self._said or str(self.name)}
 
     def getResultSummary(self) -> dict[str, str]:  # noqa: N802
-        return {"step": self._said or str(self.name)}
+        ended = " (cancelled)" if self.results == CANCELLED else ""
+        return {"step": f"{self._said or self.name}{ended}"}
 
     async def say(self, text: str, *, is_for_log: bool = True) -> None:
         """As the step's status, and once in its log."""
@@ -155,6 +157,10 @@ class Gate(_Step):
             except NotFoundError:
                 is_first = True  # it has forgotten everything: the same again
                 await self.keeper.sleep(policy.backoff_s(1, key))
+                continue
+            except ConflictError:
+                again, is_first = again + 1, True  # the key is an earlier build's of that number
+                lease.start_anew(f"{key}:{again}")
                 continue
             except GrangeError as error:
                 if isinstance(error, PeerError) and not isinstance(error, _MENDABLE):

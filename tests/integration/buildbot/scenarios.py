@@ -13,6 +13,7 @@ from buildbot.util.twisted import async_to_deferred
 from twisted.internet import defer
 
 from grange.buildbot import steps
+from grange.buildbot.policy import reservation_key
 from tests.integration.buildbot.stage import BUILDER, Stage
 
 
@@ -122,7 +123,9 @@ class Refused(Stage):
         build = await self.finished.get()
         await self.daemon.until(lambda: self.daemon.states() == ["cancelled"])
         assert build["results"] == CANCELLED
-        assert (await self.steps_of(build))["capacity"]["results"] == CANCELLED
+        gate = (await self.steps_of(build))["capacity"]
+        assert gate["results"] == CANCELLED
+        assert gate["state_string"] == "waiting: no instance is free (cancelled)"
 
     @async_to_deferred
     async def test_who_is_cancelled_while_asking_takes_back_what_arrives(self) -> None:
@@ -204,6 +207,16 @@ class Refused(Stage):
         assert build["results"] == SUCCESS
         second = self.daemon.held["2"]
         assert second.request.key == f"{first.request.key}:1"
+
+    @async_to_deferred
+    async def test_a_key_of_an_earlier_database_is_left_alone(self) -> None:
+        await self.start()
+        await self.daemon.until(lambda: "GET reservations" in self.daemon.calls)
+        earlier = self.daemon.adopt(reservation_key(self.keeper.master_name, 1, 1))
+        assert await self.request() == 1
+        await self.end(SUCCESS)
+        await self.daemon.until(lambda: self.daemon.states() == ["ready", "released"])
+        assert self.daemon.held["2"].request.key == f"{earlier.request.key}:1"
 
     @async_to_deferred
     async def test_a_refused_token_is_waited_with_and_a_bad_request_is_not(self) -> None:

@@ -144,6 +144,8 @@ class ScriptedDaemon:
             status, text = self.refusal
             return status, {"fault": "request", "error": text}
         known = [held for held in self.held.values() if held.request.key == request.key]
+        if known and known[0].request != request:
+            return 409, {"fault": "request", "error": "that key is another claim's"}
         if known:
             return 200, self._view(known[0])
         held = Held(str(next(self._ids)), request)
