@@ -222,7 +222,13 @@ MUTANTS = (
     ),
     Mutant("needs on demand are but a wish", Kind, "of_need", "need.is_on_demand", "False"),
     Mutant("any system will do", matching, "objection", "kind.system not in pool.systems", "False"),
-    Mutant("a deadline is no end", claims, "expire", "is_pending and held", "False and held"),
+    Mutant(
+        "a deadline is no end",
+        claims,
+        "remember",
+        "None if claim.deadline_s is None else memory.now + claim.deadline_s",
+        "None",
+    ),
     Mutant("back at once when undrained", draining, "undrain", "seat.is_serving = False"),
     Mutant("acts before saves", Memory, "take", "[*saves, *self._acts", "[*self._acts, *saves"),
 )
