@@ -215,6 +215,18 @@ async def test_who_does_not_lead_saves_nothing(kind: JournalKind, store: Capacit
     assert (await store.recall(NOW)).slots == ()
 
 
+async def test_contradictions_are_found(kind: JournalKind, store: CapacityStore) -> None:
+    check = kind.journal.check  # type: ignore[attr-defined]
+    await store.save([SaveSlot(FULL), SaveReservation(READY), SaveReservation(PENDING)])
+    assert await check() == []
+    lost = replace(PENDING, state=ReservationState.READY, slot=SlotId("x86-9"))
+    await store.save([SaveReservation(lost), SaveSlot(replace(FULL, id=SlotId("x86-3")))])
+    assert await check() == [
+        "1 reservations are of slots that are not there",
+        "1 instances sit in a second slot too",
+    ]
+
+
 async def test_an_autoscaler_without_a_farm_has_its_state_alone(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     async with open_capacity(folder) as store:
