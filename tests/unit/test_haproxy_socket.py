@@ -189,6 +189,11 @@ async def test_a_master_that_is_none_is_told_of(tmp_path: Path) -> None:
         settings = replace(balancer._settings, master_socket=other._settings.socket)
         with pytest.raises(OutsideError, match="is not HAProxy's master"):
             await HaproxyBalancer(settings).servers()
+        (trouble,) = await HaproxyBalancer(settings).troubles()
+        assert "is not HAProxy's master" in trouble
+        settings = replace(settings, master_socket="/nowhere/master.sock")
+        (trouble,) = await HaproxyBalancer(settings).troubles()
+        assert "is this the path after -S on its command line?" in trouble
 
 
 @given(st.text(max_size=400))

@@ -127,7 +127,7 @@ class HaproxyBalancer:
              [name for name, row in ours.items() if row.weight == 0]),
         )  # fmt: skip
         sentences = [text.format(_list([*names])) for text, names in said if names]
-        return (*sentences, *self._old.troubles(process))
+        return (*sentences, *await self._old.troubles(process))
 
     async def close(self) -> None:
         """Nothing is kept open."""

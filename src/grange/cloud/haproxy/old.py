@@ -17,7 +17,7 @@ from grange.cloud.haproxy.rows import (
     state_rows,
 )
 from grange.cloud.haproxy.runtime import Runtime
-from grange.errors import OutsideError
+from grange.errors import GrangeError, OutsideError
 
 TRIES: Final = 10
 TRY_S: Final = 0.1
@@ -55,7 +55,12 @@ class OldSessions:
             if slot in seen and seen[slot][0] == address
         }
 
-    def troubles(self, process: Worker) -> tuple[str, ...]:
+    async def troubles(self, process: Worker) -> tuple[str, ...]:
+        if self.master_socket:
+            try:
+                await _old_pids(self._master())
+            except GrangeError as error:
+                return (str(error),)
         if not self._guess:
             return ()
         left_s = max(0.0, self.hard_stop_s - process.uptime_s)
@@ -80,13 +85,16 @@ class OldSessions:
     async def _ask(
         self, address_in: Callable[[StateRow], tuple[SlotId, str] | None]
     ) -> Counter[tuple[SlotId, str]]:
-        master = Runtime(self.master_socket)
+        master = self._master()
         found: Counter[tuple[SlotId, str]] = Counter()
         for pid in await _old_pids(master):
             for row, sessions in await _rows(master, pid):
                 if place := address_in(row):
                     found[place] += sessions
         return found
+
+    def _master(self) -> Runtime:
+        return Runtime(self.master_socket, "after -S on its command line")
 
 
 async def _rows(master: Runtime, pid: int) -> list[tuple[StateRow, int]]:
@@ -95,9 +103,12 @@ async def _rows(master: Runtime, pid: int) -> list[tuple[StateRow, int]]:
         states = await master.ask_once(f"@!{pid} {STATES}")
         stats = await master.ask_once(f"@!{pid} {STATS}")
         if states.startswith("1\n") and stats.startswith("# "):
-            shown = {(row.backend, row.name): row for row in stat_rows(master.socket, stats)}
-            rows = state_rows(master.socket, states)
-            return [(row, shown[row.backend, row.name].sessions) for row in rows]
+            rows = stat_rows(master.socket, stats)
+            sessions = {(row.backend, row.name): row.sessions for row in rows}
+            return [
+                (row, sessions.get((row.backend, row.name), 0))
+                for row in state_rows(master.socket, states)
+            ]
         # It says nothing for a moment after the reload, and as it ends.
         if pid not in await _old_pids(master):
             return []

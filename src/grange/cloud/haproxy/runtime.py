@@ -51,8 +51,10 @@ class Conversation:
 class Runtime:
     """A socket of HAProxy: a path, or HOST:PORT. Nothing is kept open between two conversations."""
 
-    def __init__(self, socket: str) -> None:
+    def __init__(self, socket: str, named: str = "after 'stats socket' in its file") -> None:
+        """`named`: where HAProxy is told of it."""
         self.socket = socket
+        self._named = named
         self._room = asyncio.Semaphore(CONVERSATIONS)
 
     @asynccontextmanager
@@ -98,7 +100,7 @@ class Runtime:
         except OSError as error:
             raise OutsideError(
                 f"HAProxy's socket {self.socket} cannot be reached: {error.strerror or error}; is"
-                " HAProxy running, and is this the path after 'stats socket' in its configuration?"
+                f" HAProxy running, and is this the path {self._named}?"
             ) from error
         try:
             yield reader, writer
