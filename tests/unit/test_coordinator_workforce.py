@@ -176,8 +176,11 @@ async def test_one_that_is_cut_off_or_silent_is_not_here(place: Place) -> None:
     assert await place.workforce.presences() == (), "it has not said a word"
     await place.join(id_)
     assert await place.workforce.presences()
+    await place.want(1)
+    [presence] = await place.workforce.presences()
+    assert presence.running == 1
     await place.loop.settle(on.AgentCut(id_, "s1"))
-    assert await place.workforce.presences() == ()
+    assert await place.workforce.presences() == (), "whatever it has"
 
 
 async def test_one_that_refuses_work_is_full_or_of_no_use(place: Place) -> None:

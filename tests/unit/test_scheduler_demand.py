@@ -37,6 +37,14 @@ def test_a_step_whose_rank_has_changed_is_counted_once() -> None:
     assert told(farm) == {(X86, "p"): (2, 0)}
 
 
+def test_what_is_cancelled_behind_others_is_no_demand() -> None:
+    farm = Farm()
+    want(farm, "x", {1: X86})
+    want(farm, "y", {11: X86, 12: X86})
+    farm.tell(on.BuildCancelled(BuildId("y"), "ada"))
+    assert told(farm) == {(X86, "p"): (1, 0)}
+
+
 def test_what_may_not_begin_is_no_demand() -> None:
     farm = Farm()
     want(farm, "x", {1: X86, 2: X86, 3: ARM})
