@@ -8,7 +8,7 @@ from buildbot.util.twisted import async_to_deferred
 from twisted.internet.error import ConnectionLost
 
 from grange.buildbot import steps
-from tests.integration.buildbot.stage import Stage
+from tests.integration.buildbot.stage import Stage, will_build
 
 
 class Lost(Stage):
@@ -126,3 +126,31 @@ class Lost(Stage):
         assert others.state == "ready"
         again = self.daemon.held["3"]
         assert again.request.key.endswith(f":{request}:2")
+
+
+class OverTheWire(Stage):
+    """With a worker that comes by TCP, as those of a farm do."""
+
+    proto = "pb"
+
+    @async_to_deferred
+    async def test_a_worker_that_comes_back_builds_again(self) -> None:
+        await self.start()
+        request = await self.request()
+        await self.works.get()
+        self.lose_worker()
+        first = await self.finished.get()
+        second = await self.end(SUCCESS)
+        assert (first["results"], second["results"]) == (RETRY, SUCCESS)
+        assert {first["buildrequestid"], second["buildrequestid"]} == {request}
+        await self.daemon.until(lambda: self.daemon.states() == ["released", "released"])
+
+    @async_to_deferred
+    async def test_derivations_arrive_whole(self) -> None:
+        drv = self.add_drv("long", requiredSystemFeatures="kvm", text="x" * 100_000)
+        await self.start(plan=will_build(drv))
+        with mock.patch("grange.buildbot.look.drv_on_master", return_value=None):
+            await self.request(drv_path=drv, system="wrong")
+            await self.end(SUCCESS)
+        asked = self.daemon.only().request
+        assert (asked.system, asked.features) == ("x86_64-linux", ["kvm"])

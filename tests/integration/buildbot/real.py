@@ -3,6 +3,7 @@
 import os
 import sys
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from buildbot.process.results import FAILURE, RETRY, SUCCESS
@@ -15,6 +16,7 @@ from grange.client import capacity_requests as requests
 from grange.client.capacity_models import ReservationView, SlotVerb, SlotVerbRequest
 from tests.integration.buildbot.stage import Stage, will_build
 
+ROOT = str(Path(__file__).parents[3])
 TOKEN = "grange_0123456789abcdef"
 
 
@@ -58,7 +60,7 @@ class Real(Stage):
         daemon = _Daemon()
         argv = [sys.executable, "-m", "tests.integration.buildbot.real_daemon", self.folder]
         spawn: Any = reactor
-        spawn.spawnProcess(daemon, sys.executable, argv, env=dict(os.environ))
+        spawn.spawnProcess(daemon, sys.executable, argv, env={**os.environ, "PYTHONPATH": ROOT})
         self.addCleanup(lambda: defer.ensureDeferred(daemon.end()))
         return await daemon.url
 
