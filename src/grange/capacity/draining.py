@@ -1,10 +1,11 @@
 """How slots empty: drained for a cause, terminated, and vacant again when the instance is gone."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from grange.capacity import budget, claims
 from grange.capacity import effects as do
-from grange.capacity.facts import DrainCause, ServerMode, SlotState
+from grange.capacity.facts import DrainCause, Market, ServerMode, SlotState
 from grange.capacity.memory import Memory
 from grange.capacity.state import Seat
 
@@ -31,6 +32,20 @@ def drain(
     memory.move(seat, SlotState.DRAINING, reason, drain_cause=cause)
     seat.drain_until = until
     memory.wake(until)
+
+
+def make_room(memory: Memory, seats: Iterable[Seat], usable: Iterable[Seat], n: int) -> None:
+    """Have `n` of a pool's slots come free for others than spot; what is free soon counts."""
+    soon = (DrainCause.MARKET, DrainCause.IDLE)
+    n -= sum(
+        seat.slot.state is SlotState.TERMINATING
+        or (seat.slot.state is SlotState.DRAINING and seat.slot.drain_cause in soon)
+        for seat in seats
+    )
+    spot = [seat for seat in usable if seat.is_usable and seat.slot.market is Market.SPOT]
+    spot.sort(key=lambda seat: (seat.busy, seat.launched_at or 0.0, seat.slot.id))
+    for seat in spot[: max(0, n)]:
+        drain(memory, seat, DrainCause.MARKET, "somebody waits who must be on demand")
 
 
 def undrain(memory: Memory, seat: Seat, reason: str) -> None:

@@ -41,6 +41,7 @@ class DrainCause(StrEnum):
     REBALANCE = "rebalance"  # it may be taken away, says its cloud
     UNHEALTHY = "unhealthy"
     BUDGET = "budget"  # the month's is used up
+    MARKET = "market"  # it is spot, and somebody waits who must be on demand
     RETIRED = "retired"  # its pool has become smaller, or is gone
 
 

@@ -74,6 +74,7 @@ def plan(memory: Memory, queues: Queues) -> None:
         if is_known:
             _grow(memory, queues, supply)
             _shrink(memory, supply)
+            _make_room(memory, supply)
         else:
             supply.pool.limit = "demand is not known: nothing is launched, and nothing is reaped"
 
@@ -141,7 +142,8 @@ def closed(memory: Memory, pool: PoolState) -> str:
     if not pool.is_seen:
         return "its instances of before were not looked for yet"
     if memory.now < memory.launch_from:
-        return "instances of before this start may not be listed yet"
+        wait_s = memory.launch_from - memory.now
+        return f"instances of before this start may not be listed yet; so for {wait_s:.0f} s more"
     if budget.is_exhausted(memory, pool):
         return f"monthly_budget of ${pool.pool.monthly_budget:.2f} is used up"
     if not any(launching.offered(memory, pool, market) for market in markets(pool)):
@@ -226,6 +228,11 @@ def _ask(
 def _grow(memory: Memory, queues: Queues, supply: Supply) -> None:
     pool, capacity = supply.pool, supply.capacity
     pool.demand, pool.limit = supply.wanted, ""
+    short = supply.short_on_demand()
+    if short and launching.market_of(memory, pool, is_on_demand=True) is None:
+        pool.limit = "no offering has capacity or quota on demand just now"
+        supply.wanted -= short  # it waits, and keeps nobody else from anything
+        supply.wanted_on_demand -= short
     at_hand = supply.free + len(supply.coming) * capacity
     wanted = max(supply.wanted, supply.hinted, supply.prewarmed)
     wanted += pool.pool.warm * capacity
@@ -370,6 +377,13 @@ def _shrink(memory: Memory, supply: Supply) -> None:
         if spare < 0 or left < pool.pool.min:
             return
         draining.drain(memory, seat, DrainCause.IDLE, f"idle for {pool.pool.idle_s:g} s")
+
+
+def _make_room(memory: Memory, supply: Supply) -> None:
+    """Where all slots that there may be are spot, who must be on demand would wait for ever."""
+    n, pool = math.ceil(supply.short_on_demand() / supply.capacity), supply.pool
+    if n and not supply.vacant and not closed(memory, pool):
+        draining.make_room(memory, pool.seats, supply.usable, n)
 
 
 def _is_idle(memory: Memory, pool: PoolState, seat: Seat) -> bool:

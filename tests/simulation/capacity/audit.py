@@ -141,7 +141,7 @@ class Audit:
             assert new.slot is not None
             seat = core.seats[new.slot]
             if old is not None:
-                last = (DrainCause.USES, DrainCause.AGE, DrainCause.DRIFT)
+                last = (DrainCause.USES, DrainCause.AGE, DrainCause.DRIFT, DrainCause.MARKET)
                 was = self.world.disk.slots[new.slot].state
                 is_last_use = was is SlotState.READY and seat.slot.drain_cause in last
                 is_ready = seat.slot.state is SlotState.READY or is_last_use
