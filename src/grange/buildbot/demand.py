@@ -40,7 +40,8 @@ class Demand:
     def __init__(self, keeper: "CapacityKeeper") -> None:
         self._keeper = keeper
         self._told: dict[Kind, int] = {}
-        self._seen: dict[Kind, int] = {}  # the most that waited since its project's evaluation
+        self._seen: dict[Kind, int] = {}  # the most that waited after its project's evaluation
+        self._evaluated: set[str] = set()  # projects, since when nothing of theirs has waited
         self._expected: dict[str, dict[Kind, int]] = {}  # by project
         # By builder and buildset, of those that wait: nothing of it changes, and reading is slow.
         self._known: dict[tuple[int, int], Kind | None] = {}
@@ -72,7 +73,7 @@ class Demand:
             return
         settings = self._keeper.settings
         self._expected[project] = policy.expected_of(project, self._seen, settings.eval_hints)
-        self._seen = {kind: n for kind, n in self._seen.items() if kind.project != project}
+        self._evaluated.add(project)
         for kind, places in self._expected[project].items():
             await self._tell(EVAL, kind, places, settings.eval_hint_s)
 
@@ -132,6 +133,9 @@ class Demand:
 
     async def _report(self, waiting: Mapping[Kind, int]) -> None:
         for_s = self._keeper.settings.demand_s * REPORTS_KEPT
+        brought = self._evaluated & {kind.project for kind in waiting}
+        self._seen = {kind: n for kind, n in self._seen.items() if kind.project not in brought}
+        self._evaluated -= brought
         for kind, places in waiting.items():
             self._seen[kind] = max(self._seen.get(kind, 0), places)
             await self._forget_expected(kind.project)

@@ -39,6 +39,10 @@ class Told(Stage):
         for each in builds:
             await self.master.data.control("cancel", {}, ("buildrequests", each["buildrequestid"]))
         await self.daemon.until(lambda: [h.waiting for h in self.daemon.hints.values()] == [0])
+        # The next evaluation will bring as many.
+        await self.request(EVAL)
+        await self.daemon.until(lambda: len(self.daemon.hints) == 2)
+        assert [*self.daemon.hints.values()][1].waiting >= 4
 
     @async_to_deferred
     async def test_an_evaluation_prepares_capacity(self) -> None:
