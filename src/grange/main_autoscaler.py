@@ -156,7 +156,7 @@ async def troubles_of(file: AloneFile | CapacityFile, clock: Clock) -> list[str]
         if isinstance(file, AloneFile):
             alone = Alone(replace(file, capacity=capacity), clock)
             try:
-                return list(await alone.troubles())
+                return [*_of_tokens(file), *await alone.troubles()]
             finally:
                 await alone.close()
         clouds = PoolClouds(
@@ -166,6 +166,15 @@ async def troubles_of(file: AloneFile | CapacityFile, clock: Clock) -> list[str]
             return list(await clouds.troubles())
         finally:
             await clouds.cloud.close()
+
+
+def _of_tokens(file: AloneFile) -> list[str]:
+    try:
+        if file.tokens_file is not None:
+            read_tokens(file.tokens_file)
+    except OperatorError as error:
+        return [str(error)]
+    return []
 
 
 async def _never(_order: LaunchOrder) -> NoReturn:

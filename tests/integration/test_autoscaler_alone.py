@@ -176,6 +176,9 @@ def test_a_file_is_checked_with_and_without_asking_the_outside(place: Place) -> 
     assert done.returncode == 1
     assert "HAProxy's socket" in done.stderr
     assert sorted(each.name for each in place.root.iterdir()) == ["autoscaler.toml"], "none made"
+    place.write(POOL.format(name="x86", slots=1), daemon='tokens_file = "tokens"')
+    done = place.grange("capacity", "check-config", place.file)
+    assert f"the tokens in {place.root}/tokens cannot be read" in done.stderr
     place.write(POOL.format(name="x86", slots=1) + "mx = 1")
     done = place.grange("capacity", "check-config", place.file)
     assert done.returncode == 3

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Final
 
 from grange.autoscaler.acts import Doors
@@ -19,6 +20,7 @@ TIDY_S: Final = 60.0
 PRUNE_S: Final = 3600.0
 KEPT_S: Final = 30 * 86_400.0  # events, for people
 SETTINGS_S: Final = 300.0
+WRONG_S: Final = 30.0  # where something is, so that its mending shows
 ANSWER_S: Final = 60.0
 
 
@@ -30,6 +32,7 @@ class Chores:
         self._decisions = decisions
         self._tellings = tellings
         self._troubles = troubles
+        self._is_settings_asked = asyncio.Event()
 
     async def hear_notices(self) -> None:
         """Hand on what the cloud warns of, for ever."""
@@ -68,15 +71,23 @@ class Chores:
                     prune_at = now + PRUNE_S
             await asyncio.sleep(TIDY_S)
 
+    def heard(self, said: on.OperatorSaid) -> None:
+        """Who resumes has mended something: is it in order now?"""
+        if said.verb is on.Verb.RESUME:
+            self._is_settings_asked.set()
+
     async def try_settings(self) -> None:
         """See what keeps the settings from working, for ever."""
         doors = self._doors
         while True:
+            self._is_settings_asked.clear()
             said = await self._settings("the cloud", doors.cloud)
             said += await self._settings("the balancer", doors.balancer)
             said += await self._settings("the overlay", doors.overlay)
             self._troubles.found(said)
-            await asyncio.sleep(SETTINGS_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(WRONG_S if said else SETTINGS_S):
+                    await self._is_settings_asked.wait()
 
     async def _settings(
         self, name: str, door: Cloud | Balancer | Overlay | None

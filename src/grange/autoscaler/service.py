@@ -227,6 +227,7 @@ class Autoscaler:
         if said.pool is not None:
             self._known_pool(core, said.pool)
         await self._decisions.settle(said)
+        self._chores.heard(said)
 
     async def notice(self, notice: Notice) -> None:
         """An instance was told that it will go, and says so itself."""

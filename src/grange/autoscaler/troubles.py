@@ -58,7 +58,8 @@ class Troubles:
             f"{what} since {_shown(each.since_wall_s)}: {each.text}"
             for what, each in self._known.items()
         ]
-        return [*said[:SHOWN_MAX], *self._settings]
+        texts = [each.text for each in self._known.values()]
+        return [*said[:SHOWN_MAX], *(each for each in self._settings if each not in texts)]
 
     def _drop_old(self) -> None:
         now = self._clock.monotonic_s()

@@ -88,7 +88,7 @@ def end(memory: Memory, held: Held, state: ReservationState, reason: str) -> Non
         if seat.is_empty:
             seat.idle_since = memory.now
     memory.settle(held, state=state, reason=reason)
-    memory.tell(f"{state}: {reason}", reservation=held.reservation.id)
+    memory.tell(f"{state}: {reason}" if reason else str(state), reservation=held.reservation.id)
     _put_away(memory, held)
 
 

@@ -201,7 +201,7 @@ def _pool_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
         await autoscaler.say(said)
         text = f"{request.slots} slots of {request.pool} for {request.for_s:g} s"
         did(asked, f"had capacity ready: {text}")
-        return Done(said=f"prewarms {text}")
+        return Done(said=_prewarmed(autoscaler, request, text))
 
     @api.post("/capacity/reconcile-now", dependencies=[needs(Role.OPERATE)])
     async def reconcile_now(asked: Request) -> Done:
@@ -210,6 +210,15 @@ def _pool_calls(api: APIRouter, autoscaler_of: AutoscalerOf) -> None:
         await autoscaler.reconcile_now()
         did(asked, "had capacity reconciled")
         return Done(said="looked, planned and acted")
+
+
+def _prewarmed(autoscaler: Autoscaler, request: PrewarmRequest, text: str) -> str:
+    most = next((each.pool.max for each in autoscaler.pools() if each.pool.name == request.pool), 0)
+    if not request.slots:
+        return f"pool {request.pool} has nothing ready beyond what is asked for and its warm"
+    if request.slots > most:
+        return f"prewarms {text}, of which its max allows {most}"
+    return f"prewarms {text}"
 
 
 def _by(who: Identity, told: str) -> str:

@@ -278,6 +278,36 @@ def test_operators_are_obeyed_at_once() -> None:
     run_virtually(main())
 
 
+@pytest.mark.parametrize(("is_resumed", "within_s"), [(True, 5.0), (False, 60.0)])
+def test_what_was_mended_is_soon_no_trouble(*, is_resumed: bool, within_s: float) -> None:
+    async def main() -> None:
+        async with running() as world:
+            scaler, resume = world.api(), OperatorSaid(Verb.RESUME, by="anna")
+            wrong = ["there is no image ami-1"]
+
+            async def troubles() -> tuple[str, ...]:
+                return tuple(wrong)
+
+            door(world, "cloud").troubles = troubles
+            await scaler.say(resume)
+            await until(lambda: scaler.troubles() == wrong)
+            failing = Failing(
+                door(world, "balancer"), "servers", *[OutsideError(wrong[0])] * 10_000
+            )
+            await until(lambda: scaler.troubles() != wrong)
+            [said] = scaler.troubles()  # and not once more by itself
+            assert said.startswith("the balancer cannot be asked since")
+            failing.left.clear()
+            wrong.clear()
+            mended_at = world.now
+            if is_resumed:
+                await scaler.say(resume)
+            await until(lambda: not scaler.troubles())
+            assert world.now - mended_at <= within_s + 5.0
+
+    run_virtually(main())
+
+
 def test_hints_launch_ahead_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("grange.autoscaler.service.HINTS_MAX", 2)
 
