@@ -8,6 +8,7 @@ import pytest
 from obstore.store import MemoryStore
 from prometheus_client import CollectorRegistry
 
+from grange.autoscaler.metrics import CapacityMetrics
 from grange.coordinator.hooks.metrics import HookMetrics
 from grange.coordinator.metrics import Metrics
 from grange.coordinator.store_metrics import CollectionMetrics, StoreMetrics
@@ -32,7 +33,7 @@ def shown(registry: CollectorRegistry) -> set[tuple[str, str]]:
 
 def test_the_page_has_every_metric_and_no_other() -> None:
     metrics = Metrics()
-    for more in (HookMetrics, StoreMetrics, CollectionMetrics):
+    for more in (HookMetrics, StoreMetrics, CollectionMetrics, CapacityMetrics):
         more(metrics.registry)
     rows = [(name, kind) for name, kind, _ in _ROW.findall(PAGE.read_text())]
     assert len(rows) == len(set(rows))

@@ -253,7 +253,7 @@ class LocalSettings:
 class CapacityFile:
     """What the tables say, as the autoscaler and its drivers take it."""
 
-    rules: Rules = Rules(FARM, ReadyBy.AGENT)
+    rules: Rules = Rules(FARM, ReadyBy.AGENT, reload_s=0.0)
     pools: tuple[Pool, ...] = ()  # none: there is no elastic capacity
     interval_s: float = 5.0
     coordinators: tuple[str, ...] = ()  # as instances reach them; none: where it listens for agents
