@@ -361,3 +361,21 @@ def test_a_slot_that_is_too_old_is_replaced_when_its_work_is_done() -> None:
     place.looks(4)
     assert live(place) == 1
     assert len(place.orders) == 2
+
+
+def test_a_pool_that_comes_back_has_spent_what_it_had() -> None:
+    pool = replace(POOL, monthly_budget=0.05)
+    place = Place(pool)
+    build = place.ask("b")
+    for _ in range(40):
+        place.look(60.0)
+        renew(place)
+    place.tell(on.ReservationReleased(build))
+    place.looks(10, after_s=60.0)
+    place.tell(on.PoolsChanged((replace(pool, name=PoolName("other")),)))
+    place.look()
+    place.tell(on.PoolsChanged((pool,)))
+    place.ask("c")
+    place.looks(4)
+    assert len(place.orders) == 1
+    assert "is used up" in place.core.explain(POOL.name)

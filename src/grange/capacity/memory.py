@@ -46,6 +46,7 @@ class Memory:
         self.needs: tuple[Need, ...] | None = ()
         self.pause: Pause | None = None  # of all
         self.pauses: dict[PoolName, str] = {}  # of pools that are not configured just now
+        self.accounts: dict[PoolName, tuple[str, float]] = {}  # and their months' dollars
         self.numbers = 0
         self.matches = Matches(pools)
         self.timers: list[float] = []

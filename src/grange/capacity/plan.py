@@ -89,6 +89,7 @@ def _drop_vacant(memory: Memory) -> None:
                 del memory.seats[seat.slot.id]
         if pool.is_gone and not pool.seats:
             del memory.pools[pool.pool.name]
+            memory.accounts[pool.pool.name] = pool.month, pool.spent
             if pool.pause is not None:
                 memory.pauses[pool.pool.name] = pool.pause
 

@@ -41,6 +41,7 @@ def set_pools(memory: Memory, pools: tuple[Pool, ...]) -> None:
                 allowance_at=memory.now,
                 pause=memory.pauses.pop(pool.name, None),
             )
+            known.month, known.spent = memory.accounts.pop(pool.name, ("", 0.0))
         if _apart_from_prices(known.pool) != _apart_from_prices(pool):
             known.breaker = ""  # perhaps it was mended
         known.pool = pool
@@ -143,6 +144,7 @@ def _spending(memory: Memory, name: PoolName, month: str, dollars: float, wall_s
     """What ran on while nobody looked is charged too."""
     pool = memory.pools.get(name)
     if pool is None:
+        memory.accounts[name] = month, dollars
         return
     pool.month, pool.spent = month, dollars
     away_s = max(0.0, memory.wall_s - wall_s)
