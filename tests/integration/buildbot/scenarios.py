@@ -1,7 +1,9 @@
 """What becomes of reservations, whatever becomes of builds. Run by trial, from pytest."""
 
+from dataclasses import replace
 from unittest import mock
 
+import pytest
 from buildbot.process.results import (
     CANCELLED,
     EXCEPTION,
@@ -14,6 +16,9 @@ from twisted.internet import defer
 
 from grange.buildbot import steps
 from grange.buildbot.policy import reservation_key
+from grange.client import capacity_requests as requests
+from grange.client.capacity_models import ReserveRequest
+from grange.errors import OutsideError
 from tests.integration.buildbot.stage import BUILDER, Stage
 
 
@@ -217,6 +222,25 @@ class Refused(Stage):
         await self.end(SUCCESS)
         await self.daemon.until(lambda: self.daemon.states() == ["ready", "released"])
         assert self.daemon.held["2"].request.key == f"{earlier.request.key}:1"
+
+    @async_to_deferred
+    async def test_what_answers_in_its_place_is_waited_with(self) -> None:
+        self.daemon.refusal, self.daemon.is_prose = (404, "<h1>It works!</h1>"), True
+        await self.start()
+        await self.request()
+        await self.until_waiting("does not speak the capacity API")
+        self.daemon.refusal, self.daemon.redirects = None, 100
+        await self.until_waiting("redirects in circles")
+        self.daemon.redirects = 2
+        assert (await self.end(SUCCESS))["results"] == SUCCESS
+
+    @async_to_deferred
+    async def test_who_says_nothing_is_not_waited_for_beyond_its_time(self) -> None:
+        self.daemon.is_slow = defer.Deferred()
+        await self.start()
+        asked = requests.reserve(ReserveRequest(key="k", system="s"))
+        with pytest.raises(OutsideError, match="no answer came"):
+            await self.keeper.caller.call(replace(asked, answer_s=0.2), requests.read_reservation)
 
     @async_to_deferred
     async def test_a_refused_token_is_waited_with_and_a_bad_request_is_not(self) -> None:

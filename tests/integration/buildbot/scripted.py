@@ -56,6 +56,8 @@ class ScriptedDaemon:
         self.lease_s = 90.0
         self.is_slow: defer.Deferred[None] | None = None  # no reservation is answered before it
         self.refusal: tuple[int, str] | None = None  # status and text, for reservations
+        self.is_prose = False  # refusals are a page of somebody else's
+        self.redirects = 0  # so many calls are sent elsewhere, which is here
 
     # --- What tests do --------------------------------------------------------------------------
 
@@ -142,7 +144,7 @@ class ScriptedDaemon:
     def _reserve(self, request: ReserveRequest) -> Any:
         if self.refusal is not None:
             status, text = self.refusal
-            return status, {"fault": "request", "error": text}
+            return status, text if self.is_prose else {"fault": "request", "error": text}
         known = [held for held in self.held.values() if held.request.key == request.key]
         if known and known[0].request != request:
             return 409, {"fault": "request", "error": "that key is another claim's"}
@@ -205,9 +207,14 @@ class _Door(Resource):
         request.notifyFinish().addErrback(lambda _: asked.cancel())
 
         def reply(said: tuple[int, Any]) -> None:
+            if self._daemon.redirects > 0:
+                self._daemon.redirects -= 1
+                request.setHeader("Location", request.uri)
+                said = 307, {}
             request.setResponseCode(said[0])
             request.setHeader("Content-Type", "application/json")
-            request.write(json.dumps(said[1]).encode())
+            body = said[1] if isinstance(said[1], str) else json.dumps(said[1])
+            request.write(body.encode())
             request.finish()
             self._daemon.look()
 
