@@ -1,9 +1,11 @@
-"""Words for people cost one look at the slots between two decisions, however many ask."""
+"""What people are told of slots: from one look between two decisions, however many ask."""
 
 import pytest
 
+from grange.capacity import events as on
 from grange.capacity import why
-from grange.capacity.facts import ReservationId
+from grange.capacity.core import Capacity
+from grange.capacity.facts import ReservationId, Rules
 from grange.capacity.memory import Memory
 from grange.capacity.state import PoolState
 from tests.unit.capacity_place import POOL, Place
@@ -42,3 +44,11 @@ def test_what_is_said_is_of_the_latest_decision() -> None:
     assert "1 places wanted" in before
     assert "2 places wanted" in after
     assert "2 places wanted" in place.core.explain(POOL.name)
+
+
+def test_a_slot_that_nobody_ever_sat_in_is_empty_since_this_life_began() -> None:
+    core = Capacity(Rules("farm"), (POOL,))
+
+    core.handle(1000.0, [on.Recalled(wall_s=2_000_000_000.0)])
+
+    assert {seat.since for seat in core.seats.values()} == {1000.0}

@@ -79,6 +79,7 @@ def recall(memory: Memory, event: on.Recalled) -> None:
     memory.wall_ahead_s = event.wall_s - memory.now
     for seat in memory.seats.values():
         seat.slot = replace(seat.slot, generation=int(event.wall_s))
+        seat.since = memory.now
     for slot in event.slots:
         _seat(memory, slot)
     if any(seat.is_blank for seat in memory.seats.values()):
