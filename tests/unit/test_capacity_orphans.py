@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 from grange.capacity import effects as do
+from grange.capacity import events as on
 from grange.capacity.facts import (
     Instance,
     InstanceId,
     InstanceState,
     Market,
     Need,
+    Notice,
     PoolName,
     Presence,
     ReadyBy,
@@ -180,3 +182,32 @@ def test_who_is_not_listed_gets_no_new_traffic() -> None:
     place.instances = kept
     place.looks(2)
     assert place.servers[slot].mode is ServerMode.READY
+
+
+def test_a_notice_is_not_wasted_on_one_whose_sessions_are_forgotten() -> None:
+    """Found by its tag, it may be at work: it has until shortly before it is taken away."""
+    place = Place()
+    place.ask("b")
+    place.looks(4)
+    (slot,) = (each for each in place.core.slots() if each.instance)
+    assert slot.instance is not None
+    place.forget()
+    place.look()
+    place.tell(on.NoticeCame(Notice(slot.instance, 120.0, "agent")))
+    for _ in range(10):
+        place.look(10.0)
+        assert place.instances[slot.instance].state is InstanceState.RUNNING
+    build = place.ask("c")
+    assert place.state(build) is ReservationState.PENDING, "it is no place for new work"
+    place.looks(2, after_s=10.0)
+    assert place.instances[slot.instance].state is InstanceState.TERMINATED
+
+
+def test_one_that_never_served_is_ended_by_its_notice_at_once() -> None:
+    place = Place()
+    place.ask("b")
+    place.look()
+    (slot,) = (each for each in place.core.slots() if each.instance)
+    assert slot.instance is not None
+    place.tell(on.NoticeCame(Notice(slot.instance, 120.0, "agent")))
+    assert place.instances[slot.instance].state is InstanceState.TERMINATED

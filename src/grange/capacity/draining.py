@@ -42,7 +42,12 @@ def make_room(memory: Memory, seats: Iterable[Seat], usable: Iterable[Seat], n: 
         or (seat.slot.state is SlotState.DRAINING and seat.slot.drain_cause in soon)
         for seat in seats
     )
-    spot = [seat for seat in usable if seat.is_usable and seat.slot.market is Market.SPOT]
+    spot = [
+        seat
+        for seat in usable
+        # One that came to this state just now may have been given work in the same moment.
+        if seat.is_usable and seat.slot.market is Market.SPOT and seat.since < memory.now
+    ]
     spot.sort(key=lambda seat: (seat.busy, seat.launched_at or 0.0, seat.slot.id))
     for seat in spot[: max(0, n)]:
         drain(memory, seat, DrainCause.MARKET, "somebody waits who must be on demand")

@@ -121,7 +121,7 @@ def _launched(memory: Memory, pool: PoolState, seat: Seat, instance: Instance) -
 
 def settle_in(memory: Memory, pool: PoolState, seat: Seat, instance: Instance, reason: str) -> None:
     """The launch's instance is known: be it from the answer, be it from its tags."""
-    seat.missing, seat.launched_at = 0, None
+    seat.missing, seat.launched_at, seat.doomed_at = 0, None, None
     pool.back_offs.pop(_sold(instance.offering, instance.market), None)
     pool.quotas.pop(instance.market, None)
     pool.breaker = ""

@@ -188,6 +188,9 @@ def _welcome(memory: Memory, seat: Seat) -> None:
     memory.pools[seat.slot.pool].failures = 0
     seat.idle_since = memory.now
     memory.move(seat, SlotState.READY, "passes its checks", failures=0)
+    if seat.doomed_at is not None:
+        left_s = max(0.0, seat.doomed_at - memory.now)
+        draining.drain(memory, seat, DrainCause.INTERRUPTION, "it is taken away soon", left_s)
 
 
 def _serve_agent(memory: Memory, seat: Seat, look: Look) -> bool:
@@ -333,6 +336,10 @@ def _is_useless(memory: Memory, seat: Seat) -> bool:
     return memory.rules.ready_by is not ReadyBy.AGENT or seat.absent_at == memory.now
 
 
+def _is_doomed(memory: Memory, seat: Seat) -> bool:
+    return seat.doomed_at is not None and memory.now >= seat.doomed_at
+
+
 def watch(memory: Memory, seat: Seat) -> None:
     """What comes with time alone: terms that have run out."""
     pool = memory.pools[seat.slot.pool]
@@ -344,6 +351,8 @@ def watch(memory: Memory, seat: Seat) -> None:
             if seat.retry_at is None and memory.now - seat.asked_at >= terms.launch_s:
                 launching.doubt(memory, seat, "no answer")
             launching.resume(memory, pool, seat)
+        case SlotState.BOOTING | SlotState.BINDING if _is_doomed(memory, seat):
+            draining.terminate(memory, seat, "it is taken away before it was ready")
         case SlotState.BOOTING if in_state_s >= terms.boot_s and _is_useless(memory, seat):
             draining.fail_start(memory, seat, f"did not boot in {terms.boot_s:g} s")
         case SlotState.BINDING if in_state_s >= terms.bind_s and _is_useless(memory, seat):

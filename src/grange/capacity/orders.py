@@ -5,7 +5,15 @@ from typing import Final, assert_never
 from grange.capacity import claims, draining
 from grange.capacity import events as on
 from grange.capacity.events import Verb
-from grange.capacity.facts import DrainCause, Need, Notice, Pause, PoolName, SlotState
+from grange.capacity.facts import (
+    DrainCause,
+    Need,
+    Notice,
+    Pause,
+    PoolName,
+    ReadyBy,
+    SlotState,
+)
 from grange.capacity.memory import Memory
 from grange.capacity.state import IN_FLIGHT, Hint, PoolState, Seat
 
@@ -23,13 +31,20 @@ def notice(memory: Memory, said: Notice) -> None:
             claims.warn(memory, seat, "its instance may soon be taken away")
             draining.drain(memory, seat, DrainCause.REBALANCE, f"warned by {said.source}")
         return
-    if not is_live:
-        draining.terminate(memory, seat, f"taken away before it was ready, says {said.source}")
-        return
     left_s = max(0.0, said.deadline_s - MARGIN_S)
+    if not is_live:
+        seat.doomed_at = memory.now + (left_s if _may_work(memory, seat) else 0.0)
+        memory.wake(seat.doomed_at)
+        return
     text = f"its instance is taken away in {said.deadline_s:.0f} s"
     claims.warn(memory, seat, text)
     draining.drain(memory, seat, DrainCause.INTERRUPTION, f"{text}, says {said.source}", left_s)
+
+
+def _may_work(memory: Memory, seat: Seat) -> bool:
+    """It is not ready as far as we know. Who was forgotten may have sessions, and an agent that has
+    just joined builds."""
+    return memory.rules.ready_by is ReadyBy.AGENT or memory.now < seat.blurred_until
 
 
 def said(memory: Memory, event: on.OperatorSaid) -> None:

@@ -38,6 +38,7 @@ class Seat:
     quiet_reads: int = 0
     blurred_until: float = 0.0  # sessions may live on unseen in a balancer that was reloaded
     drain_until: float | None = None
+    doomed_at: float | None = None  # when it is taken away, known before it was ready
     missing: int = 0  # looks in a row that did not show its instance
     missing_since: float = 0.0
     absent_at: float | None = None  # the latest look that showed no agent in it
