@@ -25,7 +25,6 @@ from grange.errors import OperatorError
 
 POOLS_MAX: Final = 100
 FARM: Final = "grange"  # where nobody else's instances can be met
-SETTLE_S: Final = 60.0  # how late EC2 may list what was launched
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # part of slots' and servers' names
 _TAILSCALE: Final = TailscaleSettings()
 _COORDINATOR: Final = re.compile(r"(https?://)?(\[[0-9a-fA-F:]+\]|[^\s/:]+):\d{1,5}")
@@ -46,9 +45,10 @@ class _Ec2(Table):
     sqs_url: Annotated[str, Field(pattern=r"^(https?://[^/]+.*)?$")] = ""
     launches_at_once: Annotated[int, Field(ge=1, le=100)] = 8
     notice_poll_s: Annotated[float, Field(ge=1, le=3600)] = 10.0
+    settle_s: Annotated[float, Field(ge=0, le=3600)] = 60.0
 
     def settings(self, farm: str) -> Ec2Settings:
-        return Ec2Settings(farm, **self.model_dump())
+        return Ec2Settings(farm, **self.model_dump(exclude={"settle_s"}))
 
 
 class _Capacity(Table):
@@ -123,7 +123,7 @@ class CapacityTables(Table):
             Rules(
                 farm,
                 ready_by,
-                settle_s=SETTLE_S if of_ec2 else 0.0,
+                settle_s=self.ec2.settle_s if of_ec2 else 0.0,
                 reload_s=reload_s,
                 vcpus_max=said.vcpus_max,
                 kept_s=said.kept_s,
