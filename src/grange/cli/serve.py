@@ -103,8 +103,9 @@ from grange.scheduler.facts import Limits
     "--config",
     "farm_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="TOML: projects, limits, retries, scheduling, retention, hooks, access, TLS and more; see "
-    "docs/operating. What it says of limits comes before the options that follow.",
+    help="TOML: projects, limits, retries, scheduling, retention, hooks, access, TLS, pools of "
+    "elastic agents and more; see docs/operating. What it says of limits comes before the options "
+    "that follow.",
 )
 @click.option(
     "--build-timeout",

@@ -40,7 +40,7 @@ from grange.scheduler.state import Agent
 log = logging.getLogger(__name__)
 
 DRAINED: Final = "drained by the autoscaler"  # the reason of its pauses, by which it knows them
-GONE_S: Final = 900.0  # an agent whose instance is gone is forgotten so late: it may yet deliver
+GONE_S: Final = 120.0  # should memory be lost, who sits where is found out again within less
 KEPT_S: Final = 7 * 86_400.0  # accounts of instances that are gone, for people who look
 SWEEP_S: Final = 3600.0
 BY: Final = "autoscaler"  # who makes launches' tokens
