@@ -1,6 +1,7 @@
 """Sessions that a reload of HAProxy left in its process of before."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
@@ -63,11 +64,13 @@ class OldSessions:
                 return (str(error),)
         if not self._guess:
             return ()
+        # In whole minutes or hours, or it would be news at each look.
         left_s = max(0.0, self.hard_stop_s - process.uptime_s)
+        unit_s, unit = (3600, "h") if left_s > 3600 else (60, "min")
         return (
-            f"HAProxy was started or reloaded {process.uptime_s} s ago, and slots count as busy for"
-            f" {left_s:.0f} s more, since sessions of before cannot be seen; start it with"
-            " -S PATH and set master_socket in [haproxy] to that path",
+            "HAProxy was started or reloaded, and slots that were in service count as busy for"
+            f" {math.ceil(left_s / unit_s)} {unit} more, since sessions of before cannot be seen;"
+            " start it with -S PATH and set master_socket in [haproxy] to that path",
         )
 
     def _suppose(self, process: Worker, seen: Seen, busy: Set[SlotId]) -> None:
