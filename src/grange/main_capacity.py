@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from grange.scheduler.matching import misfit
 log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 10.0  # after a failure of the autoscaler as a whole
+WATCH_S: Final = 0.5  # between two looks for work of a new kind: 3 ms where 100,000 steps wait
 FORGET_S: Final = 60.0  # between two looks for agents whose instances are gone
 _WILDCARDS: Final = ("0.0.0.0", "::")
 
@@ -117,6 +119,7 @@ class FarmCapacity:
             async with asyncio.TaskGroup() as group:
                 group.create_task(autoscaler.run())
                 group.create_task(self._forget())
+                group.create_task(self.watch(autoscaler))
                 group.create_task(self.clouds.keep_prices(autoscaler))
         finally:
             self._current = None
@@ -185,6 +188,20 @@ class FarmCapacity:
         except (OSError, UnicodeDecodeError) as error:
             raise OperatorError(f"capacity.ca {ca} cannot be read: {error}") from error
         return Builder("agent", coordinator=self._coordinators[0], farm_ca=farm_ca)
+
+    async def watch(self, autoscaler: Autoscaler) -> None:
+        """Until cancelled: have it look at work of a kind of which none waited a moment ago."""
+        known: set[tuple[str, tuple[str, ...], tuple[str, ...]]] = set()
+        while True:
+            with suppress(OutsideError):  # the next look tells of it
+                needs = await self._workforce.needs()
+                waiting = {
+                    (each.system, each.features, each.tags) for each in needs if each.waiting
+                }
+                if waiting - known:
+                    autoscaler.look_soon()
+                known = waiting
+            await asyncio.sleep(WATCH_S)
 
     async def _forget(self) -> None:
         while True:

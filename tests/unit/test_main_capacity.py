@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from grange.capacity.facts import LaunchOrder, Market, Offering, PoolName, SlotId
+from grange.capacity.facts import LaunchOrder, Market, Need, Offering, PoolName, SlotId
 from grange.cli.capacity_tables import CapacityFile
 from grange.cli.config import Address, ServeConfig
 from grange.cli.farm_file import FarmFile, TlsPaths, read_farm_file
@@ -268,4 +268,45 @@ async def test_an_autoscaler_that_fails_begins_anew_and_is_given_up_to_another_l
     assert not errors
     with pytest.raises(OutsideError, match="begins anew soon: ValueError"):
         capacity.autoscaler()
+    await capacity.close()
+
+
+async def test_work_of_a_new_kind_is_looked_at_soon_and_once(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grange.main_capacity.WATCH_S", 0.0)
+    capacity = capacity_of(place, file_of(tmp_path).capacity, tmp_path)
+    asked: list[str] = []
+    looked = asyncio.Event()
+
+    async def needs() -> tuple[Need, ...]:
+        asked.append("")
+        if len(asked) >= 10:
+            looked.set()
+        return tuple(waiting)
+
+    waiting = [Need("arm", running=3)]
+    capacity._workforce.needs = needs  # type: ignore[method-assign]
+    told: list[int] = []
+    autoscaler: Any = SimpleNamespace(look_soon=lambda: told.append(len(waiting)))
+    watching = asyncio.create_task(capacity.watch(autoscaler))
+
+    async def often() -> None:
+        asked.clear()
+        looked.clear()
+        await looked.wait()
+
+    await often()
+    assert told == [], "it runs already"
+    waiting.append(Need("x86", waiting=1))
+    await often()
+    assert told == [2]
+    waiting[1] = Need("x86", waiting=9)
+    await often()
+    assert told == [2], "more of the same waits for the next round"
+    waiting.append(Need("x86", ("kvm",), waiting=1))
+    await often()
+    assert told == [2, 3]
+    watching.cancel()
+    await asyncio.wait((watching,))
     await capacity.close()

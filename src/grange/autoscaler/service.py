@@ -244,6 +244,10 @@ class Autoscaler:
                 f"acts are still under way after {ROUND_S:g} s; see grange capacity status"
             ) from None
 
+    def look_soon(self) -> None:
+        """Something is outside that was not there at the latest look."""
+        self._looks.want()
+
     def change_pools(self, pools: Sequence[Pool]) -> None:
         """The pools are now these; slots of others are drained."""
         self._decisions.change_pools(pools)
