@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 QUANTUM_S = 60.0
+SOON_S = 60.0  # for a device to be forgotten
 AGED_S = 1000.0  # slots of this age are replaced within a run
 DOWN_S = 310.0  # for so long a crashed core is away at most
 
@@ -304,6 +305,6 @@ class Audit:
             id_
             for id_ in world.overlay.devices
             if (dead_at := world.cloud.machines[id_].dead_at) is not None
-            and dead_at > world.healed_at + DOWN_S
+            and world.healed_at + DOWN_S < dead_at < world.now - SOON_S
         ]
         claim(not left, f"devices of {left} were never forgotten")
