@@ -14,7 +14,7 @@ from grange.capacity.facts import Pool, ReadyBy
 from grange.cli import options
 from grange.cli.pool_tables import PoolTable
 from grange.cli.tables import Table, faults, toml
-from grange.cli.text import console, print_json, print_table
+from grange.cli.text import console, count, print_json, print_table
 from grange.errors import OperatorError, OutsideError, PeerError
 from grange.simulator import compare, plot, trace
 from grange.simulator.cloud import Climate
@@ -192,13 +192,13 @@ def _run(
     screen = console(stderr=True)
     total, done = len(names) * seeds, 0
 
-    def count() -> None:
+    def told() -> None:
         nonlocal done
         done += 1
         status.update(f"{done} of {total} runs")
 
     with screen.status(f"{total} runs of {len(study.builds)} builds") as status:
-        return compare.run_all(study, names, range(1, seeds + 1), jobs, count)
+        return compare.run_all(study, names, range(1, seeds + 1), jobs, told)
 
 
 def _print(study: compare.Study, found: dict[str, list[Figures]]) -> None:
@@ -211,7 +211,8 @@ def _print(study: compare.Study, found: dict[str, list[Figures]]) -> None:
     screen = console()
     hours = sum(build.duration for build in study.builds) / 3600
     screen.print(
-        f"{len(study.builds)} builds of {hours:.0f} hours, {len(runs) // len(found)} seeds; "
+        f"{count(len(study.builds), 'build')} of {hours:.0f} hours, "
+        f"{count(len(runs) // len(found), 'seed')}; "
         f"$/week that no fleet goes below, however long builds wait: {runs[0].oracle_any_week:.2f}",
         soft_wrap=True,
     )
