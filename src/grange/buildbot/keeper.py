@@ -70,6 +70,7 @@ class CapacityKeeper(BuildbotService):
         self._caller: CapacityCaller | None = None
         self._leases: dict[int, Lease] = {}  # by build
         self._running: set[defer.Deferred[None]] = set()
+        self._parting: set[Lease] = set()  # given up, which the daemon has not heard of yet
         self._consumers: list[Any] = []
         self._demand = Demand(self)
 
@@ -98,11 +99,12 @@ class CapacityKeeper(BuildbotService):
         for consumer in self._consumers:
             yield consumer.stopConsuming()
         self._consumers.clear()
+        held = [*self._leases.values(), *self._parting]
+        self._leases.clear()
         for each in list(self._running):
             each.cancel()
-        farewells = [self._farewell(lease) for lease in self._leases.values()]
-        self._leases.clear()
-        told = defer.DeferredList([defer.ensureDeferred(each) for each in farewells])
+        # Once for each: a master that stops does not wait for a daemon that is down.
+        told = defer.DeferredList([defer.ensureDeferred(self._farewell(lease)) for lease in held])
         told.addTimeout(STOP_S, self.master.reactor, lambda *_: None)
         yield told
         if self._caller is not None:
@@ -252,11 +254,15 @@ class CapacityKeeper(BuildbotService):
         """Tries for as long as it would take the lease to end by itself."""
         until = self._now() + lease.lease_s
         failures = 0
-        while lease.view is not None and lease.view.is_open and self._now() < until:
-            if await self._farewell(lease):
-                return
-            failures += 1
-            await self.sleep(policy.backoff_s(failures, lease.request.key))
+        self._parting.add(lease)
+        try:
+            while lease.view is not None and lease.view.is_open and self._now() < until:
+                if await self._farewell(lease):
+                    return
+                failures += 1
+                await self.sleep(policy.backoff_s(failures, lease.request.key))
+        finally:
+            self._parting.discard(lease)
 
     async def _farewell(self, lease: Lease) -> bool:
         """Whether the daemon has heard of it."""
