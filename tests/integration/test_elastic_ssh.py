@@ -42,7 +42,6 @@ master_socket = "{run}/master"
 state_file = "{run}/state"
 ssh_port = {ssh_port}
 port_first = {port}
-reload_s = 0.0
 user = "root"
 [daemon]
 socket = "{run}/autoscaler"

@@ -122,6 +122,8 @@ def test_alone_it_binds_servers_and_has_doors(tmp_path: Path) -> None:
     assert file.capacity.pools[0].timeouts.bind_s == 120
     assert file.haproxy.socket == "/run/haproxy.sock"
     assert file.capacity.rules.reload_s == 600
+    told = alone(tmp_path, text.replace(HAPROXY, HAPROXY + 'master_socket = "/run/master"\n'))
+    assert told.capacity.rules.reload_s == 0, "its master says what old workers hold"
     assert file.wiring.pools == file.capacity.pools
     assert file.socket == Path("/run/grange/autoscaler.sock")
     assert (file.socket_mode, file.state_dir) == (0o600, tmp_path / "state")

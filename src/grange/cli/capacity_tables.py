@@ -24,6 +24,7 @@ from grange.cloud.overlay import TailscaleSettings
 from grange.errors import OperatorError
 
 POOLS_MAX: Final = 100
+RELOAD_S: Final = 600.0  # where HAProxy's master cannot be asked what its old workers hold
 FARM: Final = "grange"  # where nobody else's instances can be met
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")  # part of slots' and servers' names
 _TAILSCALE: Final = TailscaleSettings()
@@ -175,7 +176,7 @@ class _Haproxy(Table):
     )
     ssh_port: Annotated[int, Field(ge=1, le=65_535)] = 22
     hard_stop_s: Annotated[float, Field(ge=60, le=604_800)] = 21_600.0
-    reload_s: Annotated[float, Field(ge=0, le=604_800)] = 600.0
+    reload_s: Annotated[float, Field(ge=0, le=604_800)] | None = None
     host: Text = "127.0.0.1"
     port_first: Annotated[int, Field(ge=1, le=65_535)] = 22_000
     user: Text = "nix"
@@ -324,7 +325,10 @@ def read_alone_file(path: Path) -> AloneFile:
                 f"{path}: pools.{name}.local.command is missing: without a farm there is nothing "
                 "that its processes would be agents of; name a program to run, such as an sshd"
             )
-    file = said.capacity_file(folder, ReadyBy.SERVER, haproxy.reload_s)
+    reload_s = haproxy.reload_s
+    if reload_s is None:
+        reload_s = 0.0 if haproxy.master_socket else RELOAD_S
+    file = said.capacity_file(folder, ReadyBy.SERVER, reload_s)
     if said.overlay.kind != "none":
         file = replace(file, rules=replace(file.rules, has_overlay=True))
     return AloneFile(
