@@ -154,6 +154,11 @@ def test_the_command_prints_it(tmp_path: Path) -> None:
     files = written(told.output)
     assert "timeout = 60\n" in files["/etc/nix/grange.conf"]
     assert "AllowUsers builder\n" in files["/etc/grange/sshd_config"]
+    assert told.stderr == ""
+    path.write_text(path.read_text() + '[overlay]\nkind = "tailscale"\n')
+    told = run.invoke(user_data_command, [*words, "--pool", "big"], catch_exceptions=False)
+    assert "no --tailscale-key" in told.stderr
+    assert written(told.stdout) == files
     farm = tmp_path / "farm.toml"
     farm.write_text(
         f'[capacity]\ncoordinator = "farm.example:7381"\n{pools}'.replace(

@@ -179,6 +179,13 @@ def user_data_command(
         max_silent_s=max_silent_s,
         timeout_s=timeout_s,
     )
+    if isinstance(file, AloneFile) and file.overlay is not None and overlay is None:
+        click.secho(
+            "no --tailscale-key: instances are waited for on the network of [overlay], which they "
+            "then must join by what their image holds",
+            fg="yellow",
+            err=True,
+        )
     text = user_data(_pool(path, capacity, name), builder)
     if as_json:
         print_json({"user_data": text})
