@@ -1,0 +1,1 @@
+"""Container images: their names, layers, bytes and manifests, as pure functions of packages."""
