@@ -18,6 +18,7 @@ from benchmarks import (
     farm_builds,
     hooks,
     ingest,
+    layers,
     memory,
     reserve,
     restart,
@@ -43,6 +44,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "hooks": hooks.hooks,
     "capacity": capacity.capacity,
     "reserve": reserve.reserve,
+    "layers": layers.layers,
 }
 
 
