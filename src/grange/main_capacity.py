@@ -191,16 +191,19 @@ class FarmCapacity:
 
     async def watch(self, autoscaler: Autoscaler) -> None:
         """Until cancelled: have it look at work of a kind of which none waited a moment ago."""
-        known: set[tuple[str, tuple[str, ...], tuple[str, ...]]] = set()
+        known: set[tuple[str, tuple[str, ...], tuple[str, ...], bool]] = set()
         while True:
             with suppress(OutsideError):  # the next look tells of it
                 needs = await self._workforce.needs()
                 waiting = {
-                    (each.system, each.features, each.tags) for each in needs if each.waiting
+                    (each.system, each.features, each.tags, each.is_on_demand)
+                    for each in needs
+                    if each.waiting
                 }
                 if waiting - known:
                     autoscaler.look_soon()
                 known = waiting
+                await self._workforce.judge()
             await asyncio.sleep(WATCH_S)
 
     async def _forget(self) -> None:

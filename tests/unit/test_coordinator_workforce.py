@@ -233,6 +233,46 @@ async def test_needs_are_by_kind_and_what_is_built_in_runs_on_some_pool(place: P
     assert {each.system for each in await place.workforce.needs()} == {"x86_64-linux"}
 
 
+async def test_who_may_be_taken_away_is_told_by_where_agents_sit(place: Place) -> None:
+    own = (await place.keeper.new_agent("ci-1", "ada")).id
+    full, spot, early = [await place.register(each) for each in ("t1", "t2", "t3")]
+    for token, market in (("t1", Market.ON_DEMAND), ("t2", Market.SPOT)):
+        place.sit(token)
+        id_ = full if token == "t1" else spot
+        place.seats[SLOT] = replace(place.seats[SLOT], market=market)
+        await place.join(id_)
+        assert await judged(place) == {id_: market is Market.ON_DEMAND}
+        await place.loop.settle(on.AgentLeft(id_, "s1"))
+    for id_ in (own, full, early):
+        await place.join(id_)
+    assert await judged(place) == {own: True, full: False, early: False}, "none of them sits there"
+    place.loop.rule(Policy(max_unsupported_s=50), {})  # made anew from the journal
+    for _ in range(2):
+        await place.loop.settle(on.Tick())
+    await place.join(own)
+    assert await judged(place) == {own: True}
+
+
+async def judged(place: Place) -> dict[AgentId, bool]:
+    await place.workforce.judge()
+    await place.loop.settle(on.Tick())
+    assert place.loop.core is not None
+    return dict(place.loop.core.judged)
+
+
+async def test_a_last_try_is_asked_for_on_demand_of_pools_that_can(place: Place) -> None:
+    arm = replace(POOL, name=PoolName("arm"), systems=("arm",))
+    place.workforce.offer((replace(POOL, fallback=None), arm))
+    for id_, queue in ((1, QueueKey("x86_64-linux", (), ("big",))), (2, QueueKey("builtin"))):
+        step = StepSpec(StepId(id_), queue, (), 1.0, losses=Policy().losses_max - 1)
+        wish = on.Wish(BuildId(str(uuid4())), step.id, "p", 0)
+        await place.loop.settle(on.BuildsSubmitted((wish,), (step,)))
+    assert await place.workforce.needs() == (
+        Need("x86_64-linux", (), ("big",), 1, 0, "p"),
+        Need("arm", (), (), 1, 0, "p", is_on_demand=True),
+    )
+
+
 async def test_what_a_pool_at_zero_could_build_waits_after_a_restart_too(place: Place) -> None:
     """And what none could build does not."""
     place.workforce.offer((POOL, replace(POOL, name=PoolName("arm"), systems=("arm",), max=0)))

@@ -18,6 +18,7 @@ from grange.capacity.effects import SetAgent
 from grange.capacity.facts import (
     InstanceId,
     LaunchOrder,
+    Market,
     Need,
     Pool,
     Presence,
@@ -32,7 +33,7 @@ from grange.errors import OutsideError
 from grange.identity import AgentAccount, Credential, CredentialKind, Role
 from grange.ports import Accounts
 from grange.scheduler.core import Scheduler
-from grange.scheduler.events import AgentRuled
+from grange.scheduler.events import AgentRuled, AgentsJudged
 from grange.scheduler.facts import AgentId, Offer, Phase, QueueKey
 from grange.scheduler.matching import BUILTIN, misfit
 from grange.scheduler.state import Agent
@@ -73,6 +74,7 @@ def offers_of(pools: Sequence[Pool]) -> tuple[Offer, ...]:
                 tuple(sorted({*pool.features, *pool.mandatory_features})),
                 pool.mandatory_features,
                 pool.tags,
+                is_lasting=Market.ON_DEMAND in (pool.market, pool.fallback),
             )
             for pool in pools
             if pool.max > 0
@@ -137,22 +139,27 @@ class FarmWorkforce:
         return tuple(
             [
                 Need(
-                    self._system(each.queue),
+                    self._system(each.queue, is_lasting=each.is_lasting),
                     each.queue.features,
                     each.queue.tags,
                     each.waiting,
                     each.running,
                     each.project,
+                    is_on_demand=each.is_lasting,
                 )
                 for each in self._core().demand()
             ]
         )
 
-    def _system(self, queue: QueueKey) -> str:
+    def _system(self, queue: QueueKey, *, is_lasting: bool) -> str:
         """What is built in to Nix runs anywhere: on what a pool may start, if need be."""
         if queue.system != BUILTIN:
             return queue.system
-        fit = [offer for offer in self._offers if offer.systems and not misfit(offer, queue)]
+        fit = [
+            offer
+            for offer in self._offers
+            if offer.systems and not misfit(offer, queue) and offer.is_lasting >= is_lasting
+        ]
         return fit[0].systems[0] if fit else BUILTIN
 
     async def presences(self) -> tuple[Presence, ...]:
@@ -173,6 +180,23 @@ class FarmWorkforce:
             found.append(Presence(slot, id_, running, is_kept_from))
         return tuple(found)
 
+    async def judge(self) -> None:
+        """Tell the scheduler which agents a cloud may take away: those in slots that are not on
+        demand, and those of which nobody knows where they sit. Raises OutsideError."""
+        core = self._core()
+        judged = {agent.spec.id: await self._lasts(agent) for agent in list(core.agents.values())}
+        if judged != core.judged and self._loop.core is core:
+            lasting = tuple([id_ for id_, lasts in judged.items() if lasts])
+            fleeting = tuple([id_ for id_, lasts in judged.items() if not lasts])
+            self._loop.tell(AgentsJudged(lasting, fleeting))
+
+    async def _lasts(self, agent: Agent) -> bool:
+        launch = await self._launch(agent)
+        slot = None if launch is None else self.seat(launch.slot)
+        if launch is None or slot is None:
+            return launch is None  # people set it up, and no cloud has a say
+        return slot.token == launch.token and slot.market is Market.ON_DEMAND
+
     async def set_agent(self, order: SetAgent) -> None:
         """Have it take no new work, or take it again. One that an operator has paused stays so.
 
@@ -192,15 +216,19 @@ class FarmWorkforce:
             raise OutsideError("this coordinator does not lead, or reads its journal back")
         return self._loop.core
 
-    async def _instance(self, agent: Agent) -> tuple[SlotId, InstanceId] | None:
-        """Where it runs; None where it is in no slot, or an earlier tenant of one."""
+    async def _launch(self, agent: Agent) -> _Launch | None:
+        """What it was started by; None where people did."""
         id_, session = agent.spec.id, agent.spec.session
         known = self._launches.get(id_)
         if known is None or known[0] != session:
             account = await self._accounts.agent(id_)
             launch = None if account is None else registered_by(account)
             known = self._launches[id_] = session, launch
-        launch = known[1]
+        return known[1]
+
+    async def _instance(self, agent: Agent) -> tuple[SlotId, InstanceId] | None:
+        """Where it runs; None where it is in no slot, or an earlier tenant of one."""
+        launch = await self._launch(agent)
         slot = None if launch is None else self.seat(launch.slot)
         if launch is None or slot is None or slot.instance is None or slot.token != launch.token:
             return None

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
-from grange.scheduler import aside, steps, telling
+from grange.scheduler import aside, lasting, steps, telling
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
 from grange.scheduler.facts import AgentId, AttemptId, Cause, Outcome, Phase, checked
@@ -250,7 +250,7 @@ def _trouble(memory: Memory, step: Step, attempt: Attempt, cause: Cause) -> None
     if cause.outcome is not Outcome.INPUTS_MISSING:
         aside.failed(memory, agent, step, cause)
     shun(step, agent)
-    if is_avoiding_all(step, memory.queues[step.queue].agents, memory.now):
+    if is_avoiding_all(step, lasting.able(memory, step), memory.now):
         step.avoid = ()
         doublings = min(step.failures - 1, DOUBLINGS_MAX)
         policy = memory.policy

@@ -3,8 +3,8 @@
 This is the door. What follows from an event is in `roster` (agents and their leases), `watchdog`
 (attempts that stand still), `mending` (inputs that were lost), `submission` (builds and what they
 want), `unsupported` (what no agent can build), `dispatch`, `attempts`, `aside` (agents that fail at
-all they are given) and `steps`: functions over one `Memory`, each module calling only those after
-it, none asking for the time or for chance.
+all they are given), `steps` and `lasting` (last tries): functions over one `Memory`, each module
+calling only those after it, none asking for the time or for chance.
 """
 
 import heapq
@@ -14,6 +14,7 @@ from typing import Final, assert_never
 
 from grange.scheduler import (
     attempts,
+    lasting,
     mending,
     roster,
     rulings,
@@ -99,7 +100,9 @@ class Scheduler:
         memory = self._memory
         if memory.pause is not None:
             return []
-        return demand(memory.queues.values(), memory.attempts.values(), memory.accounts)
+        return demand(
+            memory.queues.values(), memory.attempts.values(), memory.accounts, self.must_last
+        )
 
     @property
     def pause(self) -> str | None:
@@ -119,6 +122,15 @@ class Scheduler:
     def is_offered(self, queue: QueueKey) -> bool:
         """An agent that could take steps of `queue` may appear."""
         return is_offered(self._memory.offers, queue)
+
+    @property
+    def judged(self) -> Mapping[AgentId, bool]:
+        """Which agents no cloud takes away, and which one may; of others it is not known."""
+        return self._memory.judged
+
+    def must_last(self, step: Step) -> bool:
+        """Its next try is the last, and for an agent that no cloud takes away."""
+        return lasting.must_last(self._memory, step)
 
     def next_deadline(self) -> float | None:
         """When to send a `Tick` at the latest; None for never."""
@@ -162,6 +174,9 @@ def _take(memory: Memory, event: on.Event) -> None:
             attempts.recall_limits(memory, event)
         case on.OffersChanged():
             memory.offers = event.offers
+        case on.AgentsJudged():
+            memory.judged = dict.fromkeys(event.fleeting, False)
+            memory.judged |= dict.fromkeys(event.lasting, True)
         case on.BuildPrioritised():
             rulings.prioritise(memory, event)
         case on.AgentRuled():

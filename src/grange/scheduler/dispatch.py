@@ -2,7 +2,7 @@
 
 import heapq
 
-from grange.scheduler import attempts
+from grange.scheduler import attempts, lasting
 from grange.scheduler.matching import choose, choose_by, is_avoiding_all
 from grange.scheduler.memory import Memory
 from grange.scheduler.ready import Rank, ReadyQueue, local_head
@@ -16,6 +16,10 @@ def dispatch(memory: Memory) -> None:
     """Give ready steps to agents with room, best step first."""
     if memory.pause is not None:
         return
+    for agent in memory.agents.values():
+        agent.free = agent.room(memory.now)
+    if memory.last_tries:
+        _serve_last_tries(memory)
     lanes, accounts = _lanes(memory), memory.accounts
     roomy = {  # the agents each queue may choose from: few, on a busy farm of many
         lane: [agent for agent in source.agents if agent.free > 0]
@@ -31,13 +35,19 @@ def dispatch(memory: Memory) -> None:
             if accounts[source.local[0][3].project].is_full:
                 _push_agent(lanes, lane, source, accounts)  # another lane began the last of it
                 continue
-            attempts.start(memory, heapq.heappop(source.local)[3], source)
+            step = heapq.heappop(source.local)[3]
+            if not lasting.is_kept_from(memory, step, source):  # else it waits for its inputs
+                attempts.start(memory, step, source)
             _push_agent(lanes, lane, source, accounts)
             continue
         if accounts[project].is_full:
             _push_queue(lanes, lane, source, accounts)
             continue
         step = source.pop(project)
+        if lasting.must_last(memory, step):
+            held_back.append((step, source))  # there is no place for it: it would have it by now
+            _push_queue(lanes, lane, source, accounts)
+            continue
         chosen = _choose(memory, step, roomy[lane])
         if chosen is None and step.avoid and is_avoiding_all(step, source.agents, memory.now):
             step.avoid = ()
@@ -53,6 +63,23 @@ def dispatch(memory: Memory) -> None:
         _push_queue(lanes, lane, source, accounts)
     for step, queue in held_back:
         queue.push(step)
+
+
+def _serve_last_tries(memory: Memory) -> None:
+    """Begin those for which an agent that lasts has room; one that may be such waits for word."""
+    for step in lasting.waiting(memory):
+        if memory.accounts[step.project].is_full:
+            continue
+        agents = lasting.able(memory, step)
+        roomy = [agent for agent in agents if agent.free > 0]
+        chosen = _choose(memory, step, roomy)
+        if chosen is None and roomy and is_avoiding_all(step, agents, memory.now):
+            step.avoid = ()
+            chosen = _choose(memory, step, roomy)
+        if chosen is not None:
+            attempts.start(memory, step, chosen)
+        elif (agent := lasting.unjudged(memory, step)) is not None:
+            agent.free = 0
 
 
 def _choose(memory: Memory, step: Step, agents: list[Agent]) -> Agent | None:
@@ -76,7 +103,6 @@ def _lanes(memory: Memory) -> list[Lane]:
     """Where ready steps wait that some agent has room for: a heap of queues and agents."""
     lanes: list[Lane] = []
     for agent in memory.agents.values():
-        agent.free = agent.room(memory.now)
         if agent.local and agent.free > 0:
             rank = local_head(agent, memory.accounts)
             if rank is not None:

@@ -194,6 +194,17 @@ class OffersChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentsJudged:
+    """Which agents may be taken away at short notice, and which not; of others it is not known.
+
+    Told of agents on a farm with pools, by who started them: agents have no say in it.
+    """
+
+    lasting: tuple[AgentId, ...]
+    fleeting: tuple[AgentId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AgentRuled:
     """An operator has spoken of an agent, which need not be here. None: that is as it was."""
 
@@ -258,6 +269,7 @@ Event = (
     | AttemptsGivenUp
     | LimitsRecalled
     | OffersChanged
+    | AgentsJudged
     | BuildPrioritised
     | AgentRuled
     | ProjectsChanged

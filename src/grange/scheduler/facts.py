@@ -282,6 +282,7 @@ class Offer:
     mandatory_features: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     mandatory_tags: tuple[str, ...] = ()
+    is_lasting: bool = False  # it can be had so that no cloud takes it away
 
 
 class Room(StrEnum):

@@ -54,8 +54,10 @@ class Memory:
         "ended_builds",
         "given_up",
         "held_up",
+        "judged",
         "last_seq",
         "last_timer",
+        "last_tries",
         "next_attempt",
         "now",
         "offers",
@@ -85,6 +87,8 @@ class Memory:
         self.agent_rules: dict[AgentId, AgentRule] = {}  # of operators; an agent need not be here
         self.pause: str | None = None  # why nothing is begun at all; None where the farm works
         self.offers: tuple[Offer, ...] = ()
+        self.judged: dict[AgentId, bool] = {}  # whether it lasts; of others it is not known
+        self.last_tries: dict[Step, None] = {}  # that became ready; some have ceased to be so
         self.bounds: dict[Bounds, Bounds] = {}  # one of each that are equal
         self.widening = (NO_BOUNDS, NO_LIMITS)  # the latest: what is asked next is mostly the same
         self.widened = self.bounds.setdefault(FREE_BOUNDS, FREE_BOUNDS)

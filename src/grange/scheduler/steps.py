@@ -8,7 +8,7 @@ from typing import Final
 
 from grange.scheduler import effects as do
 from grange.scheduler import events as on
-from grange.scheduler import telling
+from grange.scheduler import lasting, telling
 from grange.scheduler.facts import BuildId, Cause, Outcome, Phase, StepId, Usage, checked, is_check
 from grange.scheduler.memory import Memory, Timer
 from grange.scheduler.state import Agent, Attempt, State, Step
@@ -21,6 +21,7 @@ _NAMES: Final = tuple([state.name for state in State])  # asking an enum costs m
 
 def make_ready(memory: Memory, step: Step) -> None:
     step.state = State.READY
+    lasting.note(memory, step)
     memory.queues[step.queue].push(step)
 
 

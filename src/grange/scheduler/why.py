@@ -151,10 +151,14 @@ def _ready(core: Scheduler, step: Step, now: float) -> Answer:
     fitting = [agent for agent in agents if not misfit(agent.spec, step.queue)]
     details = []
     for agent in agents[:TOLD_MAX]:
-        reason = misfit(agent.spec, step.queue)
+        reason = misfit(agent.spec, step.queue) or _taken_away(core, agent, step)
         details.append(f"{agent.spec.name}: {reason}" if reason else _agent_line(agent, now, step))
     if not fitting:
         return Answer(step.state, _unfit(core, step, now), tuple(details))
+    if core.must_last(step):
+        lasting = [agent for agent in fitting if core.judged.get(agent.spec.id)]
+        if not any(agent.room(now) > 0 for agent in lasting):
+            return Answer(step.state, _last(step, lasting), tuple(details))
     able = [agent for agent in fitting if agent.room(now) > 0]
     if able:
         sentence = "It is about to be sent to an agent."
@@ -163,6 +167,24 @@ def _ready(core: Scheduler, step: Step, now: float) -> Answer:
     else:
         sentence = f"It waits for a place: {len(fitting)} agents fit, none has room."
     return Answer(step.state, sentence, tuple(details))
+
+
+def _taken_away(core: Scheduler, agent: Agent, step: Step) -> str:
+    """Why the last try of `step` does not go to that agent; "" where it may."""
+    if not core.must_last(step) or (lasts := core.judged.get(agent.spec.id)):
+        return ""
+    if lasts is None:
+        return "it is not known yet whether a cloud may take it away, and this is the last try"
+    return "a cloud may take it away, and this is the last try"
+
+
+def _last(step: Step, lasting: list[Agent]) -> str:
+    """What its last try waits for."""
+    lost = step.losses + len(step.attempts)
+    sentence = f"Agents were lost under it {lost} times, and its last try waits for one that lasts"
+    if lasting:
+        return f"{sentence}: {len(lasting)} that no cloud takes away fit, none has room."
+    return f"{sentence}: those that fit may be taken away, and one that is not may appear."
 
 
 def _unfit(core: Scheduler, step: Step, now: float) -> str:
