@@ -14,7 +14,7 @@ from grange.coordinator.submit import Submissions
 from grange.errors import FencedError, OutsideError
 from grange.ports import Objects
 from grange.scheduler.events import AgentJoined
-from grange.scheduler.facts import AgentId, AgentSpec
+from grange.scheduler.facts import AgentId, AgentSpec, Offer
 from tests.simulation.disk import Disk
 from tests.simulation.lead import LEAD, Lead
 from tests.simulation.network import Network
@@ -51,6 +51,7 @@ class Coordinator:
         self._submissions: Submissions | None = None
         self._lead: Lead | None = None
         self.loop: WriterLoop | None = None
+        self.offers: tuple[Offer, ...] = ()  # of pools, from its next start
         self.wall_s = WALL_S  # what a start finds, less the time since the run began
         disk.crash = self.crash
 
@@ -72,6 +73,7 @@ class Coordinator:
             batch_max=50,
             rules=world.rules,
         )
+        self.loop.offer(self.offers)
         self._lead = lead = Lead(world, self._network)
         self._submissions = Submissions(self.loop, self._disk, ())
         repairs = Repairs(
