@@ -18,7 +18,7 @@ from grange.oci.segments import GZIP, ZSTD, Codec, Layer, LayerWriter
 from grange.oci.tar import END, TarOfNar, store_header
 from grange.store.nar import Directory, File, nar_of_tree, single_file_nar
 from grange.store.path import StorePath
-from tests.unit.test_store_nar import trees
+from tests.unit.test_oci_tar import trees
 
 PATHS = [StorePath.parse_base(f"{digit * 32}-{name}") for digit, name in (("0", "a"), ("1", "b"))]
 CODECS = pytest.mark.parametrize("codec", [GZIP, ZSTD], ids=lambda codec: codec.compression)

@@ -15,8 +15,11 @@ from grange.errors import PeerError
 from grange.oci.tar import END, PATH_BYTES_MAX, TarOfNar, file_open, store_header
 from grange.store.nar import Directory, File, Symlink, Tree, nar_of_tree, single_file_nar
 from grange.store.path import StoreDir, StorePath
-from tests.unit.test_store_nar import targets, trees
+from tests.unit.test_store_nar import targets
+from tests.unit.test_store_nar import trees as any_trees
 
+# Names that remove others cannot be in a layer.
+trees = any_trees.filter(lambda tree: b".wh." not in nar_of_tree(tree))
 PATH = StorePath.parse_base("00kn3r1jra69s6gy5xdj9zzgxh2r13s1-hello-2.12")
 ROOT = f"nix/store/{PATH}"
 EXAMPLE = Directory(

@@ -14,13 +14,10 @@ from typing import IO, Final, Protocol, Self, cast
 import zstandard
 
 from grange.errors import PeerError
-from grange.oci.tar import END, TarOfNar, store_header
-from grange.store.compression import USUAL_LEVELS, compressor
+from grange.oci.tar import END, PIECE_BYTES, TarOfNar, store_header
+from grange.store.compression import USUAL_LEVELS, Compressor, compressor
 from grange.store.path import NIX_STORE, StoreDir, StorePath
 
-# The compressor is always given so much at once: what it makes cannot depend on how a NAR came in.
-# It bounds what is held, too.
-PIECE_BYTES: Final = 256 << 10
 WINDOW_BYTES_MAX: Final = 8 << 20  # of a segment made by others than this very version
 _GZIP_WBITS: Final = 31
 _LIBRARIES: Final = {
@@ -195,48 +192,29 @@ class _Member(Protocol):
 class _FromNar:
     """The segment of a path from its NAR."""
 
-    def __init__(self, tar_of_nar: TarOfNar, codec: Codec, tar: _Measured) -> None:
-        self._tar_of_nar = tar_of_nar
+    def __init__(self, nar: TarOfNar, codec: Codec, tar: _Measured) -> None:
+        self._nar = nar
         self._tar = tar
-        self._squeezer = _Squeezer(codec)
+        self._stream = compressor(codec.compression, codec.level)
 
     def feed(self, data: memoryview) -> bytes:
-        return self._squeezer.add(self._tar.add(self._tar_of_nar.feed(data)))
+        return _compressed(self._stream, self._tar.add(self._nar.feed(data)))
 
     def finish(self) -> bytes:
-        last = self._squeezer.add(self._tar.add(self._tar_of_nar.finish()))
-        return last + self._squeezer.finish()
-
-
-class _Squeezer:
-    """Compresses one segment, in pieces of one size, wherever it was cut."""
-
-    __slots__ = ("_left", "_stream")
-
-    def __init__(self, codec: Codec) -> None:
-        self._stream = compressor(codec.compression, codec.level)
-        self._left = bytearray()  # less than a piece
-
-    def add(self, tar: bytes) -> bytes:
-        self._left += tar
-        if len(self._left) < PIECE_BYTES:
-            return b""
-        end = len(self._left) // PIECE_BYTES * PIECE_BYTES
-        with memoryview(self._left) as view:
-            made = [
-                self._stream.compress(view[at : at + PIECE_BYTES])
-                for at in range(0, end, PIECE_BYTES)
-            ]
-        del self._left[:end]
-        return b"".join(made)
-
-    def finish(self) -> bytes:
-        return self._stream.compress(bytes(self._left)) + self._stream.flush()
+        last = _compressed(self._stream, self._tar.add(self._nar.finish()))
+        return last + self._stream.flush()
 
 
 def _segment_of(tar: bytes, codec: Codec) -> bytes:
-    squeezer = _Squeezer(codec)
-    return squeezer.add(tar) + squeezer.finish()
+    stream = compressor(codec.compression, codec.level)
+    return _compressed(stream, tar) + stream.flush()
+
+
+def _compressed(stream: Compressor, tar: bytes) -> bytes:
+    """What comes out for `tar`, given in pieces of one size: how a NAR came in must not show."""
+    view = memoryview(tar)
+    cuts = range(0, len(view), PIECE_BYTES)
+    return b"".join([stream.compress(view[at : at + PIECE_BYTES]) for at in cuts])
 
 
 class _FromSegment:

@@ -18,6 +18,7 @@ FORMAT_VERSION: Final = "tar-1"  # another one as soon as any byte made here bec
 MTIME_S: Final = 1
 PATH_BYTES_MAX: Final = 4095  # PATH_MAX without its final zero: nobody could unpack more
 END: Final = bytes(1024)  # of an archive
+PIECE_BYTES: Final = 256 << 10  # what fits a core's own cache
 
 _BLOCK_BYTES: Final = 512
 _NAME_BYTES_MAX: Final = 100
@@ -131,10 +132,11 @@ def _header(
 
 
 class TarOfNar:
-    """Takes the NAR of `path` in chunks of any size and gives its tar entries.
+    """Takes the NAR of `path` in chunks of any size and gives its tar entries in whole pieces.
 
-    What a chunk gives is at most some twenty times as long, so cut chunks bound the memory. The
-    parents of the path and the end of the archive are not in it: see `store_header` and `END`.
+    So where a piece ends does not depend on the chunks. What a chunk gives is at most some twenty
+    times as long, so cut chunks bound the memory. The parents of the path and the end of the
+    archive are not in it: see `store_header` and `END`.
     Raises PeerError for what is no NAR, or cannot be said in a layer; it is of no use after that.
     """
 
@@ -146,19 +148,20 @@ class TarOfNar:
         self._is_refused = False
 
     def feed(self, nar: bytes | memoryview) -> bytes:
-        """The tar bytes that the next bytes of the NAR give."""
-        return self._after(lambda: self._reader.feed(nar))
+        """What the next bytes of the NAR give: a multiple of PIECE_BYTES, often none."""
+        self._after(lambda: self._reader.feed(nar))
+        return self._entries.take_pieces()
 
     def finish(self) -> bytes:
-        """The last ones; raises PeerError where the NAR is not complete."""
-        return self._after(self._reader.finish)
+        """The rest; raises PeerError where the NAR is not complete."""
+        self._after(self._reader.finish)
+        return self._entries.take()
 
-    def _after(self, step: Callable[[], None]) -> bytes:
+    def _after(self, step: Callable[[], None]) -> None:
         assert not self._is_refused, "the NAR was refused"
         self._is_refused = True
         step()
         self._is_refused = False
-        return self._entries.take()
 
 
 class _Entries:
@@ -173,8 +176,18 @@ class _Entries:
         self._contents_left = 0  # of the file last met
         self._padding = b""  # behind it
 
+    def take_pieces(self) -> bytes:
+        """What has been written since something was taken, in whole pieces."""
+        end = len(self._out) // PIECE_BYTES * PIECE_BYTES
+        if not end:
+            return b""
+        with memoryview(self._out) as view:
+            taken = bytes(view[:end])
+        del self._out[:end]
+        return taken
+
     def take(self) -> bytes:
-        """What has been written since this was last asked."""
+        """All that is left."""
         taken = bytes(self._out)
         self._out.clear()
         return taken
