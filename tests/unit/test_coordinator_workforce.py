@@ -236,16 +236,16 @@ async def test_needs_are_by_kind_and_what_is_built_in_runs_on_some_pool(place: P
 async def test_who_may_be_taken_away_is_told_by_where_agents_sit(place: Place) -> None:
     own = (await place.keeper.new_agent("ci-1", "ada")).id
     full, spot, early = [await place.register(each) for each in ("t1", "t2", "t3")]
-    for token, market in (("t1", Market.ON_DEMAND), ("t2", Market.SPOT)):
+    for token, market in (("t2", Market.SPOT), ("t1", Market.ON_DEMAND)):
         place.sit(token)
         id_ = full if token == "t1" else spot
         place.seats[SLOT] = replace(place.seats[SLOT], market=market)
         await place.join(id_)
         assert await judged(place) == {id_: market is Market.ON_DEMAND}
         await place.loop.settle(on.AgentLeft(id_, "s1"))
-    for id_ in (own, full, early):
+    for id_ in (own, spot, early):
         await place.join(id_)
-    assert await judged(place) == {own: True, full: False, early: False}, "none of them sits there"
+    assert await judged(place) == {own: True, spot: False, early: False}, "neither sits there"
     place.loop.rule(Policy(max_unsupported_s=50), {})  # made anew from the journal
     for _ in range(2):
         await place.loop.settle(on.Tick())

@@ -285,8 +285,13 @@ async def test_work_of_a_new_kind_is_looked_at_soon_and_once(
             looked.set()
         return tuple(waiting)
 
+    async def judge() -> None:
+        judged.append(len(waiting))
+
+    judged: list[int] = []
     waiting = [Need("arm", running=3)]
     capacity._workforce.needs = needs  # type: ignore[method-assign]
+    capacity._workforce.judge = judge  # type: ignore[method-assign]
     told: list[int] = []
     autoscaler: Any = SimpleNamespace(look_soon=lambda: told.append(len(waiting)))
     watching = asyncio.create_task(capacity.watch(autoscaler))
@@ -307,6 +312,10 @@ async def test_work_of_a_new_kind_is_looked_at_soon_and_once(
     waiting.append(Need("x86", ("kvm",), waiting=1))
     await often()
     assert told == [2, 3]
+    waiting.append(Need("x86", ("kvm",), waiting=1, is_on_demand=True))
+    await often()
+    assert told == [2, 3, 4], "what is there for the others may be of no use to it"
+    assert set(judged) == {1, 2, 3, 4}, "and each look says who lasts"
     watching.cancel()
     await asyncio.wait((watching,))
     await capacity.close()

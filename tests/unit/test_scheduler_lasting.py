@@ -30,8 +30,8 @@ Started = list[tuple[str, int, int]]
 class Pools(Farm):
     """A farm with pools, and what is said of its agents."""
 
-    def __init__(self, *offers: Offer) -> None:
-        super().__init__(Policy(losses_max=LAST + 1))
+    def __init__(self, *offers: Offer, losses_max: int = LAST + 1) -> None:
+        super().__init__(Policy(losses_max=losses_max))
         self.lasting: list[AgentId] = []
         self.fleeting: list[AgentId] = []
         self.tell(on.OffersChanged(offers))
@@ -101,6 +101,16 @@ def test_what_is_with_agents_that_are_cut_off_counts_as_lost(farm: Pools) -> Non
     assert farm.enter("full", lasts=True) == [("full", 1, 2)]
 
 
+def test_a_first_try_is_never_on_demand_and_the_only_other_one_is() -> None:
+    for losses_max, is_lasting in ((1, True), (2, True), (3, False)):
+        farm = Pools(EITHER, losses_max=losses_max)
+        assert farm.enter("spot", lasts=False) + farm.want(1) == [("spot", 1, 1)]
+        farm.tell(on.AgentCut(AgentId("spot"), "s1"))
+        farm.now += 3
+        farm.tell(on.Tick())
+        assert [each.is_lasting for each in farm.core.demand() if each.waiting] == [is_lasting]
+
+
 def test_what_was_started_for_a_last_try_is_not_filled_by_others(farm: Pools) -> None:
     farm.want(1, LAST)
     farm.want(2, priority=9)
@@ -138,6 +148,14 @@ def test_an_agent_of_ones_own_lasts_and_is_waited_for_as_long_as_it_takes_work()
     assert starts(farm.tell(on.AgentRuled(AgentId("own"), is_paused=True))) == [("spot", 2, 2)]
 
 
+def test_one_of_which_nothing_is_known_yet_may_be_such() -> None:
+    farm = Pools(SPOT)
+    farm.enter("spot", lasts=False)
+    farm.join(spec("own"))
+    assert farm.want(1, LAST) == []
+    assert farm.judge("own", lasts=False) != [], "so it goes anywhere"
+
+
 def test_without_pools_a_last_try_is_like_any_other() -> None:
     farm = Pools()
     assert farm.want(1, LAST) == []
@@ -169,6 +187,20 @@ def test_a_last_try_that_fails_for_its_agents_reasons_is_not_repeated_at_once(
     assert starts(farm.tell(on.Tick())) == [("full", 1, 2)]
 
 
+def test_an_agent_that_failed_a_last_try_has_it_again_where_no_other_is_left(
+    farm: Pools,
+) -> None:
+    farm.enter("spot", lasts=False)
+    farm.enter("f1", lasts=True)
+    assert farm.want(1, LAST) == [("f1", 1, 1)]
+    farm.enter("f2", lasts=True)
+    farm.want(2)
+    assert farm.want(3) == [("f2", 3, 3)]
+    failed = on.AttemptFailed(AgentId("f1"), AttemptId(1), Outcome.AGENT_FAILED, "no")
+    assert starts(farm.tell(failed)) == [], "it waits for f2"
+    assert starts(farm.tell(on.AgentRuled(AgentId("f2"), is_paused=True))) == [("f1", 1, 4)]
+
+
 def test_what_may_not_begin_is_not_begun_for_being_a_last_try(farm: Pools) -> None:
     farm.tell(on.ProjectsChanged({"p": ProjectRule(running_max=1)}))
     farm.enter("spot", lasts=False)
@@ -190,3 +222,5 @@ def test_a_last_try_is_counted_once_and_apart_from_others(farm: Pools) -> None:
         Demand(X86, "p", 1, 0, is_lasting=True),
         Demand(X86, "p", 1, 0),
     ]
+    farm.tell(on.ProjectsChanged({"p": ProjectRule(running_max=1)}))
+    assert farm.core.demand() == [Demand(X86, "p", 1, 0, is_lasting=True)], "one may run at once"
