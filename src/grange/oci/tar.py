@@ -36,7 +36,7 @@ _SYMLINK: Final = b"2"
 _DIRECTORY: Final = b"5"
 _PAX: Final = b"x"
 _PAX_NAME: Final = b"././@PaxHeader"  # nobody sees it
-_WHITEOUT: Final = b".wh."  # in a layer such a name removes a file of the layers below
+_WHITEOUT: Final = b"/.wh."  # in a layer such a name removes a file of the layers below
 
 
 def padding(size: int) -> bytes:
@@ -76,6 +76,11 @@ def _entry(name: bytes, kind: bytes, mode: int, *, size: int = 0, target: bytes 
         raise PeerError(
             f"the name {name[:100]!r}… has {len(name)} bytes, and nobody can unpack more than "
             f"{PATH_BYTES_MAX}; leave its package out of images"
+        )
+    if _WHITEOUT in b"/" + name:
+        raise PeerError(
+            f"a file called {name[-100:]!r} would remove another one from the image; leave its "
+            "package out of images"
         )
     records = b""
     if len(target) > _NAME_BYTES_MAX:
@@ -217,9 +222,4 @@ class _Entries:
     def _path(self, name: bytes) -> bytes:
         if not self._above:
             return self._root
-        if name.startswith(_WHITEOUT):
-            raise PeerError(
-                f"{self._root.decode()} has a file called {name!r}, which in an image would remove "
-                "another one; leave this package out of images"
-            )
         return self._above[-1] + name
