@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from grange.errors import OperatorError, PeerError
 from grange.oci.names import (
     NAME_CHARS_MAX,
+    PACKAGES_MAX,
     Digest,
     ImageName,
     Tag,
@@ -95,6 +96,7 @@ def test_a_name_shown_is_the_same_image_and_order_is_none(
         ("git/shell", "before all packages"),
         ("git/arm64", "before all packages"),
         ("/".join(["git"] * 10_000), "10000 parts"),
+        ("/".join(["a"] * (PACKAGES_MAX + 1)), f"{PACKAGES_MAX + 1} parts"),
         ("a" * (NAME_CHARS_MAX + 1), "characters"),
     ],
 )
@@ -120,7 +122,7 @@ def test_attributes_are_spelled_as_their_own_set_spells_them() -> None:
     assert spelled("haskellpackages.cabal", SPELLINGS) == ("haskellPackages", "Cabal")
     assert spelled("haskellpackages.bashinteractive", SPELLINGS) == (
         "haskellPackages",
-        "bashInteractive".lower(),
+        "bashinteractive",
     )
 
 
@@ -133,6 +135,7 @@ def test_a_name_that_needs_no_folding_hides_those_that_do() -> None:
 
 def test_without_spellings_only_a_leading_digit_is_changed() -> None:
     assert spelled("7zip.x", {}) == ("_7zip", "x")
+    assert spelled("haskellpackages.3d-graphics", {}) == ("haskellpackages", "3d-graphics")
     assert parse_name("7zip").attributes({}) == (("_7zip",), ("cacert",), ("iana-etc",))
 
 

@@ -79,7 +79,7 @@ def test_every_path_is_in_one_layer_and_order_is_none(
         replace(info, references=tuple(chance.sample(info.references, len(info.references))))
         for info in chance.sample(infos, len(infos))
     ]
-    assert plan([*shuffled, shuffled[0]], budget) == groups
+    assert plan([*shuffled, *infos[:3]], budget) == groups
 
 
 @given(graphs(), st.integers(2, 70))
@@ -158,6 +158,12 @@ def test_what_changes_last_lies_above_what_stays() -> None:
     before, after = plan(closure(sizes, references)), plan(closure(sizes, references, changed=2))
     assert names(before) == names(after) == [["0"], ["1"], ["2"], ["3"]]
     assert [group.members for group in before[:2]] == [group.members for group in after[:2]]
+
+
+@pytest.mark.parametrize("changed", range(0, 40, 4))
+def test_paths_of_one_size_stay_where_they_are_when_they_are_built_anew(changed: int) -> None:
+    alike = [100] * 40, [{number - 1} if number % 4 else set[int]() for number in range(40)]
+    assert names(plan(closure(*alike, changed), 16)) == names(plan(closure(*alike), 16))
 
 
 def test_a_closure_with_a_hole_is_refused() -> None:

@@ -142,7 +142,7 @@ def parse_sources(names: Iterable[str]) -> frozenset[str]:
 
 def parse_name(name: str, sources: Collection[str] = ()) -> ImageName:
     """Read the name of an image; raises RefusedError. `sources` are as of `parse_sources`."""
-    if len(name) > NAME_CHARS_MAX or name.count("/") > PACKAGES_MAX:
+    if len(name) > NAME_CHARS_MAX or name.count("/") >= PACKAGES_MAX:
         raise RefusedError(
             Code.NAME_INVALID,
             f"the name of the image begins with {name[:40]!r} and has {len(name)} characters and "

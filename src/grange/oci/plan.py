@@ -131,10 +131,11 @@ def _spend(closure: _Closure, cohorts: list[int], layers: int) -> None:
 
 def _group(closure: _Closure, mask: int, primaries: list[int]) -> Group:
     infos = [closure.infos[rank] for rank in _ranks(mask)]
+    # A large path needs all of a group or none of it: that is how groups were made.
     needed_by = [
         closure.infos[rank].path
         for rank in primaries
-        if not mask >> rank & 1 and mask & ~closure.needs[rank] == 0
+        if mask & closure.needs[rank] and not mask >> rank & 1
     ]
     return Group(
         tuple(sorted(Member(info.path, info.nar_hash) for info in infos)),
