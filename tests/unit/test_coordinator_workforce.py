@@ -255,7 +255,6 @@ async def test_who_may_be_taken_away_is_told_by_where_agents_sit(place: Place) -
 
 async def judged(place: Place) -> dict[AgentId, bool]:
     await place.workforce.judge()
-    await place.loop.settle(on.Tick())
     assert place.loop.core is not None
     return dict(place.loop.core.judged)
 

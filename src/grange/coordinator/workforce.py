@@ -188,7 +188,7 @@ class FarmWorkforce:
         if judged != core.judged and self._loop.core is core:
             lasting = tuple([id_ for id_, lasts in judged.items() if lasts])
             fleeting = tuple([id_ for id_, lasts in judged.items() if not lasts])
-            self._loop.tell(AgentsJudged(lasting, fleeting))
+            await self._loop.settle(AgentsJudged(lasting, fleeting))
 
     async def _lasts(self, agent: Agent) -> bool:
         launch = await self._launch(agent)
