@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grange.errors import PeerError
-from grange.oci.descriptor import Member, layer_key
+from grange.oci.descriptor import Member, layer_key, root_key
 from grange.oci.plan import BUDGET, PATHS_MAX, Group, plan
 from grange.store.hash import Hash, base32_encode
 from grange.store.narinfo import PathInfo
@@ -52,7 +52,7 @@ def graphs(draw: st.DrawFn) -> tuple[list[int], list[set[int]]]:
 def large(count: int, seed: int = 7) -> tuple[list[int], list[set[int]]]:
     """Sizes over four powers of ten, and references as packages have them."""
     chance = random.Random(seed)
-    sizes = [int(10 ** chance.uniform(3, 7)) for _ in range(count)]
+    sizes = [chance.randrange(1, 100) * 10 ** chance.randrange(2, 6) for _ in range(count)]
     near = [
         {chance.randrange(max(0, number - 30), number) for _ in range(2)} if number else set()
         for number in range(count)
@@ -119,7 +119,7 @@ def test_the_plan_is_the_same_bytes_everywhere() -> None:
     assert sha256(told.encode()).hexdigest() == PLAN_GOLDEN
 
 
-PLAN_GOLDEN = "1a45d6abf258ba1527e22f00820944e1aaf673de8ca9c3de35f7977c2f3c8857"
+PLAN_GOLDEN = "ecb1c4a44da7cb5aeb6f624cf077757baf0cdac310015702076617e71e92377e"
 
 
 def _fetched_again(old: Sequence[Group], new: Sequence[Group]) -> int:
@@ -203,4 +203,24 @@ def test_keys_tell_all_that_decides_a_layers_bytes() -> None:
     assert len(others | {key}) == 6
 
 
-KEY_GOLDEN = "348e29288066004701ed7f9c8b2334a0a0175de6028fab0f1705e6e5b82b35a3"
+def test_the_key_of_an_images_root_tells_its_packages_and_files() -> None:
+    one, two = (Member(info.path, info.nar_hash) for info in closure([1, 1], [set(), set()]))
+    files = {b"etc/passwd": b"root", b"etc/group": b"wheel"}
+    key = root_key(CODEC, [one, two], files, format_version="tar-1")
+    assert key == ROOT_KEY_GOLDEN
+    turned = dict(reversed([*files.items()]))
+    assert root_key(CODEC, [two, one], turned, format_version="tar-1") == key
+    others = {
+        root_key(CODEC, [one], files, format_version="tar-1"),
+        root_key(CODEC, [one, two], {}, format_version="tar-1"),
+        root_key(CODEC, [one, two], {**files, b"etc/group": b""}, format_version="tar-1"),
+        root_key("gzip-9-zlib-1.3", [one, two], files, format_version="tar-1"),
+        root_key(CODEC, [one, two], files, StoreDir("/gnu/store"), format_version="tar-1"),
+        root_key(CODEC, [one, two], files, format_version="tar-2"),
+        layer_key(CODEC, [one, two], format_version="tar-1"),
+    }
+    assert len(others | {key}) == 8
+
+
+ROOT_KEY_GOLDEN = "f77f90590418b40df965def4d007d9c6054d52004cd55db72df46b20777f7573"
+KEY_GOLDEN = "cb5dd2a85c90e65a9572eca7a07b29a1b710badfc441f3ae1d73970319827a68"

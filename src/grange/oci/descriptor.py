@@ -4,7 +4,7 @@ A layer's bytes follow from its format, its codec and the contents of its paths,
 says all of the contents. So does the key.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -43,7 +43,23 @@ def layer_key(
 
     `codec_version` names whatever decides the compressed bytes: codec, level, library.
     """
-    lines = [f"grange layer {format_version}", codec_version, store_dir.root]
-    assert not any("\n" in line for line in lines), lines
-    lines += [f"{member.path} {member.nar_hash.nix()}" for member in sorted(members)]
+    return _key(["grange layer", format_version, codec_version, store_dir.root], members)
+
+
+def root_key(
+    codec_version: str,
+    roots: Iterable[Member],
+    files: Mapping[bytes, bytes],
+    store_dir: StoreDir = NIX_STORE,
+    format_version: str = FORMAT_VERSION,
+) -> str:
+    """The key of the layer that links to `roots` and has `files`, all in any order."""
+    told = ["grange root", format_version, codec_version, store_dir.root]
+    told += [f"{name.hex()} {sha256(files[name]).hexdigest()}" for name in sorted(files)]
+    return _key(told, roots)
+
+
+def _key(told: list[str], members: Iterable[Member]) -> str:
+    assert not any("\n" in line for line in told), told
+    lines = [*told, *(f"{member.path} {member.nar_hash.nix()}" for member in sorted(members))]
     return sha256("\n".join(lines).encode()).hexdigest()
