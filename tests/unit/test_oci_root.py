@@ -171,6 +171,11 @@ def test_too_many_files_are_refused() -> None:
         links(root("a", names))
 
 
+def test_a_name_that_removes_others_is_refused() -> None:
+    with pytest.raises(PeerError, match="would remove"):
+        links(root("a", {b".wh.bin": None}))
+
+
 def test_a_layer_of_it_says_what_it_is() -> None:
     blob, layer = root_layer(ZSTD, [HELLO, COREUTILS], ACCOUNTS)
     assert (blob, layer) == root_layer(ZSTD, [COREUTILS, HELLO], ACCOUNTS)
