@@ -1,0 +1,1 @@
+"""Builds what images take, for `main`: the catalog, the layers, the maker, an evaluator."""

@@ -1,0 +1,1 @@
+"""The pull side of the OCI distribution specification over the images of a farm."""
