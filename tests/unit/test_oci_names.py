@@ -28,7 +28,10 @@ SPELLINGS = {
     ("haskellPackages",): folded(["HUnit", "hunit", "Cabal"]),
 }
 PACKAGES = st.from_regex(r"[a-z0-9]{1,8}(?:[._-][a-z0-9]{1,5}){0,2}", fullmatch=True).filter(
-    lambda package: package not in ("shell", "arm64", "work")
+    lambda package: (
+        package not in ("shell", "arm64", "work")
+        and not package.startswith(("entrypoint.", "user."))
+    )
 )
 
 
@@ -50,6 +53,24 @@ def test_a_shell_alone_is_an_image() -> None:
         ("moreutils",),
         ("nano",),
     )
+
+
+def test_how_a_container_starts_stands_before_packages() -> None:
+    wanted = ImageName(None, True, False, ("git",), "python3.11", "web:65532")
+    for name in (
+        "shell/entrypoint.python3.11/user.web.65532/git",
+        "user.web.65532/entrypoint.python3.11/shell/user.web.65532/git",
+    ):
+        assert parse_name(name) == wanted
+    assert wanted.show() == "shell/entrypoint.python3.11/user.web.65532/git"
+    assert wanted.without_runtime() == parse_name("shell/git")
+    assert parse_name("user.nobody/shell").user == "nobody"
+    assert parse_name("work/user.0/a", {"work"}) == ImageName("work", False, False, ("a",), "", "0")
+
+
+def test_packages_that_only_resemble_meta_packages_are_packages() -> None:
+    names = ("entrypoint", "linuxpackages.user", "user", "users.x")
+    assert parse_name("/".join(names)).packages == names
 
 
 def test_a_source_stands_first_and_hides_no_package_of_its_own() -> None:
@@ -95,6 +116,13 @@ def test_a_name_shown_is_the_same_image_and_order_is_none(
         ("arm64", "names no package"),
         ("git/shell", "before all packages"),
         ("git/arm64", "before all packages"),
+        ("git/entrypoint.git", "before all packages"),
+        ("git/user.nobody", "before all packages"),
+        ("entrypoint.git", "names no package"),
+        ("entrypoint.a/entrypoint.b/git", "'entrypoint.a' and 'entrypoint.b'"),
+        ("user.a/user.b/git", "starts in one way"),
+        ("user.a.b.c/git", "is no user"),
+        ("user.1a/git", "is no user"),
         ("/".join(["git"] * 10_000), "10000 parts"),
         ("/".join(["a"] * (PACKAGES_MAX + 1)), f"{PACKAGES_MAX + 1} parts"),
         ("a" * (NAME_CHARS_MAX + 1), "characters"),
@@ -190,7 +218,7 @@ def test_a_bad_digest_is_told_as_one(text: str) -> None:
 
 
 def test_sources_are_named_so_that_names_can_carry_them() -> None:
-    for name in ("shell", "arm64", "Work", "a/b", "", "x" * 129):
+    for name in ("shell", "arm64", "user.x", "entrypoint.x", "Work", "a/b", "", "x" * 129):
         with pytest.raises(OperatorError):
             parse_sources([name])
 

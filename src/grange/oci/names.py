@@ -2,19 +2,25 @@
 
 A name is packages with slashes between: ``shell/git/python3packages.requests``. Before them may
 stand, in this order, the name of one of the farm's package sources, and meta-packages: ``shell``
-(a shell and the usual tools) and ``arm64``. The order of packages does not matter. Registries
-allow lower case only, so names are folded, and an attribute that begins with a digit is meant
-where it is written with an underscore before it in the package set.
+(a shell and the usual tools), ``arm64``, ``entrypoint.PROGRAM`` and ``user.NAME`` or
+``user.NAME.GROUP``, which say how a container starts. The order of packages does not matter.
+Registries allow lower case only, so names are folded, and an attribute that begins with a digit is
+meant where it is written with an underscore before it in the package set.
+
+Meta-packages hide packages of the same name. One called ``shell`` or ``arm64``, or one of a set
+called ``entrypoint`` or ``user``, is asked for by another attribute that an overlay gives it; what
+lies deeper in other sets is reached as ever: ``linuxpackages.user`` is no meta-package.
 Source: the grammar of Nixery's names; OCI distribution-spec 1.1, "Pulling manifests".
 """
 
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self, TypeAlias
 
 from grange.errors import OperatorError
+from grange.oci.manifest import parse_user
 from grange.oci.refusal import Code, RefusedError
 
 NAME_CHARS_MAX: Final = 2048  # most clients stop at 255 with the host; `grange image` does not
@@ -24,6 +30,8 @@ TAG_CHARS_MAX: Final = 128  # the specification's
 
 SHELL: Final = "shell"
 ARM64: Final = "arm64"
+ENTRYPOINT: Final = "entrypoint."
+USER: Final = "user."
 SHELL_PACKAGES: Final = ("bashInteractive", "coreutils", "moreutils", "nano")
 EVERY_IMAGE: Final = ("cacert", "iana-etc")  # certificates, and names of ports and protocols
 
@@ -49,6 +57,8 @@ class ImageName:
     has_shell: bool
     is_arm64: bool
     packages: tuple[str, ...]  # folded, sorted, each once
+    entrypoint: str = ""  # a program
+    user: str = ""  # as `grange.oci.manifest.parse_user` has it
 
     @property
     def system(self) -> str:
@@ -60,7 +70,13 @@ class ImageName:
         leading = [self.source] if self.source is not None else []
         leading += [SHELL] if self.has_shell else []
         leading += [ARM64] if self.is_arm64 else []
+        leading += [ENTRYPOINT + self.entrypoint] if self.entrypoint else []
+        leading += [USER + self.user.replace(":", ".")] if self.user else []
         return "/".join([*leading, *self.packages])
+
+    def without_runtime(self) -> "ImageName":
+        """What it is made of, however it starts."""
+        return replace(self, entrypoint="", user="")
 
     def attributes(self, spellings: Spellings) -> tuple[Attribute, ...]:
         """All that the image is made of, sorted, each once."""
@@ -130,7 +146,7 @@ def parse_sources(names: Iterable[str]) -> frozenset[str]:
     """Names of package sources that can stand before packages; raises OperatorError."""
     sources = frozenset(names)
     for name in sorted(sources):
-        if name in (SHELL, ARM64):
+        if _is_meta(name):
             raise OperatorError(f"a package source cannot be called {name!r}: images use that word")
         if _COMPONENT.match(name) is None or len(name) > TAG_CHARS_MAX:
             raise OperatorError(
@@ -154,7 +170,7 @@ def parse_name(name: str, sources: Collection[str] = ()) -> ImageName:
         _check_part(part)
     source = parts.pop(0) if parts[0] in sources else None
     metas: set[str] = set()
-    while parts and parts[0] in (SHELL, ARM64):
+    while parts and _is_meta(parts[0]):
         metas.add(parts.pop(0))
     if not parts and SHELL not in metas:
         raise RefusedError(
@@ -163,15 +179,43 @@ def parse_name(name: str, sources: Collection[str] = ()) -> ImageName:
             f"{SHELL!r} for a shell alone",
         )
     # Elsewhere such a word would be a package that cannot be asked for alone, or stand first.
-    leading = {SHELL, ARM64} | (frozenset(sources) if source is None else frozenset())
+    leading = frozenset(sources) if source is None else frozenset()
     for part in parts:
-        if part in leading:
+        if part in leading or _is_meta(part):
             raise RefusedError(
                 Code.NAME_INVALID,
                 f"{part!r} in {name[:200]!r} is no package; it stands before all packages, and the "
-                f"name of a source before {SHELL!r} and {ARM64!r}",
+                f"name of a source before {SHELL!r}, {ARM64!r}, '{ENTRYPOINT}…' and '{USER}…'",
             )
-    return ImageName(source, SHELL in metas, ARM64 in metas, tuple(sorted(set(parts))))
+    return ImageName(
+        source,
+        SHELL in metas,
+        ARM64 in metas,
+        tuple(sorted(set(parts))),
+        _single(metas, ENTRYPOINT),
+        _user(_single(metas, USER)),
+    )
+
+
+def _is_meta(part: str) -> bool:
+    return part in (SHELL, ARM64) or part.startswith((ENTRYPOINT, USER))
+
+
+def _single(metas: Iterable[str], prefix: str) -> str:
+    """What stands behind `prefix`; nothing where no part begins with it."""
+    found = sorted(meta.removeprefix(prefix) for meta in metas if meta.startswith(prefix))
+    if len(found) > 1:
+        raise RefusedError(
+            Code.NAME_INVALID,
+            f"the name of the image has both '{prefix}{found[0]}' and '{prefix}{found[1]}'; a "
+            "container starts in one way",
+        )
+    return found[0] if found else ""
+
+
+def _user(text: str) -> str:
+    name, dot, group = text.partition(".")
+    return parse_user(f"{name}:{group}" if dot else name) if text else ""
 
 
 def _check_part(part: str) -> None:
