@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from grange.coordinator.settings import FarmSettings
 from grange.db.connect import MEMORY
 from grange.db.journal import SqliteJournal
 from grange.db.leadership import SoleLeadership
+from grange.errors import OutsideError
 from grange.identity import ANONYMOUS, Role
 from grange.objects.directory import DirectoryObjects
 from grange.scheduler.facts import Limits
@@ -25,8 +27,10 @@ from grange.store.path import NIX_STORE
 from grange.web.app import make_app
 from grange.web.capacity import no_pools
 from grange.web.capacity_claims import AutoscalerOf
+from grange.web.images import ImageParts
 from grange.web.rights import table
 from grange.wire.callers import RIGHTS
+from tests.images_fakes import MemoryCatalog
 
 URL = "http://farm.example"
 
@@ -76,13 +80,35 @@ def shown(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
+class NoImages:
+    """Whatever makes, explains, evaluates or collects images, and cannot just now."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_args: object, **_named: object) -> None:
+            raise OutsideError("there are no images here")
+
+        async def fail_later(*_args: object, **_named: object) -> None:
+            fail()
+
+        return fail if name in ("beat", "finish") else fail_later
+
+
+def no_images() -> ImageParts:
+    none: Any = NoImages()
+    return ImageParts(lambda: (), MemoryCatalog(), none, none, none, none)
+
+
 @asynccontextmanager
 async def web_place(
-    folder: Path, *, may_all_read: bool = False, autoscaler_of: AutoscalerOf = no_pools
+    folder: Path,
+    *,
+    may_all_read: bool = False,
+    autoscaler_of: AutoscalerOf = no_pools,
+    images: ImageParts | None = None,
 ) -> AsyncIterator[WebPlace]:
     """It leads, and answers."""
     farm = make_farm(folder, may_all_read=may_all_read)
-    app = make_app(farm, autoscaler_of)
+    app = make_app(farm, autoscaler_of, images or no_images())
     running = asyncio.create_task(farm.run())
     transport = httpx.ASGITransport(app, client=("192.0.2.9", 4711))
     try:
@@ -109,6 +135,6 @@ def rights_page(folder: Path) -> str:
     """The whole page docs/operating/rights.md."""
     farm = make_farm(folder)
     try:
-        return RIGHTS_HEAD + table(make_app(farm), RIGHTS)
+        return RIGHTS_HEAD + table(make_app(farm, images=no_images()), RIGHTS)
     finally:
         asyncio.run(farm.journal.close())

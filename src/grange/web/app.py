@@ -27,6 +27,7 @@ from grange.web.door import Door
 from grange.web.farm import farm_calls
 from grange.web.forward import Forwarder
 from grange.web.hooks import hook_calls
+from grange.web.images import ImageParts, image_calls
 from grange.web.ingest import ingest_calls
 from grange.web.knobs import knob_calls
 from grange.web.retention import retention_calls
@@ -50,8 +51,13 @@ ERRORS: Final[Errors] = {
 }
 
 
-def make_app(farm: Farm, autoscaler_of: AutoscalerOf = no_pools) -> FastAPI:
-    """The whole application. The cache's routes come first: they are the busiest."""
+def make_app(
+    farm: Farm, autoscaler_of: AutoscalerOf = no_pools, images: ImageParts | None = None
+) -> FastAPI:
+    """The whole application. The cache's routes come first: they are the busiest.
+
+    Without `images` it has no routes of any.
+    """
     app = FastAPI(
         title="Grange",
         version=__version__,
@@ -66,7 +72,7 @@ def make_app(farm: Farm, autoscaler_of: AutoscalerOf = no_pools) -> FastAPI:
     app.add_middleware(Door, farm=farm)  # the last one added is the first one met
     views = Views(farm)
     # One flat list, whose rights can be read.
-    app.router.routes.extend(_api(farm, views, autoscaler_of).routes)
+    app.router.routes.extend(_api(farm, views, autoscaler_of, images).routes)
     copy_calls(app, farm)
     _watch_calls(app, farm, views)
     tell_errors(app)
@@ -80,7 +86,9 @@ def _may_fetch(scope: Scope) -> bool:
     return who.may(Role.READ) or who.may(Role.BUILD)
 
 
-def _api(farm: Farm, views: Views, autoscaler_of: AutoscalerOf) -> APIRouter:
+def _api(
+    farm: Farm, views: Views, autoscaler_of: AutoscalerOf, images: ImageParts | None
+) -> APIRouter:
     api = APIRouter(prefix="/api/v1", responses=ERRORS)
     farm_calls(api, farm, views)
     build_calls(api, farm, views)
@@ -91,6 +99,8 @@ def _api(farm: Farm, views: Views, autoscaler_of: AutoscalerOf) -> APIRouter:
     ingest_calls(api, farm, views)
     retention_calls(api, farm, views)
     capacity_calls(api, autoscaler_of, _slot_of(farm))
+    if images is not None:
+        image_calls(api, images)
     return api
 
 

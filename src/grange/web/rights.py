@@ -112,6 +112,12 @@ UNRECORDED: Final = frozenset(
         "/api/v1/capacity/reservations/{id}/release",
         "/api/v1/capacity/hints",
         "/api/v1/capacity/notices",
+        "/api/v1/images/make",  # anyone who reads may; its builds are told of
+        "/api/v1/images/explain",
+        "/api/v1/images/used",
+        "/api/v1/evaluations/take",
+        "/api/v1/evaluations/{id}/beat",
+        "/api/v1/evaluations/{id}/finish",
     }
 )
 

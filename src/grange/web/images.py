@@ -1,0 +1,208 @@
+"""Images: made, explained, listed and collected; and the evaluations that making them takes."""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Final, Protocol
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from grange.client.image_models import (
+    EvaluationJob,
+    EvaluationResult,
+    ExplainAnswer,
+    GcAnswer,
+    GcRequest,
+    ImageView,
+    MakeAnswer,
+    MakeRequest,
+    TakeRequest,
+    UsedRequest,
+)
+from grange.identity import Role
+from grange.oci.manifest import PLATFORMS, Compression, Family, Variant, parse_user, parse_words
+from grange.oci.names import Tag, parse_name
+from grange.oci.refusal import Code, RefusedError
+from grange.ports.images import Catalog, ImageRecord, ImageRequest, Made, Maker, RuntimeWish
+from grange.web.rights import did, needs
+
+PAGE_MAX: Final = 1_000
+_SYSTEMS: Final = {each.architecture: system for system, each in PLATFORMS.items()}
+
+JobPath = Annotated[str, Path(max_length=64)]
+
+
+class Explainer(Protocol):
+    async def explain(self, request: ImageRequest) -> ExplainAnswer:
+        """What an image is made of, without building or evaluating; raises RefusedError."""
+
+
+class Evaluations(Protocol):
+    """Jobs for whoever has Nix."""
+
+    async def take(self, wanted: TakeRequest) -> EvaluationJob | None: ...
+
+    def beat(self, job: str) -> None:
+        """Raises NotFoundError where nobody waits for it."""
+
+    def finish(self, job: str, result: EvaluationResult) -> None:
+        """Raises as `beat`."""
+
+
+class Collected(Protocol):
+    """What a collection did, or would do; as `GcAnswer` has it."""
+
+    @property
+    def images(self) -> Sequence[str]: ...
+    @property
+    def blobs(self) -> int: ...
+    @property
+    def blob_bytes(self) -> int: ...
+    @property
+    def kept_blobs(self) -> int: ...
+    @property
+    def kept_blob_bytes(self) -> int: ...
+    @property
+    def irreproducible(self) -> int: ...
+
+
+class Collector(Protocol):
+    async def collect(
+        self, *, is_dry: bool, unused_s: float | None, is_deep: bool
+    ) -> Collected: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageParts:
+    """What a coordinator that makes images has for these routes."""
+
+    sources: Callable[[], Collection[str]]  # names that packages may stand behind
+    catalog: Catalog
+    maker: Maker
+    explainer: Explainer
+    evaluations: Evaluations
+    collector: Collector
+
+
+def image_calls(api: APIRouter, parts: ImageParts) -> None:
+    _image_calls(api, parts)
+    _evaluation_calls(api, parts.evaluations)
+
+
+def _image_calls(api: APIRouter, parts: ImageParts) -> None:
+    @api.post("/images/make", dependencies=[needs(Role.READ)])
+    async def make(wanted: MakeRequest) -> MakeAnswer:
+        """Have an image made, and wait for it for `wait_s`. It is made however the caller goes."""
+        try:
+            made = await parts.maker.make(_request(wanted, parts.sources()), wanted.wait_s)
+        except RefusedError as error:
+            return MakeAnswer(
+                state="refused",
+                words=str(error),
+                code=error.code.value,
+                detail=None if error.detail is None else dict(error.detail),
+            )
+        if isinstance(made, Made):
+            return MakeAnswer(state="ready", digest=made.digest, commit=made.packages.commit)
+        return MakeAnswer(
+            state="pending",
+            words=made.words,
+            builds=list(made.builds),
+            retry_after_s=made.retry_after_s,
+        )
+
+    @api.post("/images/explain", dependencies=[needs(Role.READ)])
+    async def explain(wanted: MakeRequest) -> ExplainAnswer:
+        """Which layers an image has, or would have, and why; `wait_s` means nothing here."""
+        return await parts.explainer.explain(_request(wanted, parts.sources()))
+
+    @api.get("/images", dependencies=[needs(Role.READ)])
+    async def images(
+        *, limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100, before: float | None = None
+    ) -> list[ImageView]:
+        """The latest made first; `before` turns the page."""
+        return [_view(each) for each in await parts.catalog.images(limit=limit, before=before)]
+
+    @api.post("/images/used", status_code=HTTPStatus.NO_CONTENT, dependencies=[needs(Role.READ)])
+    async def used(wanted: UsedRequest) -> None:
+        """Images with these manifests were served; others are none of ours."""
+        await parts.maker.note_used(wanted.digests)
+
+    @api.post("/images/gc", dependencies=[needs(Role.OPERATE)])
+    async def collect(request: Request, wanted: GcRequest) -> GcAnswer:
+        """Delete what no image needs, and images that nobody asked for; answered when done."""
+        found = await parts.collector.collect(
+            is_dry=wanted.is_dry, unused_s=wanted.unused_s, is_deep=wanted.is_deep
+        )
+        verb = "looked at what would be collected" if wanted.is_dry else "collected"
+        did(request, f"{verb} of images: {len(found.images)}, and {found.blobs} blobs")
+        return GcAnswer(
+            images=list(found.images),
+            blobs=found.blobs,
+            blob_bytes=found.blob_bytes,
+            kept_blobs=found.kept_blobs,
+            kept_blob_bytes=found.kept_blob_bytes,
+            irreproducible=found.irreproducible,
+        )
+
+
+def _evaluation_calls(api: APIRouter, evaluations: Evaluations) -> None:
+    # The farm's own evaluator shows the administrator's token, those elsewhere an agent's password.
+    may_evaluate = [needs(Role.BUILD, Role.ADMINISTER)]
+
+    @api.post("/evaluations/take", dependencies=may_evaluate, response_model=EvaluationJob | None)
+    async def take(wanted: TakeRequest) -> EvaluationJob | Response:
+        """The next job, once there is one; 204 where none came in `wait_s`."""
+        job = await evaluations.take(wanted)
+        return Response(status_code=HTTPStatus.NO_CONTENT) if job is None else job
+
+    @api.post(
+        "/evaluations/{id}/beat", status_code=HTTPStatus.NO_CONTENT, dependencies=may_evaluate
+    )
+    async def beat(id: JobPath) -> None:  # noqa: A002 - what the path calls it
+        """It goes on; 404 where nobody waits for it any more."""
+        evaluations.beat(id)
+
+    @api.post(
+        "/evaluations/{id}/finish", status_code=HTTPStatus.NO_CONTENT, dependencies=may_evaluate
+    )
+    async def finish(id: JobPath, result: EvaluationResult) -> None:  # noqa: A002
+        """What came of it."""
+        evaluations.finish(id, result)
+
+
+def _request(wanted: MakeRequest, sources: Collection[str]) -> ImageRequest:
+    """Raises RefusedError for what is no image, or no way to start one."""
+    family, compression = Family(wanted.family), Compression(wanted.compression)
+    if (family, compression) == (Family.DOCKER, Compression.ZSTD):
+        raise RefusedError(
+            Code.UNSUPPORTED, "Docker's media types know no zstd; ask for OCI's, or for gzip"
+        )
+    words = parse_words([*wanted.entrypoint, *wanted.command])
+    cut = len(wanted.entrypoint)
+    user = parse_user(wanted.user) if wanted.user else ""
+    return ImageRequest(
+        parse_name(wanted.name, sources),
+        Tag.parse(wanted.tag),
+        Variant(family, compression),
+        RuntimeWish(words[:cut], words[cut:], user),
+    )
+
+
+def _view(record: ImageRecord) -> ImageView:
+    manifest, config = json.loads(record.manifest.body), json.loads(record.config.body)
+    layers = manifest["layers"]
+    return ImageView(
+        name=record.key.name,
+        source=record.key.packages.source,
+        commit=record.key.packages.commit,
+        system=_SYSTEMS.get(config["architecture"], config["architecture"]),
+        family=record.key.variant.family.value,
+        compression=record.key.variant.compression.value,
+        digest=record.manifest.digest,
+        layers=len(layers),
+        blob_bytes=sum(layer["size"] for layer in layers),
+        created=record.created,
+        used=record.used,
+    )
