@@ -156,8 +156,8 @@ def parse_sources(names: Iterable[str]) -> frozenset[str]:
     return sources
 
 
-def parse_name(name: str, sources: Collection[str] = ()) -> ImageName:
-    """Read the name of an image; raises RefusedError. `sources` are as of `parse_sources`."""
+def check_name(name: str) -> None:
+    """Raises RefusedError for what no image in any registry can be called."""
     if len(name) > NAME_CHARS_MAX or name.count("/") >= PACKAGES_MAX:
         raise RefusedError(
             Code.NAME_INVALID,
@@ -165,9 +165,14 @@ def parse_name(name: str, sources: Collection[str] = ()) -> ImageName:
             f"{name.count('/') + 1} parts; at most {NAME_CHARS_MAX} and {PACKAGES_MAX} are read. "
             "Put the packages into one of your own, and name that",
         )
-    parts = name.split("/")
-    for part in parts:
+    for part in name.split("/"):
         _check_part(part)
+
+
+def parse_name(name: str, sources: Collection[str] = ()) -> ImageName:
+    """Read the name of an image; raises RefusedError. `sources` are as of `parse_sources`."""
+    check_name(name)
+    parts = name.split("/")
     source = parts.pop(0) if parts[0] in sources else None
     metas: set[str] = set()
     while parts and _is_meta(parts[0]):
