@@ -12,22 +12,24 @@ from hashlib import sha256
 from typing import Any
 
 from grange.errors import OutsideError
-from grange.images.doors import Closure, Progress, Tell
 from grange.oci.descriptor import LayerDescriptor, Member, layer_key, root_key
 from grange.oci.manifest import Document
 from grange.oci.names import Attribute
 from grange.oci.root import ACCOUNTS
 from grange.oci.segments import Codec
 from grange.ports import (
+    Closure,
     Evaluated,
     ImageKey,
     ImageRecord,
     ObjectEntry,
     Package,
     PackageSet,
+    Progress,
     Resolution,
     StoredLayer,
     StoredSegment,
+    Tell,
 )
 from grange.scheduler.facts import BuildId
 from grange.store.hash import Hash, base32_encode
@@ -322,7 +324,7 @@ class _MemoryWriter:
 
 @dataclass
 class FakeBuilds:
-    """Implements `grange.images.doors.Builds`. What is in `cache` is there; a build of a derivation
+    """Implements `grange.ports.ImageBuilds`. What is in `cache` is there; a build of a derivation
     puts what `makes` has of it there, once `may_end` is set, or raises what `fails` has of it."""
 
     cache: dict[StorePath, NarInfo] = field(default_factory=dict)

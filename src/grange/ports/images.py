@@ -1,14 +1,16 @@
 """Images: what is remembered of package sources, layers and manifests, and who makes the rest."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from grange.errors import OutsideError
 from grange.oci.descriptor import LayerDescriptor, Member
 from grange.oci.manifest import Document, Variant
 from grange.oci.names import Attribute, ImageName, Tag
 from grange.scheduler.facts import BuildId
+from grange.store.narinfo import NarInfo
 from grange.store.path import StorePath
 
 # --- Package sources -------------------------------------------------------------------------
@@ -243,3 +245,45 @@ class Maker(Protocol):
 
     async def note_used(self, digests: Collection[str]) -> None:
         """Images with these manifests have been served; may be lost."""
+
+
+# --- What making images takes of the farm -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is done just now."""
+
+    words: str  # for people
+    builds: tuple[BuildId, ...] = ()  # that are waited for
+
+
+Tell: TypeAlias = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """A runtime closure, as far as it is in the cache or in an upstream that the farm knows."""
+
+    narinfos: tuple[NarInfo, ...]  # sorted by path
+    missing: tuple[StorePath, ...]  # sorted: roots, and what others refer to
+
+
+class SourcesGoneError(OutsideError):
+    """A derivation cannot be built any more unless it is sent again, with its sources."""
+
+
+class ImageBuilds(Protocol):
+    """Builds of the images' project, and what they made."""
+
+    async def promise(self, paths: Collection[StorePath]) -> None:
+        """Keep these with their closures for an hour, whether they are there yet or not."""
+
+    async def closure(self, roots: Collection[StorePath]) -> Closure: ...
+
+    async def build(self, packages: Sequence[Package], tell: Tell) -> None:
+        """Have the outputs of these made, and wait until they are there; `tell` hears how it goes.
+
+        Raises RefusedError where that fails, with words on where to look; SourcesGoneError;
+        OutsideError where the farm cannot. The builds go on where the caller is cancelled.
+        """
