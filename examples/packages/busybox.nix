@@ -1,0 +1,45 @@
+# The one program that this set is not told how to build: a static busybox, from the machine where
+# the set is evaluated, with a link for each of its tools.
+#
+# config.busybox is the folder it is in; Debian's busybox-static puts it into /usr/bin.
+{ system, config }:
+
+let
+  # Only the one file, so that the source is the same wherever that file is.
+  source = builtins.path {
+    name = "busybox-source";
+    path = /. + (config.busybox or "/usr/bin");
+    filter = path: type: baseNameOf path == "busybox";
+  };
+
+  runsHere = config ? busybox || system == builtins.currentSystem;
+  allowed = runsHere || throw
+    "Package ‘busybox’ is not available on the requested hostPlatform ‘${system}’: say with config.busybox where one of that kind is. Refusing to evaluate.";
+
+  drv = derivation {
+    name = "busybox";
+    inherit system source;
+    builder = "${source}/busybox";
+    args = [
+      "sh"
+      "-euc"
+      ''
+        $source/busybox mkdir -p $out/bin
+        $source/busybox cp $source/busybox $out/bin/busybox
+        for tool in $($source/busybox --list); do
+          test $tool = busybox || $source/busybox ln -s busybox $out/bin/$tool
+        done
+      ''
+    ];
+  };
+in
+drv // {
+  drvPath = assert allowed; drv.drvPath;
+  outPath = assert allowed; drv.outPath;
+  meta = {
+    name = "busybox";
+    outputsToInstall = [ "out" ];
+    mainProgram = "busybox";
+    unsupported = !runsHere;
+  };
+}
