@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from grange.capacity.facts import ReadyBy
 from grange.cli.capacity_tables import CapacityFile, CapacityTables
 from grange.cli.hook_tables import HookTables
+from grange.cli.image_tables import ImageFile, ImageTables
 from grange.cli.strategies import load_strategy
 from grange.cli.tables import Count, Seconds, Table, faults, toml
 from grange.coordinator.hooks.rules import EventRules
@@ -123,7 +124,7 @@ class _DerivationSource(Table):
     public_keys: Annotated[list[str], Field(min_length=1)]
 
 
-class _File(HookTables, CapacityTables):
+class _File(HookTables, CapacityTables, ImageTables):
     scheduling: _Scheduling = _Scheduling()
     derivation_sources: list[_DerivationSource] = Field(default_factory=list)
     access: _Access = _Access()
@@ -158,6 +159,7 @@ class FarmFile:
     is_fresh: bool = False  # outputs that an agent's store has already are built again
     events: EventRules = field(default_factory=EventRules)
     capacity: CapacityFile = field(default_factory=CapacityFile)
+    images: ImageFile | None = None  # None: it makes none
 
     @property
     def log_bytes_max(self) -> int:
@@ -175,8 +177,11 @@ class FarmFile:
             "derivation_sources": self.derivation_sources != old.derivation_sources,
             "present_outputs": self.is_fresh != old.is_fresh,
             "hooks and events": self.events != old.events,
+            "whether there are [images]": (self.images is None) != (old.images is None),
         }
         said = [name for name, is_so in differs.items() if is_so]
+        if self.images is not None and old.images is not None:
+            said += self.images.needs_start(old.images)
         return said + self.capacity.needs_start(old.capacity)
 
 
@@ -211,6 +216,7 @@ def read_farm_file(path: Path, limits: Limits) -> FarmFile:
         is_fresh=said.present_outputs == "delete",
         events=events,
         capacity=said.capacity_file(path.parent, ReadyBy.AGENT),
+        images=said.image_file(path.parent),
     )
 
 
