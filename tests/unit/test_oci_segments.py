@@ -23,8 +23,8 @@ from tests.unit.test_oci_tar import trees
 PATHS = [StorePath.parse_base(f"{digit * 32}-{name}") for digit, name in (("0", "a"), ("1", "b"))]
 CODECS = pytest.mark.parametrize("codec", [GZIP, ZSTD], ids=lambda codec: codec.compression)
 noise = random.Random(7).randbytes
-# Larger than a piece, and with more than one zstd block in it.
-LARGE = Directory({b"a": File(noise(300_000) + bytes(700_000)), b"b": File(b"b" * 200_000, True)})
+# Larger than a block.
+LARGE = Directory({b"a": File(noise(300_000) + bytes(2 << 20)), b"b": File(b"b" * 200_000, True)})
 
 
 def made(

@@ -39,6 +39,10 @@ _PAX_NAME: Final = b"././@PaxHeader"  # nobody sees it
 _WHITEOUT: Final = b"/.wh."  # in a layer such a name removes a file of the layers below
 
 
+class UnfitError(PeerError):
+    """A package that no image can have."""
+
+
 def padding(size: int) -> bytes:
     """The zeros behind a file of `size` bytes."""
     return bytes(-size & (_BLOCK_BYTES - 1))
@@ -73,12 +77,12 @@ def store_header(store_dir: StoreDir = NIX_STORE) -> bytes:
 def _entry(name: bytes, kind: bytes, mode: int, *, size: int = 0, target: bytes = b"") -> bytes:
     """An entry's header, with one of PAX records before it where ustar has no room."""
     if len(name) > PATH_BYTES_MAX:
-        raise PeerError(
+        raise UnfitError(
             f"the name {name[:100]!r}… has {len(name)} bytes, and nobody can unpack more than "
             f"{PATH_BYTES_MAX}; leave its package out of images"
         )
     if _WHITEOUT in b"/" + name:
-        raise PeerError(
+        raise UnfitError(
             f"a file called {name[-100:]!r} would remove another one from the image; leave its "
             "package out of images"
         )
@@ -147,13 +151,15 @@ class TarOfNar:
 
     __slots__ = ("_entries", "_is_refused", "_reader")
 
-    def __init__(self, path: StorePath, store_dir: StoreDir = NIX_STORE) -> None:
-        self._entries = _Entries(f"{store_dir.root}/{path}".strip("/").encode())
+    def __init__(
+        self, path: StorePath, store_dir: StoreDir = NIX_STORE, piece_bytes: int = PIECE_BYTES
+    ) -> None:
+        self._entries = _Entries(f"{store_dir.root}/{path}".strip("/").encode(), piece_bytes)
         self._reader = NarReader(self._entries)
         self._is_refused = False
 
     def feed(self, nar: bytes | memoryview) -> bytes:
-        """What the next bytes of the NAR give: a multiple of PIECE_BYTES, often none."""
+        """What the next bytes of the NAR give: a multiple of `piece_bytes`, often none."""
         self._after(lambda: self._reader.feed(nar))
         return self._entries.take_pieces()
 
@@ -172,10 +178,11 @@ class TarOfNar:
 class _Entries:
     """Writes down as tar entries what a `NarReader` finds; a `grange.store.nar.Visitor`."""
 
-    __slots__ = ("_above", "_contents_left", "_out", "_padding", "_root")
+    __slots__ = ("_above", "_contents_left", "_out", "_padding", "_piece_bytes", "_root")
 
-    def __init__(self, root: bytes) -> None:
+    def __init__(self, root: bytes, piece_bytes: int = PIECE_BYTES) -> None:
         self._root = root
+        self._piece_bytes = piece_bytes
         self._above: list[bytes] = []  # the open directories, each with its slash
         self._out = bytearray()
         self._contents_left = 0  # of the file last met
@@ -183,7 +190,7 @@ class _Entries:
 
     def take_pieces(self) -> bytes:
         """What has been written since something was taken, in whole pieces."""
-        end = len(self._out) // PIECE_BYTES * PIECE_BYTES
+        end = len(self._out) // self._piece_bytes * self._piece_bytes
         if not end:
             return b""
         with memoryview(self._out) as view:
