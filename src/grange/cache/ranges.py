@@ -5,8 +5,8 @@ Source: RFC 9110, sections 13 and 14. One range is served; a request for several
 
 import asyncio
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from grange.errors import OutsideError
 from grange.ports import Objects
 
 FOREVER: Final = "public, max-age=31536000, immutable"
+STALL_S: Final = 120.0  # a client that does not take one piece in so long is hung up on
 INLINE_BYTES: Final = 64 << 10  # up to here an object is sent as one message
 PATHSEND: Final = "http.response.pathsend"  # of ASGI: the server sends a file by itself
 _NAR: Final = (b"content-type", b"application/x-nix-nar")
@@ -99,7 +100,7 @@ async def send_object(
         await send({"type": PATHSEND, "path": path})
     else:
         await send(head)
-        await _stream(objects, key, part, receive, send)
+        await send_chunks(objects.read(key, part.start, part.end), receive, send)
 
 
 def _sendable(objects: Objects, key: str, scope: Scope) -> str | None:
@@ -108,18 +109,36 @@ def _sendable(objects: Objects, key: str, scope: Scope) -> str | None:
     return objects.local_path(key) if extensions and PATHSEND in extensions else None
 
 
-async def _stream(objects: Objects, key: str, part: Part, receive: Receive, send: Send) -> None:
-    gone = asyncio.create_task(_disconnected(receive))
-    try:
-        async for data in objects.read(key, part.start, part.end):
-            if gone.done():
-                return
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+async def send_chunks(chunks: AsyncIterator[bytes], receive: Receive, send: Send) -> None:
+    """Send `chunks` as the body of an answer whose head is sent; none of it to a client that has
+    gone. Raises TimeoutError for one that takes nothing for too long, and what `chunks` raises."""
+    async with while_there(receive):
+        async for data in chunks:
+            async with asyncio.timeout(STALL_S):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body"})
-    finally:
-        gone.cancel()
-        with suppress(asyncio.CancelledError):
-            await gone
+
+
+@asynccontextmanager
+async def while_there(receive: Receive) -> AsyncIterator[None]:
+    """Do a block while the client is there: when it goes the block is left, wherever it waits."""
+    limit = asyncio.timeout(None)
+    try:
+        async with limit:
+            leaving = asyncio.create_task(_leave(receive, limit))
+            try:
+                yield
+            finally:
+                leaving.cancel()
+                await asyncio.wait((leaving,))
+    except TimeoutError:
+        if not limit.expired():
+            raise
+
+
+async def _leave(receive: Receive, limit: asyncio.Timeout) -> None:
+    await _disconnected(receive)
+    limit.reschedule(asyncio.get_running_loop().time())
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -12,11 +12,10 @@ from typing import Any, Final, Protocol
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from grange.cache.ranges import PATHSEND
+from grange.cache.ranges import PATHSEND, STALL_S
 from grange.errors import OutsideError
 
 CHUNK_BYTES: Final = 1 << 20  # sent before others get a turn: some 0.2 ms
-STALL_S: Final = 120.0  # a client that takes not a byte for so long is hung up on
 
 
 _OFFERED: Final[dict[str, dict[str, Any]]] = {PATHSEND: {}}  # uvicorn has none of its own
