@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from hashlib import sha256
 from typing import Final
 
-from grange.cache.receive import BLOCK_BYTES, receive, take
-from grange.cache.signing import listing_key, nar_key, publish
+from grange.cache.receive import BLOCK_BYTES, put_listing, receive, take
+from grange.cache.signing import nar_key, publish
 from grange.cache.verify import (
     NAR_BYTES_MAX,
     Candidates,
@@ -171,8 +171,7 @@ class Copies:
             if writer is not None:
                 await writer.discard()
             await body.aclose()
-        if verified.listing is not None:
-            await self._objects.put_if_absent(listing_key(nar_key(verified)), verified.listing)
+        await put_listing(verified, self._objects)
         return verified
 
     async def _pieces(self, key: str) -> AsyncGenerator[bytes, None]:

@@ -21,6 +21,7 @@ from grange.cache.receive import receive, take
 from grange.cache.verify import NarVerifier, Verified
 from grange.errors import OutsideError, PeerError
 from grange.ports import Clock, DirectUploads, Landed, Objects, Shelf, SignedPut
+from grange.store.path import StoreDir
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +74,15 @@ class DirectRoad:
         return direct is not None and file_bytes <= direct.file_bytes_max
 
     async def take_in(
-        self, grant: Grant, arrival: Arrival, key_of: Callable[[Verified], str]
+        self,
+        grant: Grant,
+        arrival: Arrival,
+        key_of: Callable[[Verified], str],
+        *,
+        images_of: StoreDir | None = None,
     ) -> Verified:
-        """Read back what has arrived, judge it, and copy it to its own key.
+        """Read back what has arrived, judge it, and copy it to its own key; `images_of` as of
+        `NarVerifier`.
 
         Raises UploadError where nothing has come, PeerError where it is not what was claimed,
         OutsideError where the store fails, lies, or holds something else meanwhile.
@@ -91,12 +98,17 @@ class DirectRoad:
             raise PeerError(
                 f"{landed.size} bytes arrived of the {arrival.file_bytes} that were announced"
             )
-        verified = await self._judge(direct, grant, arrival, landed)
+        verified = await self._judge(direct, grant, arrival, landed, images_of)
         await direct.adopt(landed, key_of(verified))
         return verified
 
     async def _judge(
-        self, direct: DirectUploads, grant: Grant, arrival: Arrival, landed: Landed
+        self,
+        direct: DirectUploads,
+        grant: Grant,
+        arrival: Arrival,
+        landed: Landed,
+        images_of: StoreDir | None,
     ) -> Verified:
         async def body() -> AsyncGenerator[bytes, None]:
             arrival.seen = 0
@@ -104,7 +116,9 @@ class DirectRoad:
                 arrival.seen += len(piece)
                 yield piece
 
-        verifier = NarVerifier(grant.claims, grant.candidates, self._compression)
+        verifier = NarVerifier(
+            grant.claims, grant.candidates, self._compression, images_of=images_of
+        )
         pieces = body()
         try:
             return await receive(verifier, await take(pieces, _FIRST_BYTES), pieces, None)

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
+from grange.cache.signing import listing_key, nar_key
 from grange.cache.verify import Candidates, Claims, NarVerifier, Verified
 from grange.errors import PeerError
-from grange.ports import ObjectWriter
+from grange.ports import Objects, ObjectWriter
+from grange.store.path import StoreDir
 
 SMALL_FILE_BYTES: Final = 64 << 10
 SMALL_NAR_BYTES: Final = 512 << 10  # takes about a millisecond, as long as two changes of thread
@@ -28,12 +30,55 @@ def is_small(claims: Claims, file_bytes: int) -> bool:
 
 
 def verify(
-    claims: Claims, candidates: Candidates | None, file: bytes, compression: str
+    claims: Claims,
+    candidates: Candidates | None,
+    file: bytes,
+    compression: str,
+    images_of: StoreDir | None = None,
 ) -> Verified:
     """Judge a whole upload; raises PeerError where it is not what was claimed."""
-    verifier = NarVerifier(claims, candidates, compression)
+    verifier = NarVerifier(claims, candidates, compression, images_of=images_of)
     verifier.feed(file)
     return verifier.finish()
+
+
+async def store(
+    claims: Claims,
+    candidates: Candidates | None,
+    body: AsyncIterator[bytes],
+    objects: Objects,
+    large: asyncio.Semaphore,
+    *,
+    compression: str,
+    images_of: StoreDir | None = None,
+) -> Verified:
+    """Judge what comes and store it, with its listing where it is large; of those, as many at once
+    as `large` lets.
+
+    Raises PeerError, and stores nothing, where it is not what was claimed, OutsideError where the
+    store fails. Arguments are as of `NarVerifier`.
+    """
+    file = await take(body, SMALL_FILE_BYTES + 1)
+    if is_small(claims, len(file)):
+        verified = verify(claims, candidates, file, compression, images_of)
+        await objects.put_if_absent(nar_key(verified), file)
+        return verified
+    async with large:
+        writer = objects.writer()
+        try:
+            verifier = NarVerifier(claims, candidates, compression, images_of=images_of)
+            verified = await receive(verifier, file, body, writer)
+            await writer.commit(nar_key(verified))
+        finally:
+            await writer.discard()
+    await put_listing(verified, objects)
+    return verified
+
+
+async def put_listing(verified: Verified, objects: Objects) -> None:
+    """Put the listing of a large NAR beside it."""
+    if verified.listing is not None:
+        await objects.put_if_absent(listing_key(nar_key(verified)), verified.listing)
 
 
 async def receive(

@@ -14,10 +14,10 @@ from typing import Final
 
 from grange.cache.direct import SHA256_BYTES, Arrival, DirectRoad
 from grange.cache.grants import Grant, Grants, UploadError
-from grange.cache.receive import SMALL_FILE_BYTES, is_small, receive, take, verify
-from grange.cache.signing import listing_key, nar_key
+from grange.cache.receive import is_small, put_listing, store, verify
+from grange.cache.signing import nar_key
 from grange.cache.tokens import TokenKey
-from grange.cache.verify import NAR_BYTES_MAX, Candidates, Claims, NarVerifier, Verified
+from grange.cache.verify import NAR_BYTES_MAX, Candidates, Claims, Verified
 from grange.cache.verify import check_claims as check_possible
 from grange.errors import GrangeError, OutsideError, PeerError
 from grange.ports import Clock, Objects, SignedPut
@@ -87,8 +87,18 @@ class Uploads:
         self._road = DirectRoad(objects, compression=compression)
         self._arrivals: dict[bytes, Arrival] = {}  # announced, by grant
         self._looking: dict[bytes, asyncio.Task[Answer]] = {}  # read back now, by grant
+        self._on_verified: Callable[[Verified], None] | None = None
         self._trouble = ""  # of the store, since the latest upload that it took
         self._troubled = 0.0  # when that was said last, monotonic
+
+    def want_diff_ids(self, on_verified: Callable[[Verified], None]) -> None:
+        """Have the diff ID of each path found while its NAR comes in; `on_verified` hears of all
+        that is stored."""
+        self._on_verified = on_verified
+
+    @property
+    def _images_of(self) -> StoreDir | None:
+        return None if self._on_verified is None else self._store_dir
 
     def grant(
         self,
@@ -144,21 +154,15 @@ class Uploads:
 
     async def _take_in(self, grant: Grant, body: AsyncIterator[bytes]) -> Verified:
         """Judge and store what comes."""
-        file = await take(body, SMALL_FILE_BYTES + 1)
-        if is_small(grant.claims, len(file)):
-            verified = verify(grant.claims, grant.candidates, file, self._compression)
-            await self._objects.put_if_absent(nar_key(verified), file)
-            return verified
-        async with self._large:
-            writer = self._objects.writer()
-            try:
-                verifier = NarVerifier(grant.claims, grant.candidates, self._compression)
-                verified = await receive(verifier, file, body, writer)
-                await writer.commit(nar_key(verified))
-            finally:
-                await writer.discard()
-        await self._put_listing(verified)
-        return verified
+        return await store(
+            grant.claims,
+            grant.candidates,
+            body,
+            self._objects,
+            self._large,
+            compression=self._compression,
+            images_of=self._images_of,
+        )
 
     # --- Past the coordinator ----------------------------------------------------------------
 
@@ -204,8 +208,10 @@ class Uploads:
     async def _look(self, grant: Grant, arrival: Arrival) -> Answer:
         try:
             async with self._all, self._large:
-                verified = await self._road.take_in(grant, arrival, nar_key)
-            await self._put_listing(verified)
+                verified = await self._road.take_in(
+                    grant, arrival, nar_key, images_of=self._images_of
+                )
+            await put_listing(verified, self._objects)
         except (PeerError, OutsideError) as error:
             answer = self._told(error)
         else:
@@ -229,10 +235,6 @@ class Uploads:
                 f"{file_bytes} bytes for a NAR of {grant.claims.nar_bytes}; compress it anew",
             )
 
-    async def _put_listing(self, verified: Verified) -> None:
-        if verified.listing is not None:
-            await self._objects.put_if_absent(listing_key(nar_key(verified)), verified.listing)
-
     # --- What is stored ----------------------------------------------------------------------
 
     async def _settle(self, items: Sequence[tuple[Grant, Verified]]) -> list[Answer]:
@@ -249,6 +251,8 @@ class Uploads:
             answers.append(STORED)
             spent.append(grant)
             stored.append(Stored(grant.attempt, grant.output, verified))
+            if self._on_verified is not None:
+                self._on_verified(verified)
         try:
             if stored:
                 await self._on_stored(stored)
@@ -277,7 +281,8 @@ class Uploads:
     async def _take_in_small(self, token: str, file: bytes) -> Answer | tuple[Grant, Verified]:
         try:
             grant = self._grants.find(token)
-            arguments = (grant.claims, grant.candidates, file, self._compression)
+            images_of = self._images_of
+            arguments = (grant.claims, grant.candidates, file, self._compression, images_of)
             if is_small(grant.claims, len(file)):
                 verified = verify(*arguments)
             else:

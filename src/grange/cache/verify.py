@@ -11,10 +11,11 @@ from typing import Any, Final
 
 from grange.cache.unpack import unpacker
 from grange.errors import PeerError
+from grange.oci.diff_id import DiffIdVisitor
 from grange.store.content import ContentAddress, Method
 from grange.store.hash import Hash, new_hasher
 from grange.store.nar import Listing, NarReader
-from grange.store.path import StorePath
+from grange.store.path import StoreDir, StorePath
 from grange.store.references import ReferenceScanner
 
 NAR_BYTES_MAX: Final = 1 << 40  # larger than any disk that would build it in one output
@@ -57,6 +58,15 @@ class Verified:
     file_hash: Hash
     file_bytes: int
     listing: bytes | None  # JSON; None where it would be too large or names are not UTF-8
+    diff_id: str | None = None  # of the layer of this path alone; None where nobody asked for it
+
+
+class RefusedUploadError(PeerError):
+    """What came is not what was claimed of it."""
+
+    def __init__(self, path: StorePath, what: str) -> None:
+        super().__init__(f"the upload of {path} is refused: {what}")
+        self.what = what  # without the path
 
 
 def check_claims(claims: Claims, candidates: Candidates | None) -> None:
@@ -96,9 +106,17 @@ class NarVerifier:
     """
 
     def __init__(
-        self, claims: Claims, candidates: Candidates | None, compression: str = "zstd"
+        self,
+        claims: Claims,
+        candidates: Candidates | None,
+        compression: str = "zstd",
+        *,
+        images_of: StoreDir | None = None,
     ) -> None:
-        """As for `check_claims`, which the claims must have passed."""
+        """As for `check_claims`, which the claims must have passed.
+
+        `images_of`: the diff ID of the path as a layer of this store is wanted too.
+        """
         self._claims = claims
         self._candidates = candidates
         self._compression = compression
@@ -111,7 +129,11 @@ class NarVerifier:
         # Of the NAR or of the one file in it, whichever the address is about.
         self._address_hasher: Any = address and new_hasher(address.hash.algorithm)
         self._is_nar_address = address is not None and address.method is Method.NAR
-        self._tree = _Tree(None if self._is_nar_address else self._address_hasher)
+        contents_hasher = None if self._is_nar_address else self._address_hasher
+        if images_of is None:
+            self._tree = _Tree(contents_hasher)
+        else:
+            self._tree = _ImagedTree(contents_hasher, claims.path, images_of)
         self._reader = NarReader(self._tree)
         self._scanner = ReferenceScanner(
             () if candidates is None else {*candidates, claims.path.hash_part}
@@ -177,6 +199,7 @@ class NarVerifier:
             file_hash=Hash("sha256", self._file_hasher.digest()),
             file_bytes=self._file_bytes,
             listing=self._tree.json(),
+            diff_id=self._tree.diff_id(),
         )
 
     def _check_nar(self) -> None:
@@ -229,9 +252,58 @@ class _Tree(Listing):
         if self._contents_hasher is not None:
             self._contents_hasher.update(piece)
 
+    def diff_id(self) -> str | None:
+        """Of the path as a layer of its own; None where it is not known."""
+        return None
+
+
+class _ImagedTree(_Tree):
+    """A tree that is hashed as a layer on the side."""
+
+    def __init__(self, contents_hasher: Any, path: StorePath, store_dir: StoreDir) -> None:
+        super().__init__(contents_hasher)
+        self._layer: DiffIdVisitor | None = DiffIdVisitor(path, store_dir)
+
+    def directory_opened(self, name: bytes) -> None:
+        super().directory_opened(name)
+        if self._layer is not None:
+            try:
+                self._layer.directory_opened(name)
+            except PeerError:
+                self._layer = None  # a name that no layer may have: the path is none the worse
+
+    def directory_closed(self) -> None:
+        super().directory_closed()
+        if self._layer is not None:
+            self._layer.directory_closed()
+
+    def symlink(self, name: bytes, target: bytes) -> None:
+        super().symlink(name, target)
+        if self._layer is not None:
+            try:
+                self._layer.symlink(name, target)
+            except PeerError:
+                self._layer = None
+
+    def regular(self, name: bytes, is_executable: bool, size: int, offset: int) -> None:
+        super().regular(name, is_executable, size, offset)
+        if self._layer is not None:
+            try:
+                self._layer.regular(name, is_executable, size, offset)
+            except PeerError:
+                self._layer = None
+
+    def contents(self, piece: memoryview) -> None:
+        super().contents(piece)
+        if self._layer is not None:
+            self._layer.contents(piece)
+
+    def diff_id(self) -> str | None:
+        return None if self._layer is None else self._layer.finish()
+
 
 def _refused(path: StorePath, what: str) -> PeerError:
-    return PeerError(f"the upload of {path} is refused: {what}")
+    return RefusedUploadError(path, what)
 
 
 def _show(paths: Sequence[StorePath]) -> str:
