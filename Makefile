@@ -4,11 +4,12 @@ ARGS ?=
 BENCH ?= all
 DEMO_ARGS = $(ARGS) $(if $(KEEP),--keep)
 
-.PHONY: help setup demo demo-elastic clean-demo test check soak bench clean
+.PHONY: help setup demo demo-elastic demo-image clean-demo test check soak bench clean
 
 help:
 	@echo "make demo         a farm of two agents on this machine (KEEP=1 leaves it running)"
 	@echo "make demo-elastic a farm without agents: they come with a build and go when it is done"
+	@echo "make demo-image   a farm makes container images of packages, and stock tools run them"
 	@echo "make test         all tests"
 	@echo "make check        format, lint, types, layers and quick tests, in under a minute"
 	@echo "make soak         simulate farms by the thousand (ARGS=\"--minutes 60\")"
@@ -22,6 +23,9 @@ setup:
 
 demo-elastic: setup
 	@.venv/bin/python tools/demo_elastic.py
+
+demo-image: setup
+	@.venv/bin/python tools/demo_image.py $(DEMO_ARGS)
 
 demo: setup
 	@.venv/bin/python tools/demo.py $(DEMO_ARGS)

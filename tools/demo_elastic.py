@@ -6,7 +6,6 @@ A build arrives, agents start, build, have nothing to do, are drained and stop. 
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import demo
+import demo_farm
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -30,7 +29,7 @@ from grange.clock import SystemClock
 from grange.cloud.local import LocalCloud, LocalCommand
 from grange.errors import GrangeError, OutsideError
 
-HERE: Final = demo.DEMO / "elastic"
+HERE: Final = demo_farm.DEMO / "elastic"
 STATE: Final = HERE / "farm"
 ADMIN_TOKEN: Final = STATE / "admin-token"
 SLOTS: Final = 3
@@ -62,15 +61,10 @@ grace_s = 10
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    os.environ |= {
-        "NIX_CONFIG": demo.NIX_CONFIG,
-        "XDG_CACHE_HOME": str(demo.DEMO / "nix-cache"),
-        "GRANGE_TOKEN_FILE": str(ADMIN_TOKEN),
-    }
+    demo_farm.settle(ADMIN_TOKEN)
     try:
         end_instances()  # of a run that was killed
-        demo.remove(HERE)
+        demo_farm.remove(HERE)
         HERE.mkdir(parents=True)
         with ExitStack() as farm:
             farm.callback(end_instances)
@@ -85,24 +79,23 @@ def main() -> int:
 
 
 def run(farm: ExitStack) -> None:
-    ports = demo.Ports(*demo.free_ports(2))
+    ports = demo_farm.Ports(*demo_farm.free_ports(2))
     config = HERE / "farm.toml"
     config.write_text(CONFIG)
-    demo.say(f"A farm without agents, and a pool of {SLOTS} at most: .demo/elastic/farm.toml")
-    serve = ["serve", "--listen", f"127.0.0.1:{ports.http}", "--state-dir", str(STATE)]
-    serve += ["--listen-agents", f"127.0.0.1:{ports.agents}", "--config", str(config)]
-    coordinator = demo.start(farm, "elastic", serve)
+    demo_farm.say(f"A farm without agents, and a pool of {SLOTS} at most: .demo/elastic/farm.toml")
+    serve = demo_farm.serve_command(ports, STATE, "--config", str(config))
+    coordinator = demo_farm.start(farm, "elastic", serve)
     with GrangeClient(ports.url, token_file=ADMIN_TOKEN) as client:
-        demo.wait(coordinator, lambda: demo.answers(client))
+        demo_farm.wait(coordinator, lambda: demo_farm.answers(client))
         if client.status().agents_connected:
             raise OutsideError("the farm should have no agents yet")
     with CapacityClient(ports.url, token_file=ADMIN_TOKEN) as capacity:
-        demo.wait(coordinator, lambda: knows_pools(capacity))
-        demo.say("A build of seven steps arrives")
+        demo_farm.wait(coordinator, lambda: knows_pools(capacity))
+        demo_farm.say("A build of seven steps arrives")
         watched = Watched(capacity, begin_build(farm, ports), coordinator)
         watch(watched)
         tell_cost(watched)
-    demo.say("Where to look next")
+    demo_farm.say("Where to look next")
     print("  examples/elastic.nix          what was built")
     print("  docs/operating/capacity.md    pools of processes, and of machines in a cloud")
 
@@ -114,10 +107,10 @@ def knows_pools(capacity: CapacityClient) -> bool:
         return False
 
 
-def begin_build(farm: ExitStack, ports: demo.Ports) -> "subprocess.Popen[bytes]":
-    command: list[str | Path] = [demo.GRANGE, "build", "--url", ports.url]
-    command += ["-f", demo.EXAMPLES / "elastic.nix", "--store", HERE / "here"]
-    with open(demo.DEMO / "logs/elastic-build.log", "wb") as log:
+def begin_build(farm: ExitStack, ports: demo_farm.Ports) -> "subprocess.Popen[bytes]":
+    command: list[str | Path] = [demo_farm.GRANGE, "build", "--url", ports.url]
+    command += ["-f", demo_farm.EXAMPLES / "elastic.nix", "--store", HERE / "here"]
+    with open(demo_farm.DEMO / "logs/elastic-build.log", "wb") as log:
         build = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -141,7 +134,7 @@ def begin_build(farm: ExitStack, ports: demo.Ports) -> "subprocess.Popen[bytes]"
 class Watched:
     capacity: CapacityClient
     build: "subprocess.Popen[bytes]"
-    coordinator: demo.Service
+    coordinator: demo_farm.Service
     began: float = field(default_factory=time.monotonic)
     slots: list[SlotView] = field(default_factory=list)
     events: list[CapacityEventView] = field(default_factory=list)
@@ -168,11 +161,11 @@ class Watched:
 
     def check(self) -> None:
         """Raises OutsideError where this can come to no good end."""
-        logs = f"{demo.DEMO}/logs"
+        logs = f"{demo_farm.DEMO}/logs"
         if self.build.poll():
-            tail = (demo.DEMO / "logs/elastic-build.log").read_text(errors="replace")[-2000:]
+            tail = (demo_farm.DEMO / "logs/elastic-build.log").read_text(errors="replace")[-2000:]
             raise OutsideError(f"the build failed; {logs}/elastic-build.log ends with:\n{tail}")
-        if demo.started(self.coordinator.pid) is None:
+        if demo_farm.started(self.coordinator.pid) is None:
             raise OutsideError(f"the farm has ended; see {logs}/elastic.log")
         if time.monotonic() - self.began > END_S:
             raise OutsideError(f"this should be over after {END_S:.0f} s; see {logs}/elastic.log")
@@ -222,7 +215,7 @@ def table(watched: Watched) -> Group:
 
 
 def tell_cost(watched: Watched) -> None:
-    demo.say("What it would have cost")
+    demo_farm.say("What it would have cost")
     begun = [each for each in watched.events if each.text.startswith("empty to launching")]
     gone = [each for each in watched.events if each.text.startswith("terminating to empty")]
     lived_s = sum(each.time for each in gone) - sum(each.time for each in begun)
