@@ -49,7 +49,8 @@ class Connection:
         where one cannot be reached or answers 503.
 
         `token_file` is read with the first call; without it a token is looked for as
-        `authorization_for` says. `transport` replaces the network, for tests.
+        `authorization_for` says. `transport` replaces the network; uploads, which are asynchronous,
+        go by it where it can do so.
         """
         self._token_file = token_file
         self._authorization: str | None
@@ -57,7 +58,7 @@ class Connection:
         for each in self._urls:
             if not each.startswith(("http://", "https://")):
                 raise PeerError(f"{each!r} is not the URL of a farm; write it like {DEFAULT_URL}")
-        self._transport = transport
+        self.transport = transport
         self.url = self._urls[0]  # of who is asked now
         self._http = self._open()
 
@@ -72,7 +73,7 @@ class Connection:
             # reading takes longer than a call.
             verify=is_far,
             trust_env=is_far,
-            transport=self._transport,
+            transport=self.transport,
         )
 
     def close(self) -> None:

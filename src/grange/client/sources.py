@@ -65,7 +65,13 @@ def upload_sources(
             infos = await _path_infos(client, store, sources, wanted_by, store_dir)
             limits = httpx.Timeout(UPLOAD_SILENCE_S, connect=CONNECT_S)
             is_far = client.url.startswith("https://")
-            async with httpx.AsyncClient(timeout=limits, verify=is_far, trust_env=is_far) as http:
+            transport = client.transport
+            async with httpx.AsyncClient(
+                timeout=limits,
+                verify=is_far,
+                trust_env=is_far,
+                transport=transport if isinstance(transport, httpx.AsyncBaseTransport) else None,
+            ) as http:
                 for level in _levels(infos):
                     for claims in _in_parts(level, CLAIMS_MAX):
                         grants = client.claim_sources([_claim(each, store_dir) for each in claims])
