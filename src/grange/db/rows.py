@@ -163,7 +163,7 @@ def path_row(narinfo: NarInfo, origin: str, step: int | None) -> Row:
         base[HASH_PART_CHARS + 1 :],
         origin,
         step,
-        _show_hash(info.nar_hash),
+        show_hash(info.nar_hash),
         info.nar_bytes,
         " ".join(info.references),
         None if deriver is None else str(deriver),
@@ -171,7 +171,7 @@ def path_row(narinfo: NarInfo, origin: str, step: int | None) -> Row:
         " ".join(info.signatures),
         narinfo.url,
         narinfo.compression,
-        None if narinfo.file_hash is None else _show_hash(narinfo.file_hash),
+        None if narinfo.file_hash is None else show_hash(narinfo.file_hash),
         narinfo.file_bytes,
     )
 
@@ -182,7 +182,7 @@ def read_narinfo(row: Row) -> NarInfo:
     return NarInfo(
         PathInfo(
             StorePath(f"{hash_part}-{name}"),
-            _read_hash(nar_hash),
+            read_hash(nar_hash),
             nar_bytes,
             read_paths(references),
             None if deriver is None else StorePath(deriver),
@@ -191,15 +191,15 @@ def read_narinfo(row: Row) -> NarInfo:
         ),
         url,
         compression,
-        None if file_hash is None else _read_hash(file_hash),
+        None if file_hash is None else read_hash(file_hash),
         file_bytes,
     )
 
 
-def _show_hash(value: Hash) -> str:
+def show_hash(value: Hash) -> str:
     return f"{value.algorithm}:{value.digest.hex()}"
 
 
-def _read_hash(text: str) -> Hash:
+def read_hash(text: str) -> Hash:
     algorithm, _, digest = text.partition(":")
     return Hash(algorithm, bytes.fromhex(digest))

@@ -11,6 +11,7 @@ from grange.db.capacity import SqlCapacity
 from grange.db.checks import check
 from grange.db.commit import apply_effects
 from grange.db.event_log import SqlEventLog
+from grange.db.images import SqlCatalog
 from grange.db.ingest import add_builds, add_derivations, add_paths, forget_paths, read_valid
 from grange.db.knobs import read_rulings
 from grange.db.lru import Lru
@@ -61,6 +62,7 @@ class SqlJournal:
         self.events = SqlEventLog(engine)
         self.accounts = SqlAccounts(engine)
         self.capacity = SqlCapacity(engine)
+        self.images = SqlCatalog(engine)
         self.retention = SqlRetention(engine, self._forget_kept)
         self._narinfos: Lru[str, NarInfo]
         self._references: References
