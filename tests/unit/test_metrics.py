@@ -13,6 +13,7 @@ from grange.coordinator.hooks.metrics import HookMetrics
 from grange.coordinator.metrics import Metrics
 from grange.coordinator.store_metrics import CollectionMetrics, StoreMetrics
 from grange.errors import OutsideError
+from grange.images.metrics import ImageMetrics
 from grange.objects.cloud import CloudObjects
 from grange.ports import ObjectEntry, Shelf, StoreOptions
 from grange.scheduler.core import Scheduler
@@ -33,7 +34,7 @@ def shown(registry: CollectorRegistry) -> set[tuple[str, str]]:
 
 def test_the_page_has_every_metric_and_no_other() -> None:
     metrics = Metrics()
-    for more in (HookMetrics, StoreMetrics, CollectionMetrics, CapacityMetrics):
+    for more in (HookMetrics, StoreMetrics, CollectionMetrics, CapacityMetrics, ImageMetrics):
         more(metrics.registry)
     rows = [(name, kind) for name, kind, _ in _ROW.findall(PAGE.read_text())]
     assert len(rows) == len(set(rows))
