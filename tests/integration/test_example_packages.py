@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from grange.cli.farm_file import read_farm_file
 from grange.oci.names import EVERY_IMAGE, SHELL_PACKAGES
+from grange.scheduler.facts import Limits
 from tests.peers import NixStore
 
 pytestmark = pytest.mark.peer
@@ -111,3 +113,12 @@ def test_a_busybox_of_elsewhere_can_be_named(store: NixStore, tmp_path: Path) ->
     with pytest.raises(subprocess.CalledProcessError) as refused:
         value(store, f"{elsewhere}.hello.drvPath")
     assert "is not available on the requested hostPlatform" in refused.value.stderr.decode()
+
+
+def test_the_farms_file_names_the_set(store: NixStore) -> None:
+    images = read_farm_file(EXAMPLES / "packages.toml", Limits()).images
+    assert images is not None
+    [source] = images.sources
+    assert source.location == str(EXAMPLES / "packages")
+    said = f"config = builtins.fromJSON ''{json.dumps(source.config)}'';"
+    assert value(store, f"{called(said)}.web.port") == "8080"
