@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
 from grange.cache.signing import listing_key, nar_key
@@ -47,13 +48,13 @@ async def store(
     candidates: Candidates | None,
     body: AsyncIterator[bytes],
     objects: Objects,
-    large: asyncio.Semaphore,
     *,
     compression: str,
     images_of: StoreDir | None = None,
+    large: AbstractAsyncContextManager[object] | None = None,
 ) -> Verified:
     """Judge what comes and store it, with its listing where it is large; of those, as many at once
-    as `large` lets.
+    as `large` lets, which is asked when the beginning has come.
 
     Raises PeerError, and stores nothing, where it is not what was claimed, OutsideError where the
     store fails. Arguments are as of `NarVerifier`.
@@ -63,7 +64,7 @@ async def store(
         verified = verify(claims, candidates, file, compression, images_of)
         await objects.put_if_absent(nar_key(verified), file)
         return verified
-    async with large:
+    async with large or nullcontext():
         writer = objects.writer()
         try:
             verifier = NarVerifier(claims, candidates, compression, images_of=images_of)

@@ -159,9 +159,9 @@ class Uploads:
             grant.candidates,
             body,
             self._objects,
-            self._large,
             compression=self._compression,
             images_of=self._images_of,
+            large=self._large,
         )
 
     # --- Past the coordinator ----------------------------------------------------------------

@@ -147,11 +147,8 @@ class NarVerifier:
                 f"{self._file_bytes} bytes came for a NAR of {self._claims.nar_bytes}"
             )
         self._file_hasher.update(chunk)
-        if self._unpacker is None:
-            yield self._within_claim(chunk)
-            return
         try:
-            for piece in self._unpacker.feed(chunk):
+            for piece in (chunk,) if self._unpacker is None else self._unpacker.feed(chunk):
                 yield self._within_claim(piece)
         except PeerError as error:
             raise self._refused(error) from None
