@@ -49,16 +49,19 @@ class PatientProtocol(SendfileProtocol):
             self.transport.close()
 
 
-def http_config(app: Any, goodbye_s: float, **more: Any) -> uvicorn.Config:
+def http_config(
+    app: Any, goodbye_s: float, *, has_lifespan: bool = False, **more: Any
+) -> uvicorn.Config:
     """How `app` is served: without uvicorn's own log, in which every download would be a line.
 
-    `goodbye_s` is for calls under way when the process ends.
+    `goodbye_s` is for calls under way when the process ends; with `has_lifespan`, `app` is told
+    when it starts and ends.
     """
     return uvicorn.Config(
         app,
         http=PatientProtocol,
         ws="none",
-        lifespan="off",
+        lifespan="on" if has_lifespan else "off",
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -245,15 +245,21 @@ class _Answer:
 
 
 async def _exactly(blob: Blob, part: Part) -> AsyncIterator[bytes]:
-    """The bytes of `part`; raises OutsideError instead of ending early, or late."""
+    """The bytes of `part`; raises OutsideError instead of ending early, or late. The last of them
+    come when it is known that they are that: a client has all, or can tell that it has not."""
     left = part.end - part.start
+    last = b""
     async for chunk in blob.read(part.start, part.end):
         left -= len(chunk)
-        if left < 0:
+        if left > 0:
+            yield chunk
+        elif left == 0 and not last:
+            last = chunk
+        else:
             break
-        yield chunk
     if left:
         raise OutsideError(f"{blob.digest} has not the {blob.size} bytes that are known of it")
+    yield last
 
 
 def _warnings(texts: Sequence[str]) -> list[bytes]:
