@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from grange.ports import Journal, Pin, Retained, Wanted
+from grange.ports import Journal, Pin, Retained, StoredPath, Wanted
 from grange.scheduler.effects import SaveAttempt, SaveAttemptEnded, SaveBuildFinished
 from grange.scheduler.facts import AttemptId, Outcome, StepId, Usage
+from grange.store.narinfo import NarInfo
 from tests.contract.journal_kinds import (
     JournalKind,
     add,
@@ -150,6 +151,62 @@ async def test_paths_are_stamped_once(journal: Journal, retained: Retained) -> N
     assert (found[path("a")].seen, found[path("b")].seen) == (5.0, 7.0)
     assert found[path("a")].origin == "source"
     assert (found[path("a")].nar_bytes, found[path("a")].file_bytes) == (7, 7)
+
+
+UPSTREAM = "https://cache.example.org"
+
+
+def away(name: str) -> NarInfo:
+    """A path that only the upstream has."""
+    url = f"{UPSTREAM}/nar/{name}.nar.xz"
+    info = narinfo(name, content=name.encode())
+    return replace(info, url=url, compression="xz", file_hash=None, file_bytes=None)
+
+
+def here(info: NarInfo) -> NarInfo:
+    """The same in the farm's cache, signed anew."""
+    signed = replace(info.info, signatures=(*info.info.signatures, "farm-2:c2ln"))
+    url = f"nar/{info.info.path.name}.nar.zst"
+    return replace(
+        info, info=signed, url=url, compression="zstd", file_hash=info.info.nar_hash, file_bytes=3
+    )
+
+
+async def test_a_mirrored_path_lies_in_the_cache_from_then_on(kind: JournalKind) -> None:
+    journal = kind.journal
+    retained: Retained = journal.retention  # type: ignore[attr-defined]
+    a, b, c, own = away("a"), away("b"), away("c"), narinfo("own")
+    await journal.add_paths([a, b, c], UPSTREAM)
+    await journal.add_paths([own], "source")
+    await retained.stamp(5.0)
+    assert await journal.narinfo(path("a").hash_part) == a  # and it may be remembered
+    other = here(b)
+    other = replace(other, info=replace(other.info, nar_hash=a.info.nar_hash))
+    await journal.mirrored([here(a), other, replace(own, url="nar/x"), narinfo("unknown")])
+    every = [path(name) for name in ("a", "b", "c", "own", "unknown")]
+    expected = {path("a"): here(a), path("b"): b, path("c"): c, path("own"): own}
+    assert await journal.narinfos(every) == expected
+    stored = {each.path: each for each in await retained.stored_paths()}
+    assert stored[path("a")] == StoredPath(path("a"), UPSTREAM, 1, here(a).url, 3, None)
+    assert {stored[path(name)].seen for name in ("b", "c", "own")} == {5.0}
+    await journal.mirrored([replace(here(a), url="nar/later.nar.zst")])  # it has its place
+    assert await (await kind.reopen()).narinfos(every) == expected
+
+
+async def test_a_mirrored_path_is_collected_as_any_other(
+    journal: Journal, retained: Retained
+) -> None:
+    (step,) = await add(journal, drv("a"))
+    await journal.add_paths([away("a")], UPSTREAM)
+    await journal.mirrored([here(away("a"))])
+    gone = await retained.collect([path("a")], [], [])
+    assert (gone.paths, gone.steps) == ((path("a"),), (step,))
+    assert (gone.narinfos, gone.files) == ((f"{path('a').hash_part}.narinfo",), ("nar/a.nar.zst",))
+    assert await journal.narinfo(path("a").hash_part) is None
+    # Whoever needs it next asks the upstream again.
+    await journal.add_paths([away("a")], UPSTREAM)
+    assert await journal.narinfo(path("a").hash_part) == away("a")
+    assert (await journal.steps([step]))[step].is_done
 
 
 async def test_pins(journal: Journal, retained: Retained) -> None:

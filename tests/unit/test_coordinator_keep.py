@@ -71,13 +71,18 @@ def test_records_go_when_old_and_not_kept() -> None:
 
 
 def test_young_paths_stay_unless_room_is_short() -> None:
-    def stored(origin: str, seen: float | None) -> StoredPath:
-        return StoredPath(PATH, origin, 1, "nar/x", 1, seen)
+    upstream = "https://cache.example.org"
+
+    def stored(origin: str, seen: float | None, url: str = "nar/x") -> StoredPath:
+        return StoredPath(PATH, origin, 1, url, 1, seen)
 
     new, old = stored("", NOW - DAY_S), stored("", NOW - 8 * DAY_S)
     unmet, source = stored("", None), stored("source", NOW - DAY_S)
-    every = [new, old, unmet, source]
+    mirrored = stored(upstream, NOW - DAY_S)  # in the cache as well, and can be had again
+    away = stored(upstream, NOW - DAY_S, f"{upstream}/nar/x")  # takes no room
+    every = [new, old, unmet, source, mirrored, away]
     rules = RetentionRules(unreferenced_days=7)
-    assert young_paths(every, rules, NOW, is_pressed=False) == [new, unmet, source]
-    assert young_paths(every, rules, NOW, is_pressed=True) == [source]
+    young = [new, unmet, source, mirrored, away]
+    assert young_paths(every, rules, NOW, is_pressed=False) == young
+    assert young_paths(every, rules, NOW, is_pressed=True) == [source, away]
     assert young_paths(every, RetentionRules(unreferenced_days=0), NOW, is_pressed=False) == []

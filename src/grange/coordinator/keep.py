@@ -71,12 +71,17 @@ def old_builds(
 def young_paths(
     paths: Iterable[StoredPath], rules: RetentionRules, now: float, *, is_pressed: bool
 ) -> list[StoredPath]:
-    """Those that were met too lately to go; where room is short, only what cannot be made again."""
+    """Those that were met too lately to go; where room is short, only what can neither be made nor
+    be had from an upstream again."""
     since = now - rules.unreferenced_days * DAY_S
     return [
         each
         for each in paths
         if rules.unreferenced_days
         and (each.seen is None or each.seen > since)
-        and not (is_pressed and each.origin == "")
+        and not (is_pressed and (each.origin == "" or _is_mirrored(each)))
     ]
+
+
+def _is_mirrored(path: StoredPath) -> bool:
+    return "://" in path.origin and "://" not in path.url

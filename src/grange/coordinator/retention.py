@@ -41,6 +41,7 @@ PROMISES_MAX: Final = 2_000_000  # some 400 MB; beyond that nothing is collected
 ACTIVE: Final = "unfinished builds"
 PROMISED: Final = "submissions under way"
 YOUNG: Final = "stored lately"
+IMAGES: Final = "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,10 @@ class _Mark:
     old: tuple[EndedBuild, ...]
 
 
+async def no_roots() -> Collection[StorePath]:
+    return ()
+
+
 class Retention:
     """Belongs to one event loop. Only a leader collects."""
 
@@ -87,10 +92,12 @@ class Retention:
         on_lost: Callable[[Collection[StorePath]], None],
         is_leading: Callable[[], bool],
         arriving: Callable[[], Iterable[Wanted]] = tuple,
+        kept_roots: Callable[[], Awaitable[Collection[StorePath]]] = no_roots,
         metrics: CollectionMetrics | None = None,
     ) -> None:
         """`on_lost` hears of paths whose path infos are not to be served any more; `arriving` is
-        what submissions and retries walk for just now."""
+        what submissions and retries walk for just now; the closures of `kept_roots` are kept,
+        and those of an image that is being made are promised until it is recorded."""
         self._retained = retained
         self._loop = loop
         self._clock = clock
@@ -100,6 +107,7 @@ class Retention:
         self._on_lost = on_lost
         self._is_leading = is_leading
         self._arriving = arriving
+        self.kept_roots = kept_roots
         self._metrics = metrics or CollectionMetrics(CollectorRegistry())
         self._gate = asyncio.Lock()
         self._outside = 0  # what others do that began while no collection was under way
@@ -306,6 +314,7 @@ class Retention:
             drvs = {build.drv_path for build in builds if build.project == project}
             needs = await self._retained.needs([Wanted(d, is_whole=is_whole) for d in drvs])
             groups.append((f"project {project}", needs))
+        groups.append((IMAGES, await self._retained.closure(await self.kept_roots())))
         young = young_paths(stored, self.rules, now, is_pressed=is_pressed)
         groups.append((YOUNG, await self._retained.closure([each.path for each in young])))
         kept, rest = _sort_out(stored, groups)

@@ -176,6 +176,12 @@ def path_row(narinfo: NarInfo, origin: str, step: int | None) -> Row:
     )
 
 
+def mirrored_row(narinfo: NarInfo) -> Row:
+    """As `set_mirrored` takes it."""
+    row = path_row(narinfo, "", None)
+    return row[0], row[4], *row[9:]
+
+
 def read_narinfo(row: Row) -> NarInfo:
     hash_part, name, nar_hash, nar_bytes, references, deriver, address, signatures = row[:8]
     url, compression, file_hash, file_bytes = row[8:]

@@ -19,6 +19,7 @@ from grange.db.retention import SqlRetention
 from grange.db.rows import (
     Row,
     StepState,
+    mirrored_row,
     read_agent,
     read_attempt,
     read_build,
@@ -69,8 +70,8 @@ class SqlJournal:
         self.remember(is_leader=True)
 
     def remember(self, *, is_leader: bool) -> None:
-        """Begin anew to remember path infos: these change only by `forget_paths`, which forgets
-        them here, too. A journal that another process may write remembers none.
+        """Begin anew to remember path infos: these change only by `forget_paths` and `mirrored`,
+        which forget them here, too. A journal that another process may write remembers none.
         """
         self._narinfos = Lru(NARINFOS_MAX if is_leader else 0)
         self._references = Lru(REFERENCES_MAX if is_leader else 0)
@@ -91,6 +92,14 @@ class SqlJournal:
 
     async def add_paths(self, narinfos: Sequence[NarInfo], origin: str) -> None:
         await self._engine.write(lambda: add_paths(narinfos, origin))
+
+    async def mirrored(self, narinfos: Sequence[NarInfo]) -> None:
+        assert not any("://" in narinfo.url for narinfo in narinfos), narinfos
+        rows = [mirrored_row(narinfo) for narinfo in narinfos]
+        try:
+            await self._engine.write(lambda: change("set_mirrored", rows))
+        finally:  # even where the write's fate is unknown
+            self._narinfos.forget(narinfo.info.path.hash_part for narinfo in narinfos)
 
     async def forget_paths(self, paths: Iterable[StorePath]) -> tuple[list[StepId], list[str]]:
         lost = set(paths)

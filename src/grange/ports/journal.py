@@ -262,6 +262,14 @@ class Journal(Protocol):
         delete. A path whose step is unknown is forgotten all the same.
         """
 
+    async def mirrored(self, narinfos: Sequence[NarInfo]) -> None:
+        """NARs of paths that only an upstream had lie in this farm's cache: from now on their path
+        infos have the URL, compression, file and signatures of these.
+
+        Where they came from stays known, and a collection meets them anew. One that is gone, that
+        has other contents or that the farm has of its own is left alone.
+        """
+
     async def known_derivations(self, paths: Iterable[StorePath]) -> set[StorePath]: ...
 
     async def unfinished_graph(self, roots: Sequence[StorePath]) -> list[StepNode]:

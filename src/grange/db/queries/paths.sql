@@ -24,6 +24,11 @@ WHERE p.hash_part IN (SELECT value FROM json_each(?1)) AND (p.step IS NULL OR s.
 -- name: references
 SELECT hash_part, name, refs FROM paths WHERE hash_part IN (SELECT value FROM json_each(?1));
 
+-- name: set_mirrored
+UPDATE paths
+SET signatures = ?3, url = ?4, compression = ?5, file_hash = ?6, file_bytes = ?7, seen = NULL
+WHERE hash_part = ?1 AND nar_hash = ?2 AND url LIKE '%://%';
+
 -- name: forget_path
 DELETE FROM paths WHERE hash_part = ?1;
 

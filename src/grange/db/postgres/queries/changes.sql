@@ -140,6 +140,14 @@ SELECT * FROM unnest(?1::text[], ?2::text[], ?3::text[], ?4::int4[], ?5::text[],
   ?14::int8[])
 ON CONFLICT (hash_part) DO NOTHING;
 
+-- name: set_mirrored
+UPDATE paths p
+SET signatures = u.signatures, url = u.url, compression = u.compression, file_hash = u.file_hash,
+  file_bytes = u.file_bytes, seen = NULL
+FROM unnest(?1::text[], ?2::text[], ?3::text[], ?4::text[], ?5::text[], ?6::text[], ?7::int8[])
+  AS u (hash_part, nar_hash, signatures, url, compression, file_hash, file_bytes)
+WHERE p.hash_part = u.hash_part AND p.nar_hash = u.nar_hash AND p.url LIKE '%://%';
+
 -- name: forget_path
 DELETE FROM paths WHERE hash_part = ANY (?1::text[]);
 
