@@ -1,0 +1,13 @@
+"""What ends a whole job: whose fault it is, and words for whoever wanted the image."""
+
+from typing import Literal
+
+Failure = Literal["unknown tag", "source", "timeout", "too much", "evaluator"]
+
+
+class JobError(Exception):
+    """A job that cannot be done; `grange.client.image_models.EvaluationResult` tells of it."""
+
+    def __init__(self, failure: Failure, message: str) -> None:
+        super().__init__(message)
+        self.failure: Failure = failure
