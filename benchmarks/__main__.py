@@ -17,6 +17,7 @@ from benchmarks import (
     failover,
     farm_builds,
     hooks,
+    image_changes,
     ingest,
     layers,
     memory,
@@ -45,6 +46,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "capacity": capacity.capacity,
     "reserve": reserve.reserve,
     "layers": layers.layers,
+    "image-changes": image_changes.image_changes,
 }
 
 

@@ -1,0 +1,322 @@
+"""Images by the tools people have: skopeo pulls them from a whole farm, umoci unpacks, they run."""
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+import zstandard
+
+from tests.integration.farm import Farm, running_farm, until
+
+pytestmark = pytest.mark.peer
+
+EXAMPLES: Final = Path(__file__).parents[2] / "examples"
+OCI: Final = "application/vnd.oci.image.manifest.v1+json"
+DOCKER: Final = "application/vnd.docker.distribution.manifest.v2+json"
+HELLO: Final = "shell/hello"
+
+CONFIG: Final = """\
+[images]
+fresh_s = 0
+wait_s = 20
+zstd = {zstd}
+precompute = "{precompute}"
+
+[images.sources.examples]
+path = "packages"
+"""
+
+
+def write_config(folder: Path, *, zstd: bool = False, precompute: str = "idle") -> Path:
+    """A farm's file in `folder`, with the package set beside it."""
+    if not (folder / "packages").exists():
+        shutil.copytree(EXAMPLES / "packages", folder / "packages")
+    config = folder / "farm.toml"
+    config.write_text(CONFIG.format(zstd=str(zstd).lower(), precompute=precompute))
+    return config
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    folder = tmp_path_factory.mktemp("images")
+    with running_farm(folder / "farm", "--config", write_config(folder)) as farm:
+        yield farm
+
+
+# --- Clients ----------------------------------------------------------------------------------
+
+
+def skopeo(*arguments: str) -> str:
+    done = subprocess.run(["skopeo", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def url(farm: Farm, name: str, reference: str = ":latest") -> str:
+    return f"docker://127.0.0.1:{farm.http_port}/{name}{reference}"
+
+
+def copy(farm: Farm, name: str, target: str, *options: str, reference: str = ":latest") -> str:
+    source = url(farm, name, reference)
+    return skopeo("copy", "--src-tls-verify=false", *options, source, target)
+
+
+def manifest(farm: Farm, name: str, accept: str = OCI) -> tuple[str, dict[str, Any]]:
+    """The manifest's digest and what it says, once the image is made."""
+
+    def asked() -> bytes | None:
+        address = f"{farm.url}/v2/{name}/manifests/latest"
+        answer = httpx.get(address, headers={"accept": accept}, trust_env=False, timeout=60)
+        assert answer.status_code in (200, 429), answer.text
+        if answer.status_code == 429:
+            return None
+        assert answer.headers["content-type"] == accept
+        assert answer.headers["docker-content-digest"] == digest(answer.content)
+        return answer.content
+
+    body = until(asked, f"{name} should be made")
+    return digest(body), json.loads(body)
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{sha256(data).hexdigest()}"
+
+
+def digests(said: dict[str, Any]) -> list[str]:
+    """Of the layers of a manifest, lowest first."""
+    return [layer["digest"] for layer in said["layers"]]
+
+
+def unpack(layout: Path, tag: str, bundle: Path) -> Path:
+    command = ["umoci", "unpack", "--image", f"{layout}:{tag}", str(bundle)]
+    subprocess.run(command, check=True, capture_output=True)
+    return bundle / "rootfs"
+
+
+def run(root: Path, *command: str) -> str:
+    """What a program says that sees nothing but an image's root."""
+    chroot = ["chroot", str(root), *command]
+    done = subprocess.run(chroot, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- One farm, and everything that pulls from it ------------------------------------------------
+
+
+def test_skopeo_pulls_an_image_that_nobody_built_and_umoci_makes_a_root_that_runs(
+    farm: Farm, tmp_path: Path
+) -> None:
+    copy(farm, HELLO, f"dir:{tmp_path}/pulled")
+    body = (tmp_path / "pulled/manifest.json").read_bytes()
+    assert (digest(body), json.loads(body)) == manifest(farm, HELLO)
+    for layer in digests(json.loads(body)):
+        blob = tmp_path / "pulled" / layer.removeprefix("sha256:")
+        assert digest(blob.read_bytes()) == layer
+    skopeo("copy", f"dir:{tmp_path}/pulled", f"oci:{tmp_path}/layout:hello")
+    root = unpack(tmp_path / "layout", "hello", tmp_path / "bundle")
+    assert run(root, "/bin/hello", "image") == "Hello, image!\n"
+    assert run(root, "/bin/bash", "-c", "LANG=de hello; whoami") == "Hallo, world!\nroot\n"
+    assert run(root, "/usr/bin/env", "echo", "found") == "found\n"
+    check_files(root)
+
+
+def check_files(root: Path) -> None:
+    """All entries are there as images of packages have them, directories too."""
+    assert stat.S_IMODE((root / "tmp").stat().st_mode) == 0o1777
+    assert (root / "etc/ssl/certs/ca-bundle.crt").read_text().startswith("-----BEGIN")
+    assert "root:x:0:0" in (root / "etc/passwd").read_text()
+    store = root / "nix/store"
+    for folder, names, files in os.walk(store):
+        for name in (*names, *files):
+            found = os.lstat(os.path.join(folder, name))
+            assert (found.st_uid, found.st_gid, int(found.st_mtime)) == (0, 0, 1), (folder, name)
+            if not stat.S_ISLNK(found.st_mode):
+                assert stat.S_IMODE(found.st_mode) in (0o444, 0o555), (folder, name)
+
+
+def test_skopeo_inspects_an_image(farm: Farm) -> None:
+    pinned, said = manifest(farm, HELLO)
+    shown = json.loads(skopeo("inspect", "--tls-verify=false", url(farm, HELLO)))
+    assert shown["Digest"] == pinned
+    assert shown["Layers"] == digests(said)
+    assert (shown["Os"], shown["Architecture"]) == ("linux", "amd64")
+    assert "SSL_CERT_FILE=/etc/ssl/certs/ca-bundle.crt" in shown["Env"]
+    assert shown["Labels"]["grange.packages"]
+    assert len(shown["Labels"]["org.opencontainers.image.revision"]) == 40
+    assert "latest" in shown["RepoTags"]
+    config = skopeo("inspect", "--config", "--tls-verify=false", url(farm, HELLO))
+    assert len(json.loads(config)["rootfs"]["diff_ids"]) == len(digests(said))
+
+
+def test_order_of_packages_does_not_matter_and_digests_pin(farm: Farm, tmp_path: Path) -> None:
+    first, _ = manifest(farm, "shell/git/hello")
+    assert manifest(farm, "shell/hello/git")[0] == first
+    copy(farm, "shell/git/hello", f"dir:{tmp_path}/pinned", reference=f"@{first}")
+    assert digest((tmp_path / "pinned/manifest.json").read_bytes()) == first
+
+
+def test_an_archive_for_docker_has_what_the_manifest_says(farm: Farm, tmp_path: Path) -> None:
+    copy(farm, HELLO, f"docker-archive:{tmp_path}/hello.tar:farm/hello:latest")
+    with tarfile.open(tmp_path / "hello.tar") as archive:
+
+        def member(name: str) -> bytes:
+            opened = archive.extractfile(name)
+            assert opened is not None
+            return opened.read()
+
+        [image] = json.loads(member("manifest.json"))
+        assert image["RepoTags"] == ["docker.io/farm/hello:latest"]
+        diff_ids = json.loads(member(image["Config"]))["rootfs"]["diff_ids"]
+        assert [digest(member(layer)) for layer in image["Layers"]] == diff_ids
+
+
+def test_docker_is_given_its_own_types_and_the_same_layers(farm: Farm, tmp_path: Path) -> None:
+    _, oci = manifest(farm, HELLO)
+    pinned, docker = manifest(farm, HELLO, accept=DOCKER)
+    assert docker["mediaType"] == DOCKER
+    assert digests(docker) == digests(oci)
+    assert {layer["mediaType"] for layer in docker["layers"]} == {
+        "application/vnd.docker.image.rootfs.diff.tar.gzip"
+    }
+    copy(farm, HELLO, f"dir:{tmp_path}/pinned", reference=f"@{pinned}")
+    assert digest((tmp_path / "pinned/manifest.json").read_bytes()) == pinned
+    copy(farm, HELLO, f"dir:{tmp_path}/made", "--format", "v2s2")
+    assert json.loads((tmp_path / "made/manifest.json").read_text())["mediaType"] == DOCKER
+
+
+def test_after_a_change_only_what_changed_is_fetched_again(farm: Farm, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    copy(farm, HELLO, f"oci:{layout}:before")
+    before, said = manifest(farm, HELLO)
+    had = {each.name for each in (layout / "blobs/sha256").iterdir()}
+    (farm.root.parent / "packages/greetings/en").write_text("Good morning\n")
+    # The tag is looked up again behind the answer that is there.
+    until(lambda: manifest(farm, HELLO)[0] != before, "the change should be seen")
+    _, said_now = manifest(farm, HELLO)
+    copy(farm, HELLO, f"oci:{layout}:after")
+    new = {each.name for each in (layout / "blobs/sha256").iterdir()} - had
+    changed = set(digests(said_now)) - set(digests(said))
+    assert len(changed) == 3, "the greetings, the program and its manual's links"
+    assert len(new) == len(changed) + 2, "and a manifest with its config"
+    root = unpack(layout, "after", tmp_path / "after")
+    assert run(root, "/bin/hello") == "Good morning, world!\n"
+    copy(farm, HELLO, f"dir:{tmp_path}/pinned", reference=f"@{before}")
+
+
+def test_what_cannot_be_pulled_is_told_to_who_pulls(farm: Farm, tmp_path: Path) -> None:
+    for name, told in {
+        "shell/helo": "did you mean hello?",
+        "secretsauce": "unfree",
+        "shell/Hello": "invalid reference format",  # which the client says itself
+    }.items():
+        command = ["skopeo", "copy", "--src-tls-verify=false", url(farm, name), "dir:none"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert told in done.stderr, name
+
+
+# --- Two farms ----------------------------------------------------------------------------------
+
+
+def test_another_installation_killed_in_the_middle_comes_to_the_same_digests(
+    farm: Farm, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, precompute="never")
+    shutil.rmtree(tmp_path / "packages")
+    shutil.copytree(farm.root.parent / "packages", tmp_path / "packages")
+    with running_farm(tmp_path / "farm", "--config", config, agents=()) as other:
+        kill_while_it_builds(other, HELLO)
+        other.add_agent("one")
+        kill_while_layers_are_made(other, HELLO)
+        assert manifest(other, HELLO) == manifest(farm, HELLO)
+        assert manifest(other, HELLO, accept=DOCKER) == manifest(farm, HELLO, accept=DOCKER)
+        copy(other, HELLO, f"oci:{tmp_path}/layout:hello")
+        assert run(unpack(tmp_path / "layout", "hello", tmp_path / "bundle"), "/bin/hello")
+        restart_with_zstd(other, tmp_path)
+        check_zstd(other, manifest(farm, HELLO)[1], tmp_path)
+
+
+@contextlib.contextmanager
+def pulled_meanwhile(farm: Farm, name: str) -> Iterator[Future[bool]]:
+    """Somebody asks for an image within the block; whether it came, if the farm still lives."""
+
+    def pull() -> bool:
+        address = f"{farm.url}/v2/{name}/manifests/latest"
+        try:
+            return httpx.get(address, trust_env=False, timeout=60).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with ThreadPoolExecutor(1) as threads:
+        yield threads.submit(pull)
+
+
+def kill_and_start(farm: Farm) -> None:
+    assert farm.coordinator is not None
+    farm.coordinator.kill()
+    farm.start_coordinator()
+    for agent in farm.agents:
+        farm.await_agent(agent)
+
+
+def kill_while_it_builds(farm: Farm, name: str) -> None:
+    with pulled_meanwhile(farm, name):
+        until(farm.client.builds, "packages should be built")
+        kill_and_start(farm)
+
+
+def kill_while_layers_are_made(farm: Farm, name: str) -> None:
+    segments = farm.state_dir / "cache/images/segments"
+    made = False
+    while not made and not segments.exists():
+        with pulled_meanwhile(farm, name) as pulled:
+            until(lambda: segments.exists() or pulled.done(), "layers should be made")
+            if segments.exists():
+                kill_and_start(farm)
+            made = pulled.result()
+
+
+def restart_with_zstd(farm: Farm, folder: Path) -> None:
+    write_config(folder, zstd=True, precompute="upload")
+    assert farm.coordinator is not None
+    farm.coordinator.stop()
+    farm.start_coordinator()
+
+
+def check_zstd(farm: Farm, gzipped: dict[str, Any], folder: Path) -> None:
+    """Clients that take OCI's types get zstd, of the same archives; others go on as they were."""
+    _, said = manifest(farm, HELLO)
+    assert {layer["mediaType"] for layer in said["layers"]} == {
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+    }
+    assert said["config"] == gzipped["config"], "which names the archives"
+    copy(farm, HELLO, f"dir:{folder}/zstd")
+    diff_ids = json.loads((folder / "zstd" / hexadecimal(said["config"])).read_bytes())
+    root = folder / "zstd-root"
+    root.mkdir()
+    for layer, diff_id in zip(said["layers"], diff_ids["rootfs"]["diff_ids"], strict=True):
+        packed = (folder / "zstd" / hexadecimal(layer)).read_bytes()
+        with zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as reader:
+            archive = reader.read()
+        assert digest(archive) == diff_id
+        subprocess.run(["tar", "-x", "-p", "-C", str(root)], input=archive, check=True)
+    assert run(root, "/bin/hello")
+    _, docker = manifest(farm, HELLO, accept=DOCKER)
+    assert digests(docker) == digests(gzipped)
+
+
+def hexadecimal(descriptor: dict[str, Any]) -> str:
+    text: str = descriptor["digest"]
+    return text.removeprefix("sha256:")
