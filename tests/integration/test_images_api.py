@@ -158,12 +158,15 @@ async def test_an_image_is_asked_for_in_one_form_whatever_the_words(place: Place
     )
     answer = await place.ask(lambda client: client.make_image(wanted), Role.READ)
     assert (answer.state, answer.digest) == ("ready", "sha256:" + "1" * 64)
-    assert answer.commit == "c" * 40
+    assert (answer.name, answer.commit) == ("ours/shell/arm64/git/hello", "c" * 40)
     [request] = place.all.requests
     assert request.name.show() == "ours/shell/arm64/git/hello"
     assert (request.name.source, request.tag, request.variant) == ("ours", "v1", DOCKER_GZIP)
     assert request.wish == RuntimeWish(("/bin/hello",), ("", "-v"), "65532")
     assert place.all.waits == [7]
+    other = wanted.model_copy(update={"system": "x86_64-linux"})
+    answer = await place.ask(lambda client: client.make_image(other), Role.READ)
+    assert answer.name == "ours/shell/git/hello"
 
 
 async def test_what_is_being_made_and_what_is_refused_are_answers(place: Place) -> None:

@@ -17,6 +17,7 @@ class MakeRequest(BaseModel):
 
     name: Annotated[str, Field(max_length=NAME_MAX)]
     tag: Annotated[str, Field(max_length=TAG_MAX)] = "latest"
+    system: Literal["", "x86_64-linux", "aarch64-linux"] = ""  # "": as its name says
     family: Literal["oci", "docker"] = "oci"
     compression: Literal["gzip", "zstd"] = "gzip"
     entrypoint: Annotated[list[Word], Field(max_length=WORDS_MAX)] = []
@@ -29,6 +30,7 @@ class MakeAnswer(BaseModel):
     """It is there, is being made, or cannot be made as it was asked for: then `code` says why."""
 
     state: Literal["ready", "pending", "refused"]
+    name: str = ""  # in its one form, unless it is refused
     digest: str = ""  # of its manifest, where it is ready
     commit: str = ""  # what its tag stands for
     words: str = ""  # what is done just now, or why it is refused

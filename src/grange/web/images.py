@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Final, Protocol
 
@@ -95,7 +95,8 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
     async def make(wanted: MakeRequest) -> MakeAnswer:
         """Have an image made, and wait for it for `wait_s`. It is made however the caller goes."""
         try:
-            made = await parts.maker.make(_request(wanted, parts.sources()), wanted.wait_s)
+            request = _request(wanted, parts.sources())
+            made = await parts.maker.make(request, wanted.wait_s)
         except RefusedError as error:
             return MakeAnswer(
                 state="refused",
@@ -103,10 +104,13 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
                 code=error.code.value,
                 detail=None if error.detail is None else dict(error.detail),
             )
+        name = request.name.show()
         if isinstance(made, Made):
-            return MakeAnswer(state="ready", digest=made.digest, commit=made.packages.commit)
+            commit = made.packages.commit
+            return MakeAnswer(state="ready", name=name, digest=made.digest, commit=commit)
         return MakeAnswer(
             state="pending",
+            name=name,
             words=made.words,
             builds=list(made.builds),
             retry_after_s=made.retry_after_s,
@@ -182,8 +186,11 @@ def _request(wanted: MakeRequest, sources: Collection[str]) -> ImageRequest:
     words = parse_words([*wanted.entrypoint, *wanted.command])
     cut = len(wanted.entrypoint)
     user = parse_user(wanted.user) if wanted.user else ""
+    name = parse_name(wanted.name, sources)
+    if wanted.system:
+        name = replace(name, is_arm64=wanted.system == "aarch64-linux")
     return ImageRequest(
-        parse_name(wanted.name, sources),
+        name,
         Tag.parse(wanted.tag),
         Variant(family, compression),
         RuntimeWish(words[:cut], words[cut:], user),
