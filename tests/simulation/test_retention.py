@@ -22,7 +22,18 @@ from grange.db.connect import MEMORY
 from grange.db.journal import SqliteJournal
 from grange.db.sql_journal import SqlJournal
 from grange.errors import ConflictError, OutsideError
-from grange.ports import NewBuild, ObjectEntry, Shelf, StepRecord, StoreOptions, Wanted
+from grange.oci.manifest import OCI_GZIP, Document
+from grange.ports import (
+    ImageKey,
+    ImageRecord,
+    NewBuild,
+    ObjectEntry,
+    PackageSet,
+    Shelf,
+    StepRecord,
+    StoreOptions,
+    Wanted,
+)
 from grange.scheduler.effects import (
     SaveAgent,
     SaveAttempt,
@@ -48,6 +59,8 @@ RULES = RetentionRules(
     grace_s=0,
     orphan_hours=0,
 )
+PACKAGES = PackageSet("nixpkgs", "5" * 64, "c" * 40)
+CONFIG = Document("application/x", b"config")
 LIVES = 4
 SEEDS = range(20)
 
@@ -61,9 +74,9 @@ class Calls:
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self._target, name)
 
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **named: Any) -> Any:
             await pause(self._random)
-            answer = await method(*arguments)
+            answer = await method(*arguments, **named)
             await pause(self._random)
             return answer
 
@@ -148,6 +161,7 @@ class World:
         self.slow: Any = Calls(journal, self.random)
         self.attempts = 0
         self.builds = 0
+        self.images_made = 0
         self.content: dict[tuple[StorePath, int], bytes] = {}
         self.built: dict[StepId, int] = {}
         self.sources: dict[str, tuple[str, ...]] = {}
@@ -178,6 +192,7 @@ class World:
                 store_dir=NIX_STORE,
                 is_leading=lambda: True,
             ),
+            kept_roots=Calls(self.journal.images, self.random).kept_roots,
             logs=None,  # type: ignore[arg-type]
             rules=RULES,
             on_lost=lambda _: None,
@@ -314,6 +329,28 @@ class World:
             seen.update(info.info.references)
         return missing
 
+    async def images(self) -> None:
+        """Makes images of what is there just now, and forgets them."""
+        images: Any = Calls(self.journal.images, self.random)
+        while True:
+            for _ in range(self.random.randrange(400)):
+                await asyncio.sleep(0)
+            root = path(str(self.random.randrange(DERIVATIONS)))
+            await self.retention.promise([], [root])
+            if root not in await self.slow.valid_paths([root]):
+                continue
+            for _ in range(self.random.randrange(100)):  # layers are made
+                await asyncio.sleep(0)
+            missing = await self.missing((root,))
+            assert not missing, f"an image of {root} is made without {missing}"
+            self.images_made += 1
+            manifest = Document("application/x", f"{self.images_made}".encode())
+            key = ImageKey(f"{self.images_made}", PACKAGES, OCI_GZIP)
+            await images.save_image(ImageRecord(key, manifest, CONFIG, (), (root,), 1.0, 1.0))
+            for each in await images.images(limit=100):
+                if self.random.random() < 0.3:
+                    await images.drop_images([each.manifest.digest])
+
     async def collector(self) -> None:
         while True:
             with suppress(ConflictError):
@@ -330,6 +367,8 @@ class World:
             assert info is not None
             assert set(info.info.references) <= stored.keys(), f"the closure of {each} has holes"
             assert info.url in self.store.objects, f"{each} has lost its NAR"
+        lost = await self.journal.images.kept_roots() - stored.keys()
+        assert not lost, f"images have lost {lost}"
         for key, text in self.store.objects.items():
             if key.endswith(".narinfo"):
                 url = next(x for x in text.decode().splitlines() if x.startswith("URL: "))[5:]
@@ -344,7 +383,7 @@ class World:
         await self.begin()
         for _ in range(LIVES):
             tasks = [asyncio.create_task(self.person()) for _ in range(3)]
-            tasks += [asyncio.create_task(self.again())]
+            tasks += [asyncio.create_task(self.again()), asyncio.create_task(self.images())]
             tasks += [asyncio.create_task(self.collector())]
             for _ in range(self.random.randrange(1_000, 4_000)):
                 await asyncio.sleep(0)
@@ -357,6 +396,7 @@ class World:
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(outcome, Exception):
                     raise outcome
+            await self.journal.commit([])  # the last write that they asked for is over, too
             await self.audit(is_tidy=False)
             self.live()
         await self.again()

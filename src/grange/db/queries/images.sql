@@ -271,4 +271,4 @@ WHERE m.digest IS NULL OR c.digest IS NULL;
 -- Images whose layers are not numbered from zero without a gap.
 SELECT count(*) FROM images i
 WHERE (SELECT count(*) FROM image_uses u WHERE u.image = i.id)
-  <> (SELECT coalesce(max(u.nth), 0) + 1 FROM image_uses u WHERE u.image = i.id);
+  <> (SELECT coalesce(max(u.nth), -1) + 1 FROM image_uses u WHERE u.image = i.id);
