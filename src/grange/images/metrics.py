@@ -9,6 +9,8 @@ _WAITS: Final = (0.005, 0.05, 0.5, 5, 30, 120, 600, 3600)
 
 class ImageMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(f"grange_image_{name}", what, labels, registry=registry)
 

@@ -1,0 +1,209 @@
+"""Layers as they are pulled: header, stored segments and end, one after another.
+
+A segment that the store has lost, or that was collected, is made again while it is read.
+"""
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Final
+
+from grange.errors import GrangeError, OutsideError
+from grange.images.segments import SMALL_BYTES, Put, Take, ahead
+from grange.images.spool import Spool
+from grange.ports import Objects
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES: Final = 512 << 10  # of what is read, where nothing is waited for
+# What a client pulls at once: whoever waits for one to begin gets no bytes, and some give up after
+# a minute of that. Each holds some 20 MB.
+REMADE_AT_ONCE: Final = 6
+STOPPED: Final = "the farm stops; try again"
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A part of a blob that is in memory."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A part of a blob that is an object."""
+
+    key: str
+    digest: str
+    size: int  # in bytes
+    remake: Callable[[Take], Awaitable[None]]  # raises GrangeError where that cannot be
+
+
+Part = Constant | Stored
+
+
+class LostObjects:
+    """Makes objects again, each once for all who read it. Belongs to one event loop."""
+
+    def __init__(self, objects: Objects, folder: Path | None) -> None:
+        """`folder` is for what is under way; None is that of the system for such files."""
+        self.objects = objects
+        self._folder = folder
+        self._spools: dict[str, Spool] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._remaking = asyncio.Semaphore(REMADE_AT_ONCE)
+
+    async def find(self, part: Stored) -> Spool | None:
+        """None where it is in the store; else it is made from now on, and read from what is
+        returned, which is to be released."""
+        if part.key not in self._spools:
+            size = await self.objects.size(part.key)
+            if size == part.size:
+                return None
+            if size is not None:
+                log.warning("%s has %d bytes, not %d; it is made again", part.key, size, part.size)
+        spool = self._start(part)
+        spool.hold()
+        return spool
+
+    def _start(self, part: Stored) -> Spool:
+        spool = self._spools.get(part.key)
+        if spool is None:
+            spool = self._spools[part.key] = Spool(part.size, part.digest, self._folder)
+            task = asyncio.create_task(self._remake(part, spool))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return spool
+
+    async def _remake(self, part: Stored, spool: Spool) -> None:
+        """Goes on when nobody reads any more: what has been begun is wanted again soon."""
+        try:
+            async with self._remaking:
+                await part.remake(spool.append)
+                spool.prove()
+                await self._keep(part, spool)
+        except GrangeError as error:
+            log.warning("%s cannot be made again: %s", part.key, error)
+            spool.fail(error)
+        except BaseException:
+            spool.fail(OutsideError(STOPPED))
+            raise
+        finally:
+            del self._spools[part.key]
+            spool.release()
+
+    async def _keep(self, part: Stored, spool: Spool) -> None:
+        """Put it in the store; who reads has it, whatever the store says."""
+        put = Put(self.objects)
+        try:
+            async for piece in spool.read(0, part.size):
+                await put.write(piece)
+            await put.commit(part.key)
+        except OutsideError as error:
+            log.warning("%s was made again and cannot be kept: %s", part.key, error)
+        finally:
+            await put.discard()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for spool in self._spools.values():  # of tasks that had not begun
+            spool.fail(OutsideError(STOPPED))
+            spool.release()
+        self._spools.clear()
+
+
+class Blob:
+    """The blob of a layer."""
+
+    def __init__(self, digest: str, parts: Sequence[Part], lost: LostObjects) -> None:
+        self.digest = digest  # as "sha256:…"
+        self._parts = parts
+        self._starts = [0, *accumulate(part.size for part in parts)]
+        self._lost = lost
+
+    @property
+    def size(self) -> int:
+        return self._starts[-1]
+
+    async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` up to `end`, exclusive: few large pieces.
+
+        Raises OutsideError where they cannot be had. Of a part that is made again the last bytes
+        come only when all of it is known to be right.
+        """
+        assert 0 <= start <= end <= self.size
+        gathered: list[bytes] = []
+        size = 0
+        async with aclosing(self._pieces(start, end)) as pieces:
+            async for piece in pieces:
+                if piece:
+                    gathered.append(piece)
+                    size += len(piece)
+                if gathered and (size >= MESSAGE_BYTES or not piece):
+                    yield gathered[0] if len(gathered) == 1 else b"".join(gathered)
+                    gathered, size = [], 0
+        if gathered:
+            yield b"".join(gathered)
+
+    async def _pieces(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        """An empty one says that the next may take its time."""
+        if start == end:
+            return
+        first = bisect_right(self._starts, start) - 1
+        last = bisect_right(self._starts, end - 1)
+        wanted = range(first, last)
+        async with aclosing(ahead(wanted, lambda index: self._load(self._parts[index]))) as loaded:
+            async for index, data in loaded:
+                at = self._starts[index]
+                part = self._parts[index]
+                span = max(start - at, 0), min(end - at, part.size)
+                if data is not None:
+                    yield data[slice(*span)]
+                    continue
+                assert isinstance(part, Stored)
+                async with aclosing(self._stream(part, *span)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+
+    async def _load(self, part: Part) -> bytes | None:
+        """A small part, whole; of a large one just that it is there, or on its way."""
+        if isinstance(part, Constant):
+            return part.data
+        if part.size <= SMALL_BYTES:
+            data = await self._lost.objects.get(part.key)
+            if data is not None and len(data) == part.size:
+                return data
+        spool = await self._lost.find(part)
+        if spool is None:
+            return None
+        try:
+            if part.size > SMALL_BYTES:
+                return None
+            return b"".join([piece async for piece in spool.read(0, part.size)])
+        finally:
+            spool.release()
+
+    async def _stream(self, part: Stored, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        spool = await self._lost.find(part)
+        if spool is None:
+            async for piece in self._lost.objects.read(part.key, start, end):
+                yield piece
+            return
+        try:
+            yield b""
+            async for piece in spool.read(start, end):
+                yield piece
+                yield b""
+        finally:
+            spool.release()
