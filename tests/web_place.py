@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.routing import Route
 
 from grange.cache.tokens import TokenKey
 from grange.clock import SystemClock
@@ -21,6 +23,8 @@ from grange.db.leadership import SoleLeadership
 from grange.errors import OutsideError
 from grange.identity import ANONYMOUS, Role
 from grange.objects.directory import DirectoryObjects
+from grange.registry.app import RegistryOptions, registry_routes
+from grange.registry.metrics import RegistryMetrics
 from grange.scheduler.facts import Limits
 from grange.store.keys import SecretKey
 from grange.store.path import NIX_STORE
@@ -28,9 +32,11 @@ from grange.web.app import make_app
 from grange.web.capacity import no_pools
 from grange.web.capacity_claims import AutoscalerOf
 from grange.web.images import ImageParts
+from grange.web.registry import may_pull
 from grange.web.rights import table
 from grange.wire.callers import RIGHTS
 from tests.images_fakes import MemoryCatalog
+from tests.registry_place import FakeImages
 
 URL = "http://farm.example"
 
@@ -98,6 +104,11 @@ def no_images() -> ImageParts:
     return ImageParts(lambda: (), MemoryCatalog(), none, none, none, none)
 
 
+def registry_of(images: FakeImages, *, may_all_pull: bool = False) -> list[Route]:
+    check, metrics = may_pull(is_open=may_all_pull), RegistryMetrics(CollectorRegistry())
+    return registry_routes(images, RegistryOptions(check, metrics, may_all_pull))
+
+
 @asynccontextmanager
 async def web_place(
     folder: Path,
@@ -105,10 +116,13 @@ async def web_place(
     may_all_read: bool = False,
     autoscaler_of: AutoscalerOf = no_pools,
     images: ImageParts | None = None,
+    pulled: FakeImages | None = None,
+    may_all_pull: bool = False,
 ) -> AsyncIterator[WebPlace]:
-    """It leads, and answers."""
+    """It leads, and answers; `pulled` is what its registry has."""
     farm = make_farm(folder, may_all_read=may_all_read)
-    app = make_app(farm, autoscaler_of, images or no_images())
+    routes = registry_of(pulled or FakeImages(), may_all_pull=may_all_pull)
+    app = make_app(farm, autoscaler_of, images or no_images(), routes)
     running = asyncio.create_task(farm.run())
     transport = httpx.ASGITransport(app, client=("192.0.2.9", 4711))
     try:
@@ -135,6 +149,8 @@ def rights_page(folder: Path) -> str:
     """The whole page docs/operating/rights.md."""
     farm = make_farm(folder)
     try:
-        return RIGHTS_HEAD + table(make_app(farm, images=no_images()), RIGHTS)
+        return RIGHTS_HEAD + table(
+            make_app(farm, images=no_images(), registry=registry_of(FakeImages())), RIGHTS
+        )
     finally:
         asyncio.run(farm.journal.close())

@@ -1,5 +1,6 @@
 """The HTTP application: the API under /api/v1, metrics, and the binary cache beside them."""
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -7,6 +8,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import Scope
 
 from grange import __version__
@@ -17,8 +19,9 @@ from grange.coordinator.farm import Farm
 from grange.coordinator.workforce import registered_by
 from grange.errors import GrangeError
 from grange.identity import Identity, Role
+from grange.registry.app import unsupported
 from grange.web.accounts import account_calls
-from grange.web.answers import answer, problem
+from grange.web.answers import answer
 from grange.web.builds import build_calls
 from grange.web.capacity import capacity_calls, no_pools
 from grange.web.capacity_claims import AutoscalerOf, SlotOf
@@ -30,6 +33,7 @@ from grange.web.hooks import hook_calls
 from grange.web.images import ImageParts, image_calls
 from grange.web.ingest import ingest_calls
 from grange.web.knobs import knob_calls
+from grange.web.registry import told
 from grange.web.retention import retention_calls
 from grange.web.rights import CALLER, guarded, needs, open_to_all, rights
 from grange.web.steps import step_calls
@@ -52,11 +56,14 @@ ERRORS: Final[Errors] = {
 
 
 def make_app(
-    farm: Farm, autoscaler_of: AutoscalerOf = no_pools, images: ImageParts | None = None
+    farm: Farm,
+    autoscaler_of: AutoscalerOf = no_pools,
+    images: ImageParts | None = None,
+    registry: Sequence[Route] = (),
 ) -> FastAPI:
     """The whole application. The cache's routes come first: they are the busiest.
 
-    Without `images` it has no routes of any.
+    Without `images` it has no routes of any. `registry` are those that serve them under /v2/.
     """
     app = FastAPI(
         title="Grange",
@@ -65,7 +72,7 @@ def make_app(
         docs_url="/api/docs",
         openapi_url="/api/v1/openapi.json",
         redoc_url=None,
-        routes=guarded(farm.cache.routes()),
+        routes=guarded([*farm.cache.routes(), *registry]),
     )
     app.add_middleware(First, reader=farm.cache.reader, may_read=_may_fetch)
     app.add_middleware(Forwarder, farm=farm)
@@ -139,9 +146,9 @@ def tell_errors(app: FastAPI) -> None:
     """Have every error answered with a Problem."""
 
     @app.exception_handler(GrangeError)
-    async def told(_: Request, error: Exception) -> Response:
+    async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, GrangeError)
-        return problem(error)
+        return told(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: Exception) -> Response:
@@ -151,6 +158,7 @@ def tell_errors(app: FastAPI) -> None:
         return answer(HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {first['msg']}", "request")
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return answer(HTTPStatus(error.status_code), str(error.detail), "request")
+        text = str(error.detail)
+        return unsupported(request, error) or answer(HTTPStatus(error.status_code), text, "request")

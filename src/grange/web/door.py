@@ -14,8 +14,8 @@ from grange.coordinator.farm import Farm
 from grange.coordinator.nearby import is_nearby
 from grange.errors import GrangeError, OutsideError, UnauthenticatedError
 from grange.identity import AuditEntry, Role
-from grange.web.answers import problem
 from grange.web.intake import BODY_BYTES_MAX, STRANGERS_BYTES_MAX, Intake
+from grange.web.registry import told
 from grange.web.rights import CALLER, DID, ROUTE, UNRECORDED
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Door:
         try:
             scope[CALLER] = await self._farm.door.identify(_shown(scope, address), address)
         except GrangeError as error:
-            await problem(error)(scope, receive, send)
+            await told(scope["path"], error)(scope, receive, send)
             return
         if scope["method"] in _READING:
             await self._app(scope, receive, send)

@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from grange.coordinator.farm import Farm
+from grange.registry.requests import ROOT
 
 ASK_AGAIN_S: Final = 1  # a takeover takes some seconds
 _API: Final = "/api/v1/"
@@ -69,10 +70,13 @@ class Forwarder:
 
 
 def _is_own(request: Request) -> bool:
-    """Whether every coordinator can answer: from the journal, the cache and the logs."""
+    """Whether every coordinator can answer: from the journal, the cache and the logs, or that
+    nothing is written in a registry."""
+    path = request.url.path
+    if path.startswith(ROOT):
+        return True
     if request.method not in ("GET", "HEAD"):
         return False
-    path = request.url.path
     if not path.startswith(_API) or path in _OWN:
         return True
     match path.removeprefix(_API).split("/"):

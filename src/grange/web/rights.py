@@ -61,6 +61,16 @@ class Open:
         return f"open: {self.reason}"
 
 
+class Own:
+    """What a route asks for by itself; `words` are for the table of rights."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def __str__(self) -> str:
+        return self.words
+
+
 def needs(*roles: Role) -> Any:
     """For a route's `dependencies`, or as the default of a parameter of type Identity: who has one
     of `roles`."""
@@ -77,8 +87,9 @@ def open_to_all(reason: str) -> Any:
 _FETCH: Final = Needs(Role.READ, Role.BUILD)  # agents fetch inputs
 _GRANTED: Final = Open("the token in it is the right to one upload")
 _DESCRIBED: Final = Open("says what the API is like, and nothing of this farm")
+_PULLED: Final = Own("read or nothing, as `anonymous_pulls` of the farm's file says")
 
-PLAIN: Final[Mapping[tuple[str, str], Needs | Open]] = {
+PLAIN: Final[Mapping[tuple[str, str], Needs | Open | Own]] = {
     ("GET", "/nix-cache-info"): _FETCH,
     ("GET", "/{hash_part}.narinfo"): _FETCH,
     ("GET", "/{hash_part}.ls"): _FETCH,
@@ -89,6 +100,7 @@ PLAIN: Final[Mapping[tuple[str, str], Needs | Open]] = {
     ("POST", "/upload"): _GRANTED,
     ("POST", "/upload/{token}/direct"): _GRANTED,
     ("POST", "/upload/{token}/arrived"): _GRANTED,
+    ("GET", "/v2/{rest:path}"): _PULLED,
     ("GET", "/api/v1/openapi.json"): _DESCRIBED,
     ("GET", "/api/docs"): _DESCRIBED,
     ("GET", "/docs/oauth2-redirect"): _DESCRIBED,
@@ -139,7 +151,7 @@ class _Guarded:
         await self._app(scope, receive, send)
 
 
-def _right_of(method: str, path: str) -> Needs | Open:
+def _right_of(method: str, path: str) -> Needs | Open | Own:
     right = PLAIN.get(("GET" if method == "HEAD" else method, path))
     assert right is not None, f"{method} {path} asks no right of its caller: see grange.web.rights"
     return right
