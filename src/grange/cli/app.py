@@ -62,6 +62,7 @@ _COMMANDS: Final = {
     "pin": Entry("retention", "pin", "Keep a path or a build."),
     "pins": Entry("retention", "pins", "List what is pinned."),
     "unpin": Entry("retention", "unpin", "Let go of a pin."),
+    "image": Entry("image", "image", "Make container images of packages, and look into them."),
     "token": Entry("token", "token", "Make, list and revoke tokens."),
     "whoami": Entry("token", "whoami", "Say who the farm takes you for."),
     "audit": Entry("token", "audit", "Show who did what."),
