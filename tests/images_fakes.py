@@ -6,12 +6,12 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from grange.errors import OutsideError
+from grange.errors import OutsideError, PeerError
 from grange.oci.descriptor import LayerDescriptor, Member, layer_key, root_key
 from grange.oci.manifest import Document
 from grange.oci.names import Attribute
@@ -335,6 +335,7 @@ class FakeBuilds:
     asked: Counter[str] = field(default_factory=Counter)
     built: list[StorePath] = field(default_factory=list)
     promised: set[StorePath] = field(default_factory=set)
+    unknown: set[StorePath] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.may_end.set()
@@ -359,6 +360,12 @@ class FakeBuilds:
             elif path not in self.cache:
                 missing.add(path)
         return Closure(tuple([found[path] for path in sorted(found)]), tuple(sorted(missing)))
+
+    async def check(self, packages: Collection[Package]) -> None:
+        self.asked["check"] += 1
+        for package in packages:
+            if package.drv_path in self.unknown:
+                raise PeerError(f"{package.drv_path} was not sent")
 
     async def build(self, packages: Sequence[Package], tell: Tell) -> None:
         self.asked["build"] += 1
@@ -429,7 +436,11 @@ class FakeMirror:
     builds: FakeBuilds
     mirrored: list[StorePath] = field(default_factory=list)
 
-    async def mirror(self, narinfos: Sequence[NarInfo]) -> None:
+    async def mirror(
+        self, narinfos: Sequence[NarInfo], tell: Callable[[str], None] | None = None
+    ) -> None:
+        if tell is not None:
+            tell(f"fetching {len(narinfos)} paths from an upstream")
         for narinfo in narinfos:
             self.mirrored.append(narinfo.info.path)
             url = f"nar/{narinfo.info.nar_hash.digest.hex()}.nar.zst"

@@ -1,6 +1,6 @@
 """What making an image takes of its neighbours in this room."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from grange.oci.descriptor import Member
@@ -20,4 +20,22 @@ class LayerStore(Protocol):
 class Mirroring(Protocol):
     """See `grange.images.mirror`."""
 
-    async def mirror(self, narinfos: Sequence[NarInfo]) -> None: ...
+    async def mirror(
+        self, narinfos: Sequence[NarInfo], tell: Callable[[str], None] | None = None
+    ) -> None: ...
+
+
+class BlobBytes(Protocol):
+    """See `grange.images.blobs`."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]: ...
+
+
+class Blobs(Protocol):
+    """See `grange.images.layers`."""
+
+    async def blob(self, digest: str) -> BlobBytes | None: ...

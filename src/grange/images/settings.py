@@ -8,12 +8,16 @@ from grange.client.image_models import SourceSpec
 from grange.oci.names import ImageName
 from grange.oci.plan import BUDGET
 from grange.oci.refusal import Code, RefusedError
+from grange.ports import PackageSet
 
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
     spec: SourceSpec
     settings: str  # digest of its config and overlays, as in `grange.ports.PackageSet`
+
+    def at(self, commit: str) -> PackageSet:
+        return PackageSet(self.spec.name, self.settings, commit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,6 +281,9 @@ class ImageBuilds(Protocol):
 
     async def closure(self, roots: Collection[StorePath]) -> Closure: ...
 
+    async def check(self, packages: Collection[Package]) -> None:
+        """Raises PeerError where one's derivation is not known here, or makes other outputs."""
+
     async def build(self, packages: Sequence[Package], tell: Tell) -> None:
         """Have the outputs of these made, and wait until they are there; `tell` hears how it goes.
 

@@ -1,0 +1,123 @@
+"""What evaluators answer, read into facts. Nothing they say is taken whose shape is not right."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from grange.client.image_models import EvaluatedView, EvaluationJob, EvaluationResult
+from grange.errors import PeerError
+from grange.oci.names import (
+    EVERY_IMAGE,
+    PACKAGES_MAX,
+    PARTS_MAX,
+    Attribute,
+    ImageName,
+    Spellings,
+    folded,
+    spelled,
+)
+from grange.ports import Evaluated, Lack, NoPackage, Package
+from grange.store.derivation import DRV_SUFFIX
+from grange.store.path import StoreDir, StorePath
+
+NAMES_MAX: Final = 500_000  # of all sets that were asked for; nixpkgs has 25,000
+NAME_CHARS_MAX: Final = 255
+OUTPUTS_MAX: Final = 64
+MESSAGE_CHARS_MAX: Final = 2_000  # what a client shows
+
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
+_OUTPUT: Final = re.compile(r"[0-9A-Za-z+._?=-]{1,100}\Z")
+_PROGRAM: Final = re.compile(r"[0-9A-Za-z_][0-9A-Za-z+._-]{0,254}\Z")
+_NO_TEXT: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    commit: str
+    names: Mapping[Attribute, tuple[str, ...]]
+    packages: tuple[Evaluated, ...]
+
+
+def read(job: EvaluationJob, result: EvaluationResult, store_dir: StoreDir) -> Answer:
+    """What `result`, which is no failure, says of what was asked for.
+
+    Raises PeerError where it cannot be an answer to `job`. Takes some 30 ms where there are the
+    names of a large package set.
+    """
+    if _COMMIT.match(result.commit) is None or (job.commit and result.commit != job.commit):
+        raise PeerError(f"it was to be about {job.commit or 'a commit'}, not {result.commit[:80]}")
+    if is_lookup(job):
+        return Answer(result.commit, {}, ())
+    names = _names(result)
+    spellings = {way: folded(each) for way, each in names.items()}
+    packages = {tuple(view.attribute): view for view in result.packages}
+    wanted = asked_for(job, spellings)
+    if packages.keys() != wanted or len(packages) != len(result.packages):
+        odd = sorted(".".join(each) for each in packages.keys() ^ wanted)
+        raise PeerError(f"it is to be about what was asked for, and is not of {', '.join(odd[:5])}")
+    found = tuple([_evaluated(packages[each], each, store_dir) for each in sorted(wanted)])
+    return Answer(result.commit, names, found)
+
+
+def is_lookup(job: EvaluationJob) -> bool:
+    """Only what its tag stands for is asked."""
+    return not (job.packages or job.has_shell or job.is_image)
+
+
+def asked_for(job: EvaluationJob, spellings: Spellings) -> set[Attribute]:
+    """The attributes that `job` is about, as they are spelled."""
+    name = ImageName(None, job.has_shell, False, tuple(job.packages))
+    wanted = set(name.attributes(spellings))
+    if not job.is_image:
+        said = {spelled(package, spellings) for package in job.packages}
+        wanted -= {(each,) for each in EVERY_IMAGE} - said
+    return wanted
+
+
+def _names(result: EvaluationResult) -> dict[Attribute, tuple[str, ...]]:
+    if len(result.names) > PACKAGES_MAX * PARTS_MAX + 1:
+        raise PeerError(f"it has the names of {len(result.names)} sets, which nobody asked for")
+    if sum(len(each.names) for each in result.names) > NAMES_MAX:
+        raise PeerError(f"it has more than {NAMES_MAX} names of attributes")
+    names = {tuple(each.way): tuple(each.names) for each in result.names}
+    _check_names(names.keys())
+    _check_names(names.values())
+    if () not in names:
+        raise PeerError("it lacks the names of the package set")
+    return names
+
+
+def _check_names(names: Collection[tuple[str, ...]]) -> None:
+    for each in names:
+        for name in each:
+            if not 0 < len(name) <= NAME_CHARS_MAX or _NO_TEXT.search(name) is not None:
+                raise PeerError(f"{name[:80]!r} is no name of an attribute")
+
+
+def _evaluated(view: EvaluatedView, attribute: Attribute, store_dir: StoreDir) -> Evaluated:
+    if not view.drv_path:
+        if view.lack not in set(Lack):
+            raise PeerError(f"{view.lack[:80]!r} is no reason why there is no package")
+        message = _NO_TEXT.sub(" ", view.message)[:MESSAGE_CHARS_MAX]
+        return NoPackage(attribute, Lack(view.lack), message)
+    drv_path = store_dir.parse(view.drv_path)
+    if not drv_path.endswith(DRV_SUFFIX):
+        raise PeerError(f"{view.drv_path!r} is no derivation")
+    if not 0 < len(view.outputs) <= OUTPUTS_MAX:
+        raise PeerError(f"{view.drv_path} has {len(view.outputs)} outputs")
+    outputs = []
+    for name, text in sorted(view.outputs.items()):
+        path = store_dir.parse(text)
+        if path.name != _output_name(drv_path, name):
+            raise PeerError(f"{text} cannot be the output {name[:80]!r} of {view.drv_path}")
+        outputs.append((name, path))
+    program = view.program if _PROGRAM.match(view.program) else ""
+    return Package(attribute, drv_path, tuple(outputs), program)
+
+
+def _output_name(drv_path: StorePath, output: str) -> str:
+    if _OUTPUT.match(output) is None:
+        raise PeerError(f"{output[:80]!r} is no output of a derivation")
+    name = drv_path.name.removesuffix(DRV_SUFFIX)
+    return name if output == "out" else f"{name}-{output}"

@@ -1,0 +1,285 @@
+"""Images made: from a name and a tag to a manifest. See docs/architecture.md.
+
+A tag stands for a commit, and a commit's attributes for derivations: what is not known of them is
+evaluated, in one job. What they make is in the cache or is built, with all it refers to. From path
+infos alone follows which layers there are; those not known yet are made. Each of these is done
+once for all who ask, and goes on when they leave.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Final
+
+from grange.errors import GrangeError, OutsideError, PeerError
+from grange.images.assemble import Plan, assembled, joined, key_of, wished
+from grange.images.doors import LayerStore, Mirroring
+from grange.images.flights import BusyError, Flight, Flights, landed
+from grange.images.settings import ImageSettings, PackageSource
+from grange.images.sources import Sources, Wanted
+from grange.oci.descriptor import Member, layer_key
+from grange.oci.manifest import Compression, Variant
+from grange.oci.names import ImageName, Tag
+from grange.oci.plan import Group, plan
+from grange.oci.refusal import Code, RefusedError
+from grange.oci.segments import GZIP, ZSTD, Codec
+from grange.ports import (
+    Catalog,
+    Clock,
+    ImageBuilds,
+    ImageRequest,
+    Made,
+    Package,
+    PackageSet,
+    Pending,
+    Progress,
+    Resolution,
+    RuntimeWish,
+    SourcesGoneError,
+    StoredLayer,
+)
+from grange.store.narinfo import NarInfo
+from grange.store.path import StoreDir
+
+log = logging.getLogger(__name__)
+
+FLIGHTS_MAX: Final = 100  # images; each may hold the path infos of a closure, some 10 MB at most
+BUSY_RETRY_S: Final = 15
+PATHS_AT_ONCE: Final = 200  # of a closure planned on the event loop, in some 5 ms
+
+_ImageFlight = tuple[ImageName, Tag, Variant, RuntimeWish]
+_CODECS: Final = {Compression.GZIP: GZIP, Compression.ZSTD: ZSTD}
+
+
+class FarmMaker:
+    """Implements `grange.ports.Maker` where the farm is led. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        builds: ImageBuilds,
+        layers: LayerStore,
+        mirror: Mirroring,
+        sources: Sources,
+        clock: Clock,
+        store_dir: StoreDir,
+        flights_max: int = FLIGHTS_MAX,
+    ) -> None:
+        self._catalog = catalog
+        self._builds = builds
+        self._layers = layers
+        self._mirror = mirror
+        self._sources = sources
+        self._clock = clock
+        self._store_dir = store_dir
+        self._images: Flights[_ImageFlight, Made] = Flights(flights_max)
+        self._plans: Flights[tuple[ImageName, Tag], Plan] = Flights(flights_max)
+        self._lookups: Flights[tuple[str, Tag], None] = Flights(flights_max)
+
+    @property
+    def settings(self) -> ImageSettings:
+        return self._sources.settings
+
+    @property
+    def under_way(self) -> int:
+        """Images that are being made."""
+        return len(self._images)
+
+    async def run(self) -> None:
+        """While this process leads, until cancelled: then all that is under way is given up."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for flights in (self._images, self._plans, self._lookups):
+                await flights.give_up()
+
+    async def make(self, request: ImageRequest, wait_s: float) -> Made | Pending:
+        wish = wished(request.name, request.wish)
+        key = self.settings.usual_name(request.name), request.tag, request.variant, wish
+        try:
+            flight = self._images.join(key, lambda flight: self._make(request, wish, flight))
+        except BusyError as error:
+            return Pending(str(error), (), BUSY_RETRY_S)
+        assert flight.task is not None
+        done, _ = await asyncio.wait([flight.task], timeout=wait_s)
+        if done:
+            return await landed(flight)
+        progress = flight.progress
+        return Pending(progress.words, progress.builds, flight.retry_after_s)
+
+    async def note_used(self, digests: Collection[str]) -> None:
+        await self._catalog.touch_images(digests, self._clock.wall_s())
+
+    async def _make(self, request: ImageRequest, wish: RuntimeWish, flight: Flight[Made]) -> Made:
+        settings = self.settings
+        source = settings.source_of(request.name)
+        wanted = Wanted(settings.usual_name(request.name), request.tag, source)
+        known = await self._known_commit(request, source)
+        if known is not None:
+            packages = source.at(known)
+            record = await self._catalog.image(key_of(wanted.name, packages, request.variant, wish))
+            if record is not None:
+                return Made(record.manifest.digest, packages)
+        planning = self._plans.join(
+            (wanted.name, wanted.tag), lambda own: self._plan(wanted, known, own)
+        )
+        found = await flight.after(planning)
+        packages = found.contents.packages
+        key = key_of(wanted.name, packages, request.variant, wish)
+        layers = await self._made_layers(found, _CODECS[request.variant.compression], flight)
+        _, record = assembled(found, key, layers, self._clock.wall_s())
+        await self._catalog.save_image(record)
+        await self._save_index(wanted.name, packages, request.variant, wish)
+        log.info("made image %s of %s", key.name, packages.commit)
+        return Made(record.manifest.digest, packages)
+
+    async def _save_index(
+        self, name: ImageName, packages: PackageSet, variant: Variant, wish: RuntimeWish
+    ) -> None:
+        """Where both machines' images are known, so that all find it by its digest."""
+        keys = [
+            key_of(replace(name, is_arm64=is_arm64), packages, variant, wish)
+            for is_arm64 in (False, True)
+        ]
+        intel, arm = [await self._catalog.image(key) for key in keys]
+        if intel is not None and arm is not None:
+            await self._catalog.save_document(joined(intel, arm))
+
+    # --- What a tag stands for -----------------------------------------------------------------
+
+    async def _known_commit(self, request: ImageRequest, source: PackageSource) -> str | None:
+        """What the tag stood for when it was last looked up. Where that is long ago, it is looked
+        up again meanwhile."""
+        if request.tag.is_commit:
+            return str(request.tag)
+        known = await self._catalog.resolution(source.spec.name, request.tag)
+        if known is None:
+            return None
+        if self._clock.wall_s() - known.resolved >= self.settings.fresh_s:
+            try:
+                self._lookups.join(
+                    (source.spec.name, request.tag),
+                    lambda _: self._look_up(request, source, known.commit),
+                )
+            except GrangeError:
+                pass  # it failed a moment ago, which the log tells
+        return known.commit
+
+    async def _look_up(self, request: ImageRequest, source: PackageSource, before: str) -> None:
+        """Where the tag has moved, it stands for the new commit once this image of it is made, or
+        cannot be: until then all get the old one at once."""
+        commit = await self._sources.commit_of(source, request.tag, request.name.system)
+        if commit != before:
+            log.info("%s of %s is now %s", request.tag, source.spec.name, commit)
+            try:
+                pinned = replace(request, tag=Tag(commit))
+                wish = wished(request.name, request.wish)
+                name = self.settings.usual_name(request.name)
+                key = name, pinned.tag, request.variant, wish
+                await landed(
+                    self._images.join(key, lambda flight: self._make(pinned, wish, flight))
+                )
+            except GrangeError as error:
+                log.warning("%s at %s: %s", request.name.show(), commit, error)
+        await self._resolved(source, request.tag, commit)
+
+    async def _resolved(self, source: PackageSource, tag: Tag, commit: str) -> None:
+        if not tag.is_commit:
+            now = self._clock.wall_s()
+            await self._catalog.save_resolution(Resolution(source.spec.name, tag, commit, now))
+
+    # --- What the image has in it ----------------------------------------------------------------
+
+    async def _plan(self, wanted: Wanted, commit: str | None, flight: Flight[Plan]) -> Plan:
+        contents = await self._sources.contents(wanted, commit, flight.tell)
+        if commit is None:
+            await self._resolved(wanted.source, wanted.tag, contents.packages.commit)
+        try:
+            narinfos = await self._closure(contents.installed, flight)
+        except SourcesGoneError as error:
+            log.info("%s is evaluated again: %s", wanted.name.show(), error)
+            commit = contents.packages.commit
+            contents = await self._sources.contents(wanted, commit, flight.tell, is_anew=True)
+            narinfos = await self._closure(contents.installed, flight)
+        upstream = [each for each in narinfos if "://" in each.url]
+        if upstream:
+            await self._mirror.mirror(upstream, lambda words: flight.tell(Progress(words)))
+        infos = {narinfo.info.path: narinfo.info for narinfo in narinfos}
+        roots = {path for package in contents.installed for _, path in package.outputs}
+        return Plan(
+            wanted.name,
+            wanted.source,
+            contents,
+            tuple([Member(path, infos[path].nar_hash) for path in sorted(roots)]),
+            await self._grouped(narinfos),
+        )
+
+    # --- Its paths -----------------------------------------------------------------------------
+
+    async def _closure(
+        self, installed: Sequence[Package], flight: Flight[Plan]
+    ) -> tuple[NarInfo, ...]:
+        """Of all outputs, which are built where they are not there."""
+        roots = {path for package in installed for _, path in package.outputs}
+        await self._builds.promise(roots)
+        closure = await self._builds.closure(roots)
+        if closure.missing:
+            lost = set(closure.missing)
+            unbuilt = [
+                each for each in installed if not lost.isdisjoint(dict(each.outputs).values())
+            ]
+            await self._builds.build(unbuilt or installed, flight.tell)
+            await self._builds.promise(roots)
+            closure = await self._builds.closure(roots)
+        if closure.missing:
+            raise OutsideError(
+                f"the farm's cache lacks {closure.missing[0]}, though all that the image is made "
+                "of was built; ask again, and whoever runs the farm if that does not help"
+            )
+        return closure.narinfos
+
+    async def _grouped(self, narinfos: Sequence[NarInfo]) -> tuple[Group, ...]:
+        infos = [narinfo.info for narinfo in narinfos]
+        budget = self.settings.layer_budget
+        try:
+            if len(infos) > PATHS_AT_ONCE:
+                return await asyncio.to_thread(plan, infos, budget)
+            return plan(infos, budget)
+        except PeerError as error:
+            raise RefusedError(Code.MANIFEST_UNKNOWN, str(error)) from error
+
+    # --- Its layers ----------------------------------------------------------------------------
+
+    async def _made_layers(
+        self, found: Plan, codec: Codec, flight: Flight[Made]
+    ) -> list[StoredLayer]:
+        """All of them, the root's last."""
+        keys = [layer_key(codec.version, group.members, self._store_dir) for group in found.groups]
+        known = await self._catalog.layers(keys)
+        unmade = [group for key, group in zip(keys, found.groups, strict=True) if key not in known]
+        made = 0
+
+        async def make(group: Group) -> StoredLayer:
+            nonlocal made
+            layer = await self._layers.layer(codec, group.members)
+            made += 1
+            flight.tell(Progress(_making(len(unmade), made)))
+            return layer
+
+        flight.tell(Progress(_making(len(unmade), 0)))
+        try:
+            fresh = await asyncio.gather(*map(make, unmade))
+            root = await self._layers.root(codec, found.roots)
+        except RefusedError:
+            raise
+        except PeerError as error:
+            raise RefusedError(Code.MANIFEST_UNKNOWN, str(error)) from error
+        known |= {layer.key: layer for layer in fresh}
+        return [*[known[key] for key in keys], root]
+
+
+def _making(layers: int, made: int) -> str:
+    what = "1 layer" if layers == 1 else f"{layers} layers"
+    return f"making {what}" + (f": {made} done" if made else "")
