@@ -8,6 +8,7 @@ NAME_MAX = 2048
 TAG_MAX = 128
 WORDS_MAX = 256
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+NIXPKGS_ARCHIVE = "https://github.com/NixOS/nixpkgs/archive/{commit}.tar.gz"
 
 Word = Annotated[str, Field(max_length=4096)]
 
@@ -107,6 +108,22 @@ class GcAnswer(BaseModel):
     irreproducible: int  # objects kept because this release's codec would make other bytes
 
 
+class SourceSettings(BaseModel):
+    """A package source, as whoever looks up images needs it."""
+
+    name: str
+    settings: str  # digest of its config and overlays: see `grange.ports.PackageSet`
+
+
+class RegistrySettings(BaseModel):
+    """What a registry beside the coordinator goes by."""
+
+    sources: list[SourceSettings]  # the first is the one that names without one mean
+    fresh_s: float  # for so long a tag means what it meant
+    wait_s: float  # that a pull is held while its image is made
+    is_zstd_allowed: bool
+
+
 # --- Evaluations: taken by whoever has Nix --------------------------------------------------------
 
 
@@ -117,6 +134,7 @@ class SourceSpec(BaseModel):
     kind: Literal["path", "git", "channel"]
     location: str  # a path on the evaluator's machine, a URL of a repository, a channel's URL
     ref: str = ""  # of a repository: the branch or tag that `latest` means; "": its default
+    archive: str = NIXPKGS_ARCHIVE  # of a channel: where commits are that it has left behind
     config: dict[str, Any] = {}  # of the package set
     overlays: list[str] = []  # Nix expressions, each a whole file
 

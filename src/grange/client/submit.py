@@ -4,7 +4,7 @@ What the farm lacks is sent first: sources as NARs to URLs the farm signed, then
 batches, inputs before those who need them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import zstandard
@@ -27,17 +27,31 @@ def submit(
 ) -> SubmitAnswer:
     """Have `request.drv_paths` built, after sending what the farm lacks of their build closure.
 
+    The rest is as of `send`.
+    """
+    send(client, request.drv_paths, place, open_store, tell)
+    return client.submit(request)
+
+
+def send(
+    client: GrangeClient,
+    drv_paths: Iterable[str],
+    place: StorePlace,
+    open_store: Callable[[], LocalStore],
+    tell: Callable[[str], None],
+) -> None:
+    """Let the farm have these derivations and their build closure, as far as it lacks them.
+
     `open_store` gives the store at `place`, asked for only where a source must be sent; `tell`
     hears a sentence about each thing that takes time. Raises what `read_closure` and
     `upload_sources` do. Sending anything twice is harmless.
     """
     store_dir = place.store_dir
-    roots = [store_dir.parse(path) for path in dict.fromkeys(request.drv_paths)]
+    roots = [store_dir.parse(path) for path in dict.fromkeys(drv_paths)]
     unknown = client.lacking(map(store_dir.show, roots)).derivations
     if unknown:
         closure = read_closure(map(store_dir.parse, unknown), place)
         _send_closure(client, closure, place, open_store, tell)
-    return client.submit(request)
 
 
 def _send_closure(

@@ -112,10 +112,16 @@ class Nix:
     store: str = ""  # as Nix names stores; "" is this machine's
 
     async def run(
-        self, command: Sequence[str], limits: Limits, *, settings: Sequence[str] = ()
+        self,
+        command: Sequence[str],
+        limits: Limits,
+        *,
+        settings: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> Ended:
         """Run `command` to its end, `settings` being lines of nix.conf. Cancelling kills it."""
-        return await run(command, self.environment(settings), limits, self.home)
+        whole = self.environment(settings) | dict(environment or {})
+        return await run(command, whole, limits, self.home)
 
     def environment(self, settings: Sequence[str] = ()) -> dict[str, str]:
         handed_on = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}

@@ -145,7 +145,7 @@ class PackageEvaluator:
         left_out = () if self._job.is_image else EVERY_IMAGE
         return tuple([way for way in name.attributes({}) if way[0] not in left_out])
 
-    # --- What spoils an evaluation ---------------------------------------------------------------
+    # --- What spoils an evaluation ------------------------------------------------------------
 
     async def _judge_set(self) -> None:
         """Raises JobError where no package is to blame, but the whole set."""
@@ -202,7 +202,7 @@ class PackageEvaluator:
                 "memory; memory_bytes in [images.evaluation] of the farm file allows more",
             )
 
-    # --- Asking ---------------------------------------------------------------------------------
+    # --- Asking -------------------------------------------------------------------------------
 
     async def _ask(
         self, items: Sequence[Item], *, evaluate: bool = True, blame: bool = False
