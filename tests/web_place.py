@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.routing import Route
 
 from grange.cache.tokens import TokenKey
 from grange.clock import SystemClock
@@ -22,8 +21,9 @@ from grange.db.journal import SqliteJournal
 from grange.db.leadership import SoleLeadership
 from grange.errors import OutsideError
 from grange.identity import ANONYMOUS, Role
+from grange.images.settings import ImageSettings
 from grange.objects.directory import DirectoryObjects
-from grange.registry.app import RegistryOptions, registry_routes
+from grange.registry.app import RegistryOptions
 from grange.registry.metrics import RegistryMetrics
 from grange.scheduler.facts import Limits
 from grange.store.keys import SecretKey
@@ -32,7 +32,7 @@ from grange.web.app import make_app
 from grange.web.capacity import no_pools
 from grange.web.capacity_claims import AutoscalerOf
 from grange.web.images import ImageParts
-from grange.web.registry import may_pull
+from grange.web.registry import RegistryParts, may_pull
 from grange.web.rights import table
 from grange.wire.callers import RIGHTS
 from tests.images_fakes import MemoryCatalog
@@ -104,9 +104,10 @@ def no_images() -> ImageParts:
     return ImageParts(lambda: (), MemoryCatalog(), none, none, none, none)
 
 
-def registry_of(images: FakeImages, *, may_all_pull: bool = False) -> list[Route]:
+def registry_of(images: FakeImages, *, may_all_pull: bool = False) -> RegistryParts:
     check, metrics = may_pull(is_open=may_all_pull), RegistryMetrics(CollectorRegistry())
-    return registry_routes(images, RegistryOptions(check, metrics, may_all_pull))
+    options = RegistryOptions(check, metrics, may_all_pull)
+    return RegistryParts(images, options, lambda: ImageSettings({}))
 
 
 @asynccontextmanager
@@ -121,8 +122,8 @@ async def web_place(
 ) -> AsyncIterator[WebPlace]:
     """It leads, and answers; `pulled` is what its registry has."""
     farm = make_farm(folder, may_all_read=may_all_read)
-    routes = registry_of(pulled or FakeImages(), may_all_pull=may_all_pull)
-    app = make_app(farm, autoscaler_of, images or no_images(), routes)
+    registry = registry_of(pulled or FakeImages(), may_all_pull=may_all_pull)
+    app = make_app(farm, autoscaler_of, images or no_images(), registry)
     running = asyncio.create_task(farm.run())
     transport = httpx.ASGITransport(app, client=("192.0.2.9", 4711))
     try:

@@ -1,6 +1,5 @@
 """The HTTP application: the API under /api/v1, metrics, and the binary cache beside them."""
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -8,7 +7,6 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 from starlette.types import Scope
 
 from grange import __version__
@@ -19,7 +17,7 @@ from grange.coordinator.farm import Farm
 from grange.coordinator.workforce import registered_by
 from grange.errors import GrangeError
 from grange.identity import Identity, Role
-from grange.registry.app import unsupported
+from grange.registry.app import registry_routes, unsupported
 from grange.web.accounts import account_calls
 from grange.web.answers import answer
 from grange.web.builds import build_calls
@@ -33,7 +31,7 @@ from grange.web.hooks import hook_calls
 from grange.web.images import ImageParts, image_calls
 from grange.web.ingest import ingest_calls
 from grange.web.knobs import knob_calls
-from grange.web.registry import told
+from grange.web.registry import RegistryParts, registry_calls, told
 from grange.web.retention import retention_calls
 from grange.web.rights import CALLER, guarded, needs, open_to_all, rights
 from grange.web.steps import step_calls
@@ -59,12 +57,13 @@ def make_app(
     farm: Farm,
     autoscaler_of: AutoscalerOf = no_pools,
     images: ImageParts | None = None,
-    registry: Sequence[Route] = (),
+    registry: RegistryParts | None = None,
 ) -> FastAPI:
     """The whole application. The cache's routes come first: they are the busiest.
 
-    Without `images` it has no routes of any. `registry` are those that serve them under /v2/.
+    Without `images` it has no routes of any; `registry` serves them under /v2/.
     """
+    pulls = [] if registry is None else registry_routes(registry.images, registry.options)
     app = FastAPI(
         title="Grange",
         version=__version__,
@@ -72,14 +71,17 @@ def make_app(
         docs_url="/api/docs",
         openapi_url="/api/v1/openapi.json",
         redoc_url=None,
-        routes=guarded([*farm.cache.routes(), *registry]),
+        routes=guarded([*farm.cache.routes(), *pulls]),
     )
     app.add_middleware(First, reader=farm.cache.reader, may_read=_may_fetch)
     app.add_middleware(Forwarder, farm=farm)
     app.add_middleware(Door, farm=farm)  # the last one added is the first one met
     views = Views(farm)
     # One flat list, whose rights can be read.
-    app.router.routes.extend(_api(farm, views, autoscaler_of, images).routes)
+    api = _api(farm, views, autoscaler_of, images)
+    if registry is not None:
+        registry_calls(api, registry)
+    app.router.routes.extend(api.routes)
     copy_calls(app, farm)
     _watch_calls(app, farm, views)
     tell_errors(app)
