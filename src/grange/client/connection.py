@@ -1,5 +1,6 @@
 """How calls of the HTTP API are made: to whom, shown what, and what goes wrong on the way."""
 
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -43,16 +44,21 @@ class Connection:
         url: str = DEFAULT_URL,
         *,
         token_file: Path | None = None,
+        authorization: str | None = None,
+        tls: ssl.SSLContext | None = None,
         transport: httpx.BaseTransport | None = None,
     ):
         """`url` may name several coordinators of the farm, with commas between: the next is asked
         where one cannot be reached or answers 503.
 
         `token_file` is read with the first call; without it a token is looked for as
-        `authorization_for` says. `transport` replaces the network; uploads, which are asynchronous,
-        go by it where it can do so.
+        `authorization_for` says. `authorization` is a header to show instead of any token that could
+        be found. `tls` says whom to trust at https:// URLs. `transport` replaces the network;
+        uploads, which are asynchronous, go by it where it can do so.
         """
         self._token_file = token_file
+        self._told = authorization
+        self.tls = tls
         self._authorization: str | None
         self._urls = [each.strip().rstrip("/") for each in url.split(",")]
         for each in self._urls:
@@ -64,14 +70,14 @@ class Connection:
 
     def _open(self) -> httpx.Client:
         self._is_alive = len(self._urls) == 1  # else it is to show that before it is waited for
-        self._authorization = None  # another host may be shown another one, or none
+        self._authorization = self._told  # else another host may be shown another one, or none
         is_far = self.url.startswith("https://")
         return httpx.Client(
             base_url=f"{self.url}{API}/",
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             # Plain HTTP means this machine or its network: no proxy, and no certificates, whose
             # reading takes longer than a call.
-            verify=is_far,
+            verify=self.tls if is_far and self.tls is not None else is_far,
             trust_env=is_far,
             transport=self.transport,
         )
@@ -170,7 +176,6 @@ class Connection:
     def _move_on(self) -> None:
         """Ask the next coordinator from now on."""
         self.url = self._urls[(self._urls.index(self.url) + 1) % len(self._urls)]
-        self._authorization = None
         self._http.close()
         self._http = self._open()
 

@@ -68,7 +68,7 @@ def upload_sources(
             transport = client.transport
             async with httpx.AsyncClient(
                 timeout=limits,
-                verify=is_far,
+                verify=client.tls if is_far and client.tls is not None else is_far,
                 trust_env=is_far,
                 transport=transport if isinstance(transport, httpx.AsyncBaseTransport) else None,
             ) as http:

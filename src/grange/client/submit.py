@@ -39,18 +39,22 @@ def send(
     place: StorePlace,
     open_store: Callable[[], LocalStore],
     tell: Callable[[str], None],
+    *,
+    is_thorough: bool = False,
 ) -> None:
     """Let the farm have these derivations and their build closure, as far as it lacks them.
 
-    `open_store` gives the store at `place`, asked for only where a source must be sent; `tell`
+    With `is_thorough` it is asked for their sources even where it knows a derivation: those may be
+    gone. `open_store` gives the store at `place`, asked for only where a source must be sent; `tell`
     hears a sentence about each thing that takes time. Raises what `read_closure` and
     `upload_sources` do. Sending anything twice is harmless.
     """
     store_dir = place.store_dir
     roots = [store_dir.parse(path) for path in dict.fromkeys(drv_paths)]
-    unknown = client.lacking(map(store_dir.show, roots)).derivations
-    if unknown:
-        closure = read_closure(map(store_dir.parse, unknown), place)
+    if not is_thorough:
+        roots = [*map(store_dir.parse, client.lacking(map(store_dir.show, roots)).derivations)]
+    if roots:
+        closure = read_closure(roots, place)
         _send_closure(client, closure, place, open_store, tell)
 
 
