@@ -44,6 +44,8 @@ PublishPath = Callable[
 ]
 """Has a path published while what it refers to is here: see `Retention.publish`."""
 
+OnPublished = Callable[[Sequence[NarInfo]], None]
+
 SendGrants = Callable[[AgentId, Sequence[UploadGrant]], None]
 
 
@@ -72,8 +74,10 @@ class Deliveries:
         keys: Sequence[SecretKey],
         store_dir: StoreDir,
         cache_url: str,
+        on_published: OnPublished = lambda _: None,
     ) -> None:
-        """`objects` take uploads, compressed as `options` say."""
+        """`objects` take uploads, compressed as `options` say; `on_published` hears of paths that
+        no step made."""
         self._journal = journal
         self._is_direct = objects.direct is not None
         self._publisher = publisher
@@ -85,6 +89,7 @@ class Deliveries:
         self._keys = keys
         self._store_dir = store_dir
         self._cache_url = cache_url
+        self._on_published = on_published
         self._under_way: dict[AttemptId, Delivery] = {}
         self._unpublished: dict[tuple[AgentId, StorePath], tuple[StorePath, ...]] = {}
         self._wanted: asyncio.Queue[tuple[AttemptId, Delivery]] = asyncio.Queue()
@@ -325,6 +330,7 @@ class Deliveries:
             await self._publisher.publish(narinfo)
         finally:
             self._holds.release(narinfo.url)
+        self._on_published([narinfo])
 
     def _tell_if_complete(self, attempt: AttemptId, delivery: Delivery) -> None:
         if delivery.claims and len(delivery.stored) == len(delivery.claims):

@@ -16,7 +16,7 @@ from grange.cache.uploads import Uploads
 from grange.cache.upstream import Upstream
 from grange.coordinator.accounts import AccountKeeper
 from grange.coordinator.by_path import DerivationSources
-from grange.coordinator.delivery import Deliveries
+from grange.coordinator.delivery import Deliveries, OnPublished
 from grange.coordinator.disk import disk_trouble
 from grange.coordinator.doorkeeper import Doorkeeper
 from grange.coordinator.failure_logs import FailureLogs
@@ -64,6 +64,7 @@ from grange.scheduler.facts import (
 )
 from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import TrustedKeys
+from grange.store.narinfo import NarInfo
 from grange.store.path import StorePath
 from grange.wire.messages import JoinAnswer
 
@@ -133,6 +134,9 @@ class Farm:
         self._clock = clock
         self.publisher = Publisher(shelves, self._log, settings.store_dir)
         self.holds = Holds(objects)
+        # Hears of paths in the cache as they come; where images are made, the next one may need
+        # them.
+        self.on_published: OnPublished = lambda _narinfos: None
         self.deliveries = Deliveries(
             journal=journal,
             objects=objects,
@@ -143,6 +147,7 @@ class Farm:
             keys=settings.keys,
             store_dir=settings.store_dir,
             cache_url=settings.cache_url,
+            on_published=self._published,
         )
         self.uploads = Uploads(
             objects,
@@ -199,6 +204,7 @@ class Farm:
             answer=self._join_answer,
             is_fresh=settings.is_fresh,
             on_events=self.hooks.wake,
+            on_published=self._published,
         )
         self.submissions = Submissions(
             self.loop,
@@ -362,6 +368,9 @@ class Farm:
         self.deliveries.forget_closures()
         for path in paths:
             self.cache.forget(path)
+
+    def _published(self, narinfos: Sequence[NarInfo]) -> None:
+        self.on_published(narinfos)
 
     def rule(
         self,

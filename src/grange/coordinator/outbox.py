@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from grange.cache.publish import Publisher
-from grange.coordinator.delivery import Deliveries
+from grange.coordinator.delivery import Deliveries, OnPublished
 from grange.coordinator.failure_logs import FailureLogs
 from grange.coordinator.logs import Logs
 from grange.coordinator.loop import WriterLoop
@@ -76,10 +76,12 @@ class Outbox:
         answer: Callable[[AgentId], JoinAnswer],
         is_fresh: bool,
         on_events: Callable[[], None] = lambda: None,
+        on_published: OnPublished = lambda _: None,
     ) -> None:
         """`is_fresh`: agents are to build anew what their stores have already.
 
-        `on_events` hears that the journal may have new events.
+        `on_events` hears that the journal may have new events; `on_published` of outputs that lie
+        where clients look for them.
         """
         self._loop = loop
         self._journal = journal
@@ -92,6 +94,7 @@ class Outbox:
         self._answer = answer
         self._is_fresh = is_fresh
         self._on_events = on_events
+        self._on_published = on_published
         self._knocking: dict[tuple[AgentId, str], AgentTunnel] = {}
         self._lines: dict[AgentId, _Line] = {}
         self._busy: dict[int, _Line] = {}  # lines with something to send, by identity
@@ -178,6 +181,7 @@ class Outbox:
         for drv_path in {o.narinfo.info.deriver for o in outputs}:
             if drv_path is not None:
                 await self._publisher.put_log(drv_path)
+        self._on_published([output.narinfo for output in outputs])
 
     def _accept(self, effect: do.AcceptAgent) -> None:
         tunnel = self._knocking.pop((effect.agent, effect.session), None)
