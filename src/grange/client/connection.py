@@ -52,12 +52,12 @@ class Connection:
         where one cannot be reached or answers 503.
 
         `token_file` is read with the first call; without it a token is looked for as
-        `authorization_for` says. `authorization` is a header to show instead of any token that could
-        be found. `tls` says whom to trust at https:// URLs. `transport` replaces the network;
+        `authorization_for` says. `authorization` is a header to show instead of any token that
+        could be found. `tls` says whom to trust at https:// URLs. `transport` replaces the network;
         uploads, which are asynchronous, go by it where it can do so.
         """
         self._token_file = token_file
-        self._told = authorization
+        self._given = authorization
         self.tls = tls
         self._authorization: str | None
         self._urls = [each.strip().rstrip("/") for each in url.split(",")]
@@ -70,7 +70,7 @@ class Connection:
 
     def _open(self) -> httpx.Client:
         self._is_alive = len(self._urls) == 1  # else it is to show that before it is waited for
-        self._authorization = self._told  # else another host may be shown another one, or none
+        self._authorization = self._given  # else another host may be shown another one, or none
         is_far = self.url.startswith("https://")
         return httpx.Client(
             base_url=f"{self.url}{API}/",

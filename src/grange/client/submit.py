@@ -45,8 +45,8 @@ def send(
     """Let the farm have these derivations and their build closure, as far as it lacks them.
 
     With `is_thorough` it is asked for their sources even where it knows a derivation: those may be
-    gone. `open_store` gives the store at `place`, asked for only where a source must be sent; `tell`
-    hears a sentence about each thing that takes time. Raises what `read_closure` and
+    gone. `open_store` gives the store at `place`, asked for only where a source must be sent;
+    `tell` hears a sentence about each thing that takes time. Raises what `read_closure` and
     `upload_sources` do. Sending anything twice is harmless.
     """
     store_dir = place.store_dir
