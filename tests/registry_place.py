@@ -12,6 +12,7 @@ import uvicorn
 from grange.cache.alone import MayRead
 from grange.coordinator.http_protocol import http_config
 from grange.errors import GrangeError, OutsideError
+from grange.images.service import PendingError, Served
 from grange.oci.descriptor import LayerDescriptor
 from grange.oci.manifest import (
     DOCKER_GZIP,
@@ -26,22 +27,15 @@ from grange.oci.manifest import (
 )
 from grange.oci.names import parse_name, parse_reference
 from grange.oci.refusal import Code, RefusedError
-from grange.ports import RuntimeWish
+from grange.ports import Pending, RuntimeWish
 from grange.registry.alone import make_registry_app
-from grange.registry.doors import PendingError
+from grange.scheduler.facts import BuildId
 
 COMMIT = "c0ffee" + "0" * 34
 
 
 def digest_of(data: bytes) -> str:
     return f"sha256:{sha256(data).hexdigest()}"
-
-
-@dataclass(frozen=True, slots=True)
-class FakeServed:
-    document: Document
-    commit: str
-    warnings: Sequence[str] = ()
 
 
 @dataclass
@@ -68,7 +62,8 @@ class FakeBlob:
     def size(self) -> int:
         return len(self.data)
 
-    async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+    async def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        end = self.size if end is None else end
         self.reads.append((start, end))
         try:
             for at in range(start, end, self.chunk_bytes):
@@ -113,7 +108,7 @@ class FakeImages:
 
     async def manifest(
         self, name: str, reference: str, accept: Sequence[str], wish: RuntimeWish, wait_s: float
-    ) -> FakeServed:
+    ) -> Served:
         self.asked.append((name, reference, wish))
         self.is_asked.set()
         try:
@@ -127,9 +122,10 @@ class FakeImages:
             found = self._documents.get(reference)
             if found is None:
                 raise RefusedError(Code.MANIFEST_UNKNOWN, f"nobody knows {reference}")
-            return FakeServed(found, "", ())
+            return Served(found, "", (), reference)
         made = self.image(choose_variant(accept, is_zstd_allowed=False))
-        return FakeServed(made.manifest, self.commit, self.warnings)
+        manifest = made.manifest
+        return Served(manifest, self.commit, self.warnings, manifest.digest)
 
     async def blob(self, digest: str) -> FakeBlob | Document | None:
         if self.trouble is not None:
@@ -143,7 +139,7 @@ class FakeImages:
 
 
 def pending(retry_after_s: int) -> PendingError:
-    return PendingError("building git", ("b-1",), retry_after_s)
+    return PendingError(Pending("building git", (BuildId("b-1"),), retry_after_s))
 
 
 @asynccontextmanager

@@ -20,10 +20,12 @@ from starlette.types import Receive, Scope, Send
 
 from grange.cache.ranges import FOREVER, Headers, Part, part_wanted, send_chunks, while_there
 from grange.errors import GrangeError, OutsideError
+from grange.images.doors import BlobBytes
+from grange.images.service import Served
 from grange.oci.manifest import INDEX_TYPE, MANIFEST_TYPE, Document, no_referrers
 from grange.oci.names import Digest
 from grange.oci.refusal import Code, RefusedError
-from grange.registry.doors import Blob, Images, Served
+from grange.registry.doors import Images
 from grange.registry.metrics import RegistryMetrics
 from grange.registry.refusals import VERSION, refusal, write_refused
 from grange.registry.requests import (
@@ -115,7 +117,7 @@ class Registry:
             case WantsReferrers():
                 found = no_referrers()
                 headers = [(b"cache-control", self._for_now)]
-                await answer.document(found, found.media_type, headers)
+                await answer.document(found, found.digest, headers)
 
     async def _manifest(self, wanted: WantsManifest, answer: "_Answer") -> None:
         wish = parse_wish(answer.scope["query_string"])
@@ -141,10 +143,10 @@ class Registry:
         if served.commit:
             headers.append((b"grange-commit", served.commit.encode()))
         headers += [(b"warning", each) for each in _warnings(served.warnings)]
-        await answer.document(document, document.media_type, headers)
+        await answer.document(document, served.digest, headers)
 
     async def _blob(self, digest: Digest, answer: "_Answer") -> None:
-        found: Blob | Document | None = None
+        found: BlobBytes | Document | None = None
         async with while_there(answer.receive):
             found = await self._images.blob(digest)
             if found is None:
@@ -154,7 +156,7 @@ class Registry:
                 )
         headers = [(b"cache-control", self._for_ever), (b"accept-ranges", b"bytes")]
         if isinstance(found, Document):
-            await answer.document(found, found.media_type, headers)
+            await answer.document(found, digest, headers)
         elif found is not None:
             await answer.blob(found, headers)
 
@@ -185,14 +187,14 @@ class _Answer:
         await self._whole(response.status_code, response.raw_headers, bytes(response.body))
 
     async def document(
-        self, document: Document, media_type: str, headers: Iterable[tuple[bytes, bytes]]
+        self, document: Document, digest: str, headers: Iterable[tuple[bytes, bytes]]
     ) -> None:
         """What is in memory, or what of it the request is for."""
-        body, digest = document.body, document.digest
-        part, head = self._part(len(body), digest, media_type, headers)
+        body = document.body
+        part, head = self._part(len(body), digest, document.media_type, headers)
         await self._whole(part.status, head, body[part.start : part.end])
 
-    async def blob(self, blob: Blob, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    async def blob(self, blob: BlobBytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """What is streamed. What fails before the first byte is told, and what fails after it cuts
         the connection off: no client takes that for the end."""
         part, head = self._part(blob.size, blob.digest, _BLOB_TYPE, headers)
@@ -244,7 +246,7 @@ class _Answer:
         await self._send({**start, "headers": [*headers]})
 
 
-async def _exactly(blob: Blob, part: Part) -> AsyncIterator[bytes]:
+async def _exactly(blob: BlobBytes, part: Part) -> AsyncIterator[bytes]:
     """The bytes of `part`; raises OutsideError instead of ending early, or late. The last of them
     come when it is known that they are that: a client has all, or can tell that it has not."""
     left = part.end - part.start

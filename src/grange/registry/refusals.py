@@ -21,8 +21,8 @@ from grange.errors import (
     ThrottledError,
     UnauthenticatedError,
 )
+from grange.images.service import PendingError
 from grange.oci.refusal import MESSAGE_CHARS_MAX, Code, RefusedError
-from grange.registry.doors import PendingError
 
 VERSION: Final = {"docker-distribution-api-version": "registry/2.0"}
 READS: Final = "GET, HEAD"
