@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -277,6 +278,25 @@ async def test_nothing_is_left_of_what_was_discarded_or_committed(tmp_path: Path
     await writer.commit("key")
     await objects.put_if_absent("key", b"y")
     assert _incoming(tmp_path) == []
+
+
+async def test_writers_are_opened_while_others_are_put(tmp_path: Path) -> None:
+    """Files are named by the event loop and by the thread that puts, however they interleave."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    objects = DirectoryObjects(tmp_path)
+
+    async def open_writers() -> None:
+        for _ in range(200):
+            await objects.writer().discard()
+            await asyncio.sleep(0)
+
+    try:
+        for round_ in range(5):
+            puts = [objects.put_if_absent(f"{round_}/{number}", b"x") for number in range(100)]
+            await asyncio.gather(open_writers(), *puts)
+    finally:
+        sys.setswitchinterval(usual)
 
 
 async def test_stale_files_are_swept_but_not_those_of_the_living(tmp_path: Path) -> None:

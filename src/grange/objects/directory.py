@@ -52,7 +52,7 @@ class DirectoryObjects:
         """Raises OperatorError where `root` cannot be written."""
         self._root = str(root.absolute())
         self._incoming = f"{self._root}/{_INCOMING}"
-        self._names = (f"{self._incoming}/{token_hex(8)}-{number}" for number in count())
+        self._numbers = count()
         self._waiting: list[_Put] = []
         self._flushing: asyncio.Task[None] | None = None
         try:
@@ -71,7 +71,11 @@ class DirectoryObjects:
 
     def writer(self, *, encoding: str = "") -> "DirectoryWriter":
         assert not encoding, "a file has no headers"
-        return DirectoryWriter(self, next(self._names))
+        return DirectoryWriter(self, self._new_name())
+
+    def _new_name(self) -> str:
+        """Of a file that nobody has; for any thread, so not from a generator."""
+        return f"{self._incoming}/{token_hex(8)}-{next(self._numbers)}"
 
     async def put_if_absent(self, key: str, data: bytes, *, encoding: str = "") -> bool:
         """Make `data` durable as `key`; False where `key` existed and was left alone.
@@ -134,7 +138,7 @@ class DirectoryObjects:
         """A new file with the data, open and on its way to the disk; None where `put` is there."""
         if os.path.exists(put.path):
             return None
-        name = next(self._names)
+        name = self._new_name()
         descriptor = _create(name)
         try:
             _write(descriptor, put.data)
