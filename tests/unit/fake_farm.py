@@ -4,7 +4,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
 import zstandard
@@ -297,8 +297,17 @@ def _line(event: BaseModel) -> bytes:
     return event.model_dump_json().encode() + b"\n"
 
 
+class _Served(Protocol):
+    url: str
+
+    def app(self) -> Starlette: ...
+
+
+ServedT = TypeVar("ServedT", bound=_Served)
+
+
 @contextmanager
-def running(farm: FakeFarm) -> Iterator[FakeFarm]:
+def running(farm: ServedT) -> Iterator[ServedT]:
     """Serve `farm` on a free port of loopback from a thread."""
     config = uvicorn.Config(farm.app(), port=0, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)

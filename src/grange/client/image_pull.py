@@ -64,13 +64,11 @@ class ImagePuller:
         authorization: str | None,
         *,
         transport: httpx.AsyncBaseTransport | None = None,
-        pause_s: float = PAUSE_S,
     ) -> None:
         """`authorization` is the header to show; `transport` replaces the network."""
         is_far = url.startswith("https://")
         self._root = f"{url}/v2/{quote(name)}"
         self._url = url
-        self._pause_s = pause_s
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
             verify=is_far,
@@ -148,19 +146,20 @@ class ImagePuller:
             except (httpx.TransportError, _LaterError) as error:
                 failures = 1 if done > before else failures + 1
                 if failures == TRIES:
-                    raise self._given_up(error) from error
-                await asyncio.sleep(self._patience_s(error, failures))
+                    raise self._given_up(error, blob.digest) from error
+                await asyncio.sleep(_patience_s(error, failures))
         if f"sha256:{hasher.hexdigest()}" != blob.digest:
             raise _wrong(blob.digest)
 
-    def _patience_s(self, error: Exception, failures: int) -> float:
-        said = error.after_s if isinstance(error, _LaterError) else 0.0
-        return max(min(said, PAUSE_MAX_S), self._pause_s * (1 << (failures - 1)))
-
-    def _given_up(self, error: Exception) -> OutsideError:
+    def _given_up(self, error: Exception, what: str) -> OutsideError:
         if isinstance(error, _LaterError):
             return OutsideError(str(error))
         assert isinstance(error, httpx.TransportError)
+        if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
+            return OutsideError(
+                f"{self._url} broke off {what} {TRIES} times ({error}); see the farm's log, which "
+                "says why it could not go on"
+            )
         return unreachable(self._url, error)
 
     def _stream(self, blob: Blob, start: int) -> "_Stream":
@@ -185,8 +184,8 @@ class ImagePuller:
             except (httpx.TransportError, _LaterError) as error:
                 failures += 1
                 if failures == TRIES:
-                    raise self._given_up(error) from error
-                await asyncio.sleep(self._patience_s(error, failures))
+                    raise self._given_up(error, path) from error
+                await asyncio.sleep(_patience_s(error, failures))
 
 
 class _LaterError(Exception):
@@ -223,6 +222,11 @@ class _Stream:
     ) -> None:
         assert self._answer is not None
         await self._answer.aclose()
+
+
+def _patience_s(error: Exception, failures: int) -> float:
+    said = error.after_s if isinstance(error, _LaterError) else 0.0
+    return max(min(said, PAUSE_MAX_S), PAUSE_S * (1 << (failures - 1)))
 
 
 def _refusal(answer: httpx.Response) -> GrangeError | _LaterError:
