@@ -18,6 +18,7 @@ from benchmarks import (
     farm_builds,
     hooks,
     image_changes,
+    images,
     ingest,
     layers,
     memory,
@@ -47,6 +48,8 @@ BENCHES: Final[dict[str, Bench]] = {
     "reserve": reserve.reserve,
     "layers": layers.layers,
     "image-changes": image_changes.image_changes,
+    "image-known": images.image_known,
+    "image-groups": images.image_groups,
 }
 
 

@@ -1,0 +1,190 @@
+"""image-known, image-groups: manifests of images that nobody has pulled, of paths the farm knows.
+
+The whole farm answers over HTTP. `image-known`: each image has 90 paths, so that each path is a
+layer, and all of these are in the descriptor table. `image-groups`: each has 300 paths, which must
+share layers, in groups that were never seen; each path's segment is there. No NAR is in the cache.
+The rival compresses the NARs of the same groups by `zstd -3`, as whoever stores no segments must.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+import httpx
+
+from benchmarks.image_state import COMMIT, ROOT_FILE_BYTES, ImageState, Known
+from benchmarks.private import Place, RunningFarm, farm
+from benchmarks.report import Result, Series
+from grange.oci.plan import BUDGET, Group, plan
+
+IMAGES: Final = 40  # of image-known, in each run
+KNOWN_PATHS: Final = 90
+GROUP_PATHS: Final = 300
+STACK: Final = 20  # paths that come together, each of which needs the one before
+STACKS: Final = 20
+_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+
+
+def image_known(place: Place, runs: int) -> Result:
+    """Milliseconds until the manifest of an image of known paths has come."""
+    state = ImageState(place)
+    asyncio.run(_fill_known(state, runs * IMAGES))
+    medians, worst, root_bytes = [], [], []
+    with farm(place, max_jobs=None, state=state.state, serve_options=_options(state)) as running:
+        pull = _Puller(running)
+        for run in range(runs):
+            asked = [pull.manifest(f"p{number}") for number in range(run, runs * IMAGES, runs)]
+            medians.append(median(each.took_ms for each in asked))
+            worst.append(max(each.took_ms for each in asked))
+            root_bytes.append(asked[0].layers[-1])
+        counted = pull.counters()
+    return Result(
+        bench="image-known",
+        aim="<= 50 ms, no NAR read",
+        ours=Series(f"manifest of {KNOWN_PATHS} paths, first pull, median", "ms", medians),
+        others=(
+            Series("the slowest", "ms", worst),
+            Series("bytes made: the layer of links", "B", root_bytes),
+        ),
+        also={"nar_bytes": counted["grange_image_nar_bytes_total"]},
+        notes=(
+            f"{IMAGES} images a run, one after another, over HTTP; cache without NARs",
+            f"NAR bytes read: {counted['grange_image_nar_bytes_total']:.0f}",
+        ),
+    )
+
+
+def image_groups(place: Place, runs: int) -> Result:
+    """NAR megabytes a second, of new groups of paths whose segments are there."""
+    state = ImageState(place)
+    closures = asyncio.run(_fill_groups(state, runs))
+    ours, rival, read, took_s = [], [], [], []
+    with farm(place, max_jobs=None, state=state.state, serve_options=_options(state)) as running:
+        pull = _Puller(running)
+        for run, closure in enumerate(closures):
+            groups = [group for group in _groups(closure) if len(group.members) > 1]
+            megabytes = sum(group.nar_bytes for group in groups) / 1e6
+            before = pull.read_bytes()
+            asked = pull.manifest(f"p{run}")
+            read.append((pull.read_bytes() - before) / 1e6)
+            took_s.append(asked.took_ms / 1000)
+            ours.append(megabytes / took_s[-1])
+            rival.append(megabytes / _compressed_s(place, closure, groups))
+        counted = pull.counters()
+    return Result(
+        bench="image-groups",
+        aim="ratio >= 0.8, only the groups' segments are read",
+        ours=Series("new groups of stored segments, NAR bytes", "MB/s", ours),
+        rival=Series("zstd -3 of the same NARs", "MB/s", rival),
+        others=(
+            Series("until the manifest is there", "s", took_s),
+            Series("read by the farm", "MB", read),
+        ),
+        also={"nar_bytes": counted["grange_image_nar_bytes_total"]},
+        notes=(
+            f"{GROUP_PATHS} paths of {_megabytes(closures[0]):.0f} MB in {BUDGET} layers at most; "
+            "cache without NARs",
+        ),
+    )
+
+
+# --- What there is --------------------------------------------------------------------------------
+
+
+async def _fill_known(state: ImageState, images: int) -> None:
+    """Packages p0, p1, …: each of one path of its own, one that some share, and what all need."""
+    base = [await state.path(f"base-{number}", 20_000, ()) for number in range(KNOWN_PATHS - 2)]
+    shared = [await state.path(f"shared-{number}", 20_000, base[:9]) for number in range(7)]
+    packages = {}
+    for number in range(images):
+        needs = [*base, shared[number % len(shared)]]
+        packages[f"p{number}"] = await state.path(f"p{number}", ROOT_FILE_BYTES, needs)
+    await state.fill(packages)
+
+
+async def _fill_groups(state: ImageState, runs: int) -> list[list[Known]]:
+    """Packages p0, p1, … and the closure of each: other stacks of paths for each of them."""
+    stacks = []
+    for stack in range(STACKS):
+        paths: list[Known] = []
+        for number in range(STACK):
+            size = int(10 ** (3.5 + (stack * 7 + number * 3) % 20 / 7))
+            paths.append(await state.path(f"s{stack}-{number}", size, paths[-1:]))
+        stacks.append(paths)
+    closures, packages = [], {}
+    needed = (GROUP_PATHS - 1) // STACK  # whole stacks, and of the next one the rest
+    rest = (GROUP_PATHS - 1) % STACK
+    for run in range(runs):
+        mine = [stacks[(run + number) % STACKS] for number in range(needed + 1)]
+        mine[-1] = mine[-1][:rest]
+        top = await state.path(f"p{run}", ROOT_FILE_BYTES, [each[-1] for each in mine])
+        packages[f"p{run}"] = top
+        closures.append([top, *(path for stack in mine for path in stack)])
+    await state.fill(packages)
+    return closures
+
+
+def _groups(closure: Sequence[Known]) -> tuple[Group, ...]:
+    return plan([each.narinfo.info for each in closure])
+
+
+def _megabytes(closure: Sequence[Known]) -> float:
+    return sum(each.narinfo.info.nar_bytes for each in closure) / 1e6
+
+
+def _compressed_s(place: Place, closure: Sequence[Known], groups: Sequence[Group]) -> float:
+    """Seconds that zstd takes for the NARs of `groups`."""
+    nars = {each.narinfo.info.path: each.nar for each in closure}
+    whole = place.root / "groups"
+    with whole.open("wb") as file:
+        for group in groups:
+            for member in group.members:
+                file.write(nars[member.path].read_bytes())
+    return place.run(["zstd", "-3", "-T1", "-q", "-f", str(whole), "-o", "/dev/null"])[0]
+
+
+# --- What is asked --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    took_ms: float
+    layers: list[int]  # bytes of each, lowest first
+
+
+class _Puller:
+    """Asks for manifests over one connection, as clients that hold theirs do."""
+
+    def __init__(self, running: RunningFarm) -> None:
+        self._pid = running.coordinator
+        token = running.admin_token.read_text().strip()
+        headers = {"accept": _MANIFEST, "authorization": f"Bearer {token}"}
+        self._http = httpx.Client(
+            base_url=running.url, headers=headers, trust_env=False, timeout=60
+        )
+        self._http.get("/v2/").raise_for_status()
+
+    def manifest(self, name: str) -> _Asked:
+        began = time.perf_counter()
+        answer = self._http.get(f"/v2/{name}/manifests/{COMMIT}")
+        took_ms = (time.perf_counter() - began) * 1000
+        answer.raise_for_status()
+        return _Asked(took_ms, [layer["size"] for layer in answer.json()["layers"]])
+
+    def counters(self) -> Mapping[str, float]:
+        text = self._http.get("/metrics").raise_for_status().text
+        found = re.findall(r"^(grange_image_\w+) (\S+)$", text, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    def read_bytes(self) -> int:
+        """That the farm has read so far, of whatever."""
+        with open(f"/proc/{self._pid}/io") as file:
+            return int(dict(line.split(": ") for line in file)["rchar"])
+
+
+def _options(state: ImageState) -> list[str]:
+    return ["--config", str(state.config)]
