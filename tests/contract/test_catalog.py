@@ -1,7 +1,10 @@
 """What every implementation of `grange.ports.Catalog` does."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -102,6 +105,15 @@ async def reopened(kind: JournalKind) -> Catalog:
 async def save(catalog: Catalog, *layers: StoredLayer) -> None:
     for each in layers:
         await catalog.save_layer(each)
+
+
+async def damage(kind: JournalKind, file: Path, *statements: str) -> None:
+    """What a failing disk may do: rows go that others refer to. `file` is SQLite's."""
+    if isinstance(kind, PostgresKind):
+        await execute(kind.url, "; ".join(["SET session_replication_role = replica", *statements]))
+        return
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript("; ".join(statements))
 
 
 # --- Package sources --------------------------------------------------------------------------
@@ -386,6 +398,41 @@ async def test_segments_of_another_codec_do_not_stay_for_an_image(
     await catalog.drop_images([record("hello", layer(a)).manifest.digest])
     assert await catalog.drop_spent_layers() == 1
     assert await catalog.segments(GZIP, [a]) == {}
+
+
+async def test_contradictions_are_found(
+    kind: JournalKind, catalog: Catalog, tmp_path: Path
+) -> None:
+    file = tmp_path / "journal.db"
+    if not isinstance(kind, PostgresKind) and not file.exists():
+        return  # nobody gets at one in memory
+    check = kind.journal.check  # type: ignore[attr-defined]
+    layers = [layer(member("a"), member("b")), layer(member("c")), root(member("a"))]
+    await save(catalog, *layers)
+    await catalog.save_image(record("hello", *layers))
+    await catalog.save_image(record("other", layers[1]))
+    assert await check() == []
+    lost = record("hello", *layers).config.digest
+    segment_of = f"(SELECT id FROM image_contents WHERE path = '{path('b')}')"
+    await damage(
+        kind,
+        file,
+        f"DELETE FROM image_segments WHERE content = {segment_of}",
+        f"DELETE FROM image_documents WHERE digest = '{lost}'",
+        "DELETE FROM image_uses WHERE nth = 1",
+        f"DELETE FROM image_layers WHERE key = '{layers[2].key}'",
+    )
+    assert await check() == [
+        "1 paths of image layers have lost their segments",
+        "1 layers of images are not there",
+        "1 images have lost their manifest or config",
+        "1 images have a gap between their layers",
+    ]
+    # What can be made again is not known any more, so it is made again, and then is.
+    keys = [layers[0].key, layers[1].key]
+    assert (await catalog.layers(keys)).keys() == {layers[1].key}
+    await save(catalog, layers[0])
+    assert (await catalog.layers(keys)).keys() == {*keys}
 
 
 # --- The database -----------------------------------------------------------------------------

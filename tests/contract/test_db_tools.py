@@ -24,7 +24,7 @@ from grange.db.leadership import only_coordinator
 from grange.db.postgres.journal import PostgresJournal
 from grange.identity import AuditEntry
 from grange.main import journal_tools
-from grange.ports import Delivery, DeliveryState
+from grange.ports import Delivery, DeliveryState, Lack, NoPackage, Resolution
 from grange.scheduler.effects import SaveAttempt, SaveStepFailed
 from grange.scheduler.facts import AttemptId, Cause, Outcome
 from tests.contract.journal_kinds import (
@@ -39,7 +39,10 @@ from tests.contract.journal_kinds import (
 )
 from tests.contract.test_accounts import ACCOUNT, PASSWORD, TOKEN
 from tests.contract.test_capacity_store import FULL, READY
+from tests.contract.test_catalog import PACKAGES, index_of, layer, made, member, record, root
 from tests.postgres import Postgres
+
+LAYERS = (layer(member("a"), member("a-dev")), root(member("a")))
 
 
 def no_store(_: str | None) -> LocalStore:
@@ -77,6 +80,14 @@ async def fill(file: Path) -> None:
     await journal.capacity.save([SaveSlot(FULL), SaveReservation(READY), told, spent])
     await journal.capacity.save([SavePause(None, "for a test")])
     await journal.capacity.keep_console(FULL.id, InstanceId("i-1"), "panic", 1e9)
+    await journal.images.save_resolution(Resolution("nixpkgs", "latest", "c" * 40, 1e9))
+    await journal.images.save_names(PACKAGES, "x86_64-linux", {(): ["hello"]})
+    unfree = NoPackage(("x",), Lack.UNFREE, "no\0")
+    await journal.images.save_evaluated(PACKAGES, "x86_64-linux", [unfree])
+    for each in LAYERS:
+        await journal.images.save_layer(each)
+    await journal.images.save_image(record("hello", *LAYERS))
+    await journal.images.save_document(index_of(made(*LAYERS, packages="hello")))
     await journal.close()
 
 
@@ -99,6 +110,12 @@ async def picture(journal: SqliteJournal | PostgresJournal) -> object:
         await journal.capacity.recall(1e9),
         [each.pool for each in await journal.capacity.events(limit=9)],
         await journal.capacity.console(FULL.id),
+        await journal.images.resolutions("nixpkgs"),
+        await journal.images.names(PACKAGES, "x86_64-linux", [()]),
+        [*await journal.images.evaluated(PACKAGES, "x86_64-linux", [("x",)])],
+        await journal.images.layers([each.key for each in LAYERS]),
+        await journal.images.images(limit=9),
+        await journal.images.kept_blobs(),
     )
     await journal.close()
     return found
@@ -148,6 +165,7 @@ def test_a_farm_moves_to_an_empty_database_and_to_no_other(
     asyncio.run(fill(file))
     rows = answer("copy", str(file), url)["rows"]
     assert (rows["derivations"], rows["attempts"], rows["paths"]) == (2, 2, 3)
+    assert (rows["images"], rows["image_uses"], rows["image_documents"]) == (1, 2, 3)
     assert answer("check", url)["is_sound"]
 
     async def both() -> tuple[object, object]:

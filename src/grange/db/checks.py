@@ -23,6 +23,10 @@ _COUNTED: Final = {
     "check_capacity_leases": "reservations are of slots that are not there",
     "check_capacity_ends": "reservations have ended and not when, or the other way round",
     "check_capacity_seats": "instances sit in a second slot too",
+    "check_image_segments": "paths of image layers have lost their segments",
+    "check_image_uses": "layers of images are not there",
+    "check_image_documents": "images have lost their manifest or config",
+    "check_image_orders": "images have a gap between their layers",
 }
 
 

@@ -2,7 +2,9 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
 from grange.errors import OperatorError
@@ -11,6 +13,8 @@ MEMORY: Final = ":memory:"
 BUSY_S: Final = 10.0  # another process, such as a backup, may hold the file this long
 CACHE_KB: Final = 16_000  # of each connection: inner pages of indexes; the rest the system caches
 CHECKPOINT_PAGES: Final = 8_000  # 32 MB: copying back the log is rarer than commits by far
+
+_HAS_VERSION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -40,6 +44,42 @@ def connect_reader(path: str) -> sqlite3.Connection:
     connection.execute(f"PRAGMA cache_size = -{CACHE_KB}")
     connection.execute("PRAGMA query_only = ON")
     return connection
+
+
+def connect_read_only(path: str) -> sqlite3.Connection:
+    """A connection to a file that another process writes, or did: it never makes one.
+
+    Raises OperatorError where the file cannot be opened.
+    """
+    try:
+        connection = sqlite3.connect(
+            f"{Path(path).absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=BUSY_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KB}")
+    except sqlite3.Error as error:
+        raise OperatorError(_complaint(path, error)) from error
+    return connection
+
+
+def version(path: str) -> int:
+    """The schema's version of the journal as it is; 0 where there is none.
+
+    Raises OperatorError where the file cannot be read as a journal.
+    """
+    if not Path(path).exists():
+        return 0
+    try:
+        with closing(connect_read_only(path)) as connection:
+            if not connection.execute(_HAS_VERSION).fetchall():
+                return 0
+            (found,) = connection.execute("SELECT max(version) FROM schema_version").fetchone()
+            return int(found)
+    except sqlite3.Error as error:
+        raise OperatorError(f"{path} cannot be read as a journal: {error}") from error
 
 
 def _open(path: str) -> sqlite3.Connection:

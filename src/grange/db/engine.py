@@ -1,4 +1,5 @@
-"""Where statements run: on a writer thread and some reader threads, or in the caller itself.
+"""Where statements run: on a writer thread and some reader threads, or in the caller itself; or,
+where another process writes, on reader threads alone.
 
 Work is a function of a connection. The writer thread takes all that waits and runs it in one
 transaction, so that a disk's one sync serves every caller that waited for it: the busier the farm,
@@ -20,7 +21,7 @@ from grange.db.connect import MEMORY, connect, connect_reader
 from grange.db.rows import Row
 from grange.db.script import Ask, Change, Script, T, unknown
 from grange.db.sql import QUERIES
-from grange.errors import JournalRefusedError, OperatorError, OutsideError
+from grange.errors import FencedError, JournalRefusedError, OperatorError, OutsideError
 
 READERS: Final = 3  # a long walk, a long closure, and one for all the short questions
 REQUESTS_MAX: Final = 1000  # in one transaction, so that the first of them does not wait for long
@@ -179,6 +180,43 @@ class _Request:
             self.future.set_result(answer.value)
 
 
+class Readers:
+    """Reader threads on one file, each with a connection of its own."""
+
+    def __init__(self, connections: Sequence[sqlite3.Connection]) -> None:
+        self._connections = tuple(connections)
+        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
+        for connection in self._connections:
+            self._idle.put(connection)
+        self._threads = ThreadPoolExecutor(len(self._connections), "journal-reader")
+
+    async def read(self, work: Work[T]) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._read, work)
+
+    async def write(self, _: Work[T]) -> T:
+        raise FencedError("this process only reads the journal; the coordinator writes it")
+
+    async def close(self) -> None:
+        """Waits for what was already asked."""
+        await asyncio.to_thread(self._threads.shutdown)
+        for connection in self._connections:
+            connection.close()
+
+    def _read(self, work: Work[T]) -> T:
+        connection = self._idle.get()
+        try:
+            connection.execute("BEGIN")  # all its queries see one state
+            try:
+                return work(connection)
+            finally:
+                _roll_back(connection)
+        except sqlite3.Error as error:
+            raise _unreadable(error) from error
+        finally:
+            self._idle.put(connection)
+
+
 class Threads:
     """One writer thread and `READERS` reader threads on one file."""
 
@@ -189,10 +227,7 @@ class Threads:
         # Waiting callers bound it: each has one request here.
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         self._is_closed = False
-        self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
-        for _ in range(READERS):
-            self._idle.put(connect_reader(path))
-        self._readers = ThreadPoolExecutor(READERS, "journal-reader")
+        self._readers = Readers([connect_reader(path) for _ in range(READERS)])
         # A daemon, because nothing durable hangs on it and a crash should not wait for it.
         self._writer = Thread(target=self._write_all, name="journal-writer", daemon=True)
         self._writer.start()
@@ -205,8 +240,7 @@ class Threads:
         return await future
 
     async def read(self, work: Work[T]) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, self._read, work)
+        return await self._readers.read(work)
 
     async def close(self) -> None:
         """Waits for what was already asked."""
@@ -215,9 +249,7 @@ class Threads:
         self._is_closed = True
         self._requests.put(None)
         await asyncio.to_thread(self._writer.join)
-        await asyncio.to_thread(self._readers.shutdown)
-        for _ in range(READERS):
-            self._idle.get().close()
+        await self._readers.close()
         self._connection.close()  # last, so that it can fold the log back into the file
 
     def _write_all(self) -> None:
@@ -233,19 +265,6 @@ class Threads:
                 answers = transact(self._connection, [request.work for request in requests])
                 for request, answer in zip(requests, answers, strict=True):
                     request.settle(answer)
-
-    def _read(self, work: Work[T]) -> T:
-        connection = self._idle.get()
-        try:
-            connection.execute("BEGIN")  # all its queries see one state
-            try:
-                return work(connection)
-            finally:
-                _roll_back(connection)
-        except sqlite3.Error as error:
-            raise _unreadable(error) from error
-        finally:
-            self._idle.put(connection)
 
 
 def _unreadable(error: sqlite3.Error) -> OutsideError:

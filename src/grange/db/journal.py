@@ -1,9 +1,9 @@
 """The journal on SQLite."""
 
-from grange.db.connect import MEMORY
-from grange.db.engine import Inline, Threads, run_script
+from grange.db.connect import MEMORY, connect_read_only
+from grange.db.engine import READERS, Inline, Readers, Threads, run_script
 from grange.db.rows import Row
-from grange.db.script import Scripted, T, ask
+from grange.db.script import Engine, Scripted, T, ask
 from grange.db.sql_journal import SqlJournal
 
 
@@ -23,10 +23,15 @@ class SqliteJournal(SqlJournal):
         return cls(Inline(path) if is_inline or path == MEMORY else Threads(path))
 
 
+def sqlite_readers(path: str) -> Engine:
+    """Of a file that another process writes; raises OperatorError where it cannot be opened."""
+    return _Scripts(Readers([connect_read_only(path) for _ in range(READERS)]))
+
+
 class _Scripts:
     """Implements `grange.db.script.Engine` on the engines for SQLite."""
 
-    def __init__(self, engine: Inline | Threads) -> None:
+    def __init__(self, engine: Inline | Threads | Readers) -> None:
         self._engine = engine
 
     async def read(self, scripted: Scripted[T]) -> T:

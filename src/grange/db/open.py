@@ -5,10 +5,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+from grange.db import connect as sqlite
 from grange.db.capacity import SqlCapacity
-from grange.db.journal import SqliteJournal
+from grange.db.journal import SqliteJournal, sqlite_readers
 from grange.db.leadership import only_coordinator, state_folder
-from grange.db.postgres.journal import PostgresJournal
+from grange.db.postgres import connect as postgres
+from grange.db.postgres.journal import PostgresJournal, postgres_readers
+from grange.db.readers import JournalReaders
+from grange.db.script import Engine
 from grange.errors import OperatorError
 
 _SQLITE: Final = "sqlite:"
@@ -39,6 +43,53 @@ async def open_journal(url: str) -> SqliteJournal | PostgresJournal:
     if is_shared(url):
         return await PostgresJournal.open(url)
     return SqliteJournal.open(sqlite_path(url))
+
+
+def known_version(url: str) -> int:
+    """The schema's version that this Grange works with."""
+    return len(postgres.migrations() if is_shared(url) else sqlite.migrations())
+
+
+async def version(url: str) -> int:
+    """The schema's version of the journal as it is; 0 where there is none."""
+    if is_shared(url):
+        return await postgres.version(url)
+    return sqlite.version(sqlite_path(url))
+
+
+@contextlib.asynccontextmanager
+async def open_readers(url: str) -> AsyncIterator[JournalReaders]:
+    """The journal at `url`, as in `open_journal`, for reading beside the coordinator.
+
+    Nothing is made or changed. Raises OperatorError where there is no journal of this version of
+    Grange, OutsideError where the database does not answer.
+    """
+    found, known = await version(url), known_version(url)
+    shown = postgres.shown(url)
+    if found == 0:
+        raise OperatorError(
+            f"{shown} is no journal (yet); name that of the farm's coordinator, and start the "
+            "coordinator first"
+        )
+    if found < known:
+        raise OperatorError(
+            f"the journal {shown} was written by an older Grange: it has schema version {found}, "
+            f"and this Grange reads {known}; start the coordinator of this version first, which "
+            "brings it up to date"
+        )
+    if found > known:
+        raise OperatorError(
+            f"the journal {shown} was written by a newer Grange: it has schema version {found}, "
+            f"and this Grange reads {known}; install the coordinator's version here, too"
+        )
+    if is_shared(url):
+        engine: Engine = await postgres_readers(url)
+    else:
+        engine = sqlite_readers(sqlite_path(url))
+    try:
+        yield JournalReaders(engine)
+    finally:
+        await engine.close()
 
 
 @contextlib.asynccontextmanager

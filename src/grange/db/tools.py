@@ -10,7 +10,7 @@ import asyncpg
 
 from grange.db import connect as sqlite
 from grange.db.leadership import only_coordinator
-from grange.db.open import is_shared, open_journal, sqlite_path
+from grange.db.open import is_shared, known_version, open_journal, sqlite_path, version
 from grange.db.postgres import connect as postgres
 from grange.db.postgres.engine import plain
 from grange.errors import OperatorError, OutsideError
@@ -46,9 +46,19 @@ TABLES: Final = (
     "capacity_pauses",
     "capacity_events",
     "capacity_consoles",
+    "image_resolutions",
+    "image_package_sets",
+    "image_names",
+    "image_answers",
+    "image_contents",
+    "image_segments",
+    "image_layers",
+    "image_layer_contents",
+    "image_documents",
+    "image_index_parts",
+    "images",
+    "image_uses",
 )
-
-_HAS_VERSION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
 
 
 async def migrate(url: str) -> tuple[int, int]:
@@ -142,33 +152,6 @@ async def _copy(old: sqlite3.Connection, new: postgres.Connection, target: str) 
 def _plain(rows: sqlite3.Cursor) -> Iterator[tuple[Any, ...]]:
     for row in rows:
         yield tuple([plain(value) for value in row])
-
-
-def known_version(url: str) -> int:
-    """The schema's version that this Grange works with."""
-    return len(postgres.migrations() if is_shared(url) else sqlite.migrations())
-
-
-async def version(url: str) -> int:
-    """The schema's version of the journal as it is; 0 where there is none."""
-    if is_shared(url):
-        return await postgres.version(url)
-    return _sqlite_version(Path(sqlite_path(url)))
-
-
-def _sqlite_version(path: Path) -> int:
-    if not path.exists():
-        return 0
-    try:
-        with closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        ) as connection:
-            if not connection.execute(_HAS_VERSION).fetchall():
-                return 0
-            (found,) = connection.execute("SELECT max(version) FROM schema_version").fetchone()
-            return int(found)
-    except sqlite3.Error as error:
-        raise OperatorError(f"{path} cannot be read as a journal: {error}") from error
 
 
 def _folder(path: str) -> Path:

@@ -71,8 +71,12 @@ async def connect(
     )
 
 
-async def open_pool(url: str) -> Pool:
-    """For reads. Its connections are made when they are needed, and again after they broke."""
+async def open_pool(url: str, *, is_read_only: bool = False) -> Pool:
+    """For reads. Its connections are made when they are needed, and again after they broke.
+
+    Without `is_read_only`, they keep the planner's statistics as well.
+    """
+    settings = {**SETTINGS, "default_transaction_read_only": "on"} if is_read_only else SETTINGS
     return await asyncpg.create_pool(
         url,
         min_size=0,
@@ -80,7 +84,7 @@ async def open_pool(url: str) -> Pool:
         reset=_keep,
         timeout=CONNECT_S,
         command_timeout=READ_S,
-        server_settings=SETTINGS,
+        server_settings=settings,
     )
 
 

@@ -33,3 +33,10 @@ class PostgresJournal(SqlJournal):
         self._postgres.epoch = epoch
         # Who does not lead is not told which paths are forgotten.
         self.remember(is_leader=bool(epoch))
+
+
+async def postgres_readers(url: str) -> PostgresEngine:
+    """Of a database that other processes write; raises as asyncpg does."""
+    engine = PostgresEngine(url, await open_pool(url, is_read_only=True), 0)
+    engine.epoch = 0  # never leads
+    return engine
