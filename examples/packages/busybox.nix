@@ -1,5 +1,7 @@
-# The one program that this set is not told how to build: a static busybox, from the machine where
-# the set is evaluated, with a link for each of its tools.
+# The one program that this set is not told how to build: a static busybox, with a link for each of
+# its tools. It is the file `busybox` beside this one, if there is one, as there should be where the
+# set is in a repository (its evaluation sees nothing else), or else that of the machine where the
+# set is evaluated.
 #
 # config.busybox is the folder it is in; Debian's busybox-static puts it into /usr/bin.
 { system, config }:
@@ -8,11 +10,12 @@ let
   # Only the one file, so that the source is the same wherever that file is.
   source = builtins.path {
     name = "busybox-source";
-    path = /. + (config.busybox or "/usr/bin");
+    path = /. + (config.busybox or (if isBeside then toString ./. else "/usr/bin"));
     filter = path: type: baseNameOf path == "busybox";
   };
 
-  runsHere = config ? busybox || system == builtins.currentSystem;
+  isBeside = builtins.pathExists ./busybox;
+  runsHere = config ? busybox || isBeside || system == builtins.currentSystem;
   allowed = runsHere || throw
     "Package ‘busybox’ is not available on the requested hostPlatform ‘${system}’: say with config.busybox where one of that kind is. Refusing to evaluate.";
 

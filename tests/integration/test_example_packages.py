@@ -122,3 +122,12 @@ def test_the_farms_file_names_the_set(store: NixStore) -> None:
     assert source.location == str(EXAMPLES / "packages")
     said = f"config = builtins.fromJSON ''{json.dumps(source.config)}'';"
     assert value(store, f"{called(said)}.web.port") == "8080"
+
+
+def test_a_set_with_a_busybox_of_its_own_is_the_same_set(store: NixStore, tmp_path: Path) -> None:
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    shutil.copytree(EXAMPLES / "packages", tmp_path / "packages")
+    shutil.copy(busybox, tmp_path / "packages/busybox")
+    here = value(store, f"{called('')}.hello.drvPath")
+    assert value(store, f"(import {tmp_path}/packages {{ }}).hello.drvPath") == here
