@@ -33,10 +33,9 @@ def test_a_farm_without_the_table_makes_no_images(tmp_path: Path) -> None:
 
 def test_what_the_table_says_comes_before_what_holds_by_itself(tmp_path: Path) -> None:
     usual = of_farm(tmp_path, SOURCE)
-    assert (usual.layer_budget, usual.fresh_s, usual.wait_s) == (96, 6 * 3600, 30)
-    assert (usual.precompute, usual.is_zstd_allowed, usual.may_all_pull) == ("idle", False, None)
-    assert (usual.unused_s, usual.collect_s) == (None, 86_400)
-    assert usual.evaluation.is_here is None
+    assert (usual.settings.layer_budget, usual.settings.fresh_s, usual.wait_s) == (96, 21_600, 30)
+    assert (usual.precompute, usual.may_all_pull, usual.unused_s) == ("idle", None, None)
+    assert (usual.settings.is_zstd_allowed, usual.evaluates_here) == (False, None)
     said = of_farm(
         tmp_path,
         """
@@ -49,7 +48,6 @@ precompute = "upload"
 zstd = true
 anonymous_pulls = true
 keep_days = 2
-collect_hours = 0.5
 [images.evaluation]
 here = false
 timeout_s = 30
@@ -58,12 +56,12 @@ import_from_derivation = true
 """
         + SOURCE,
     )
-    assert (said.project, said.layer_budget, said.fresh_s, said.wait_s) == ("pulls", 40, 60, 5)
-    assert (said.precompute, said.is_zstd_allowed, said.may_all_pull) == ("upload", True, True)
-    assert (said.unused_s, said.collect_s) == (172_800, 1800)
-    rules = said.evaluation
-    assert (rules.is_here, rules.timeout_s, rules.memory_bytes) == (False, 30, 1_000_000_000)
-    assert rules.may_import
+    settings = said.settings
+    assert (settings.project, settings.layer_budget, settings.fresh_s) == ("pulls", 40, 60)
+    assert (settings.evaluation_s, settings.evaluation_bytes) == (30, 1_000_000_000)
+    assert (settings.may_import, settings.is_zstd_allowed) == (True, True)
+    assert (said.wait_s, said.precompute, said.may_all_pull) == (5, "upload", True)
+    assert (said.unused_s, said.evaluates_here) == (172_800, False)
 
 
 def test_sources_keep_their_order_and_lie_beside_the_file(tmp_path: Path) -> None:
@@ -87,7 +85,9 @@ channel = "https://releases.example/nixexprs.tar.xz"
 """
         + SOURCE,
     )
-    ours, far, near, ssh, exact, nixpkgs = file.sources
+    assert [*file.settings.sources] == ["ours", "far", "near", "ssh", "exact", "nixpkgs"]
+    ours, far, near, ssh, exact, nixpkgs = [each.spec for each in file.settings.sources.values()]
+    assert file.settings.sources["ours"].settings == settings_digest(ours)
     assert ours == SourceSpec(
         name="ours",
         kind="path",
@@ -183,8 +183,8 @@ def test_what_is_wrong_in_the_farms_file_is_named(
 
 def test_an_overlay_of_the_most_that_is_read_is_read(tmp_path: Path) -> None:
     (tmp_path / "large.nix").write_text("#" * (1 << 20))
-    [source] = of_farm(tmp_path, SOURCE + 'overlays = ["large.nix"]').sources
-    assert len(source.overlays[0]) == 1 << 20
+    file = of_farm(tmp_path, SOURCE + 'overlays = ["large.nix"]')
+    assert len(file.settings.sources["nixpkgs"].spec.overlays[0]) == 1 << 20
 
 
 def test_sources_are_read_anew_and_the_rest_takes_a_restart(tmp_path: Path) -> None:
@@ -197,8 +197,11 @@ def test_sources_are_read_anew_and_the_rest_takes_a_restart(tmp_path: Path) -> N
     assert after.images != before.images
     assert after.needs_start(before) == []
     assert farm_file(tmp_path, text + "config.a = 1").needs_start(before) == []
-    other = farm_file(tmp_path, text + "[images.evaluation]\ntimeout_s = 5")
-    assert other.needs_start(before) == ["[images] but for its sources"]
+    for more in ("[images.evaluation]\ntimeout_s = 5", "[images]\nlayer_budget = 5"):
+        assert farm_file(tmp_path, text + more).needs_start(before) == []
+    for more in ("[images.evaluation]\nhere = true", "[images]\nproject = 'x'"):
+        [told] = farm_file(tmp_path, text + more).needs_start(before)
+        assert "evaluation.here of [images]" in told
     without = farm_file(tmp_path, "")
     assert without.needs_start(before) == ["whether there are [images]"]
     assert before.needs_start(without) == ["whether there are [images]"]

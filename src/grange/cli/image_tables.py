@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from grange.cli.tables import Table, Text
 from grange.client.image_models import SourceSpec
 from grange.errors import OperatorError
+from grange.images.settings import ImageSettings, PackageSource
 from grange.oci.names import parse_sources
 from grange.oci.plan import BUDGET, BUDGET_MAX, BUDGET_MIN
 
@@ -23,6 +24,9 @@ OVERLAY_BYTES_MAX: Final = 1 << 20  # all of them go with each job
 CONFIG_BYTES_MAX: Final = 64 << 10  # as JSON
 DEPTH_MAX: Final = 20  # of tables within tables
 CHANNELS: Final = "https://channels.nixos.org/"
+_LASTING: Final = (
+    "project, wait_s, precompute, anonymous_pulls, keep_days or evaluation.here of [images]"
+)
 _INTEGERS: Final = range(-(1 << 63), 1 << 63)  # Nix has 64 bits
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s][^\s]*|file:///[^\s]*")
 _CHANNEL: Final = re.compile(r"[a-z0-9][A-Za-z0-9._-]*")
@@ -141,7 +145,6 @@ class _Images(Table):
     zstd: bool = False
     anonymous_pulls: bool | None = None
     keep_days: Annotated[float, Field(ge=0, le=36_500)] = 0.0
-    collect_hours: Annotated[float, Field(ge=0, le=8_760)] = 24.0
     sources: Annotated[dict[str, _Source], Field(min_length=1, max_length=SOURCES_MAX)]
     evaluation: _Evaluation = _Evaluation()
 
@@ -165,52 +168,41 @@ class ImageTables(Table):
         said = self.images
         if said is None:
             return None
+        rules = said.evaluation
+        specs = [each.spec(name, folder) for name, each in said.sources.items()]
         return ImageFile(
-            sources=tuple([each.spec(name, folder) for name, each in said.sources.items()]),
-            project=said.project,
-            layer_budget=said.layer_budget,
-            fresh_s=said.fresh_s,
+            ImageSettings(
+                {each.name: PackageSource(each, settings_digest(each)) for each in specs},
+                project=said.project,
+                layer_budget=said.layer_budget,
+                fresh_s=said.fresh_s,
+                is_zstd_allowed=said.zstd,
+                evaluation_s=rules.timeout_s,
+                evaluation_bytes=rules.memory_bytes,
+                may_import=rules.import_from_derivation,
+            ),
             wait_s=said.wait_s,
             precompute=said.precompute,
-            is_zstd_allowed=said.zstd,
             may_all_pull=said.anonymous_pulls,
             unused_s=said.keep_days * 86_400 or None,
-            collect_s=said.collect_hours * 3600,
-            evaluation=EvaluationRules(
-                is_here=said.evaluation.here,
-                timeout_s=said.evaluation.timeout_s,
-                memory_bytes=said.evaluation.memory_bytes,
-                may_import=said.evaluation.import_from_derivation,
-            ),
+            evaluates_here=rules.here,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationRules:
-    is_here: bool | None = None  # beside the coordinator; None: where Nix is on PATH
-    timeout_s: float = 600.0  # of one job
-    memory_bytes: int = 4 << 30
-    may_import: bool = False  # from derivations, which then are built where it evaluates
-
-
-@dataclass(frozen=True, slots=True)
 class ImageFile:
-    sources: tuple[SourceSpec, ...]  # the first is the one that names without a prefix mean
-    project: str = "images"  # of builds of images
-    layer_budget: int = BUDGET
-    fresh_s: float = 21_600.0  # for so long a tag means what it meant
+    settings: ImageSettings
     wait_s: float = 30.0  # that a pull is held while its image is made
-    precompute: Literal["upload", "idle", "never"] = "idle"  # segments of layers
-    is_zstd_allowed: bool = False
+    precompute: Literal["upload", "idle", "never"] = "idle"  # layers of single paths
     may_all_pull: bool | None = None  # without a credential; None: who may read may
     unused_s: float | None = None  # images nobody asked for in so long are forgotten
-    collect_s: float = 86_400.0  # between two collections; 0: only when somebody says so
-    evaluation: EvaluationRules = EvaluationRules()
+    evaluates_here: bool | None = None  # beside the coordinator; None: where Nix is on PATH
 
     def needs_start(self, old: "ImageFile") -> list[str]:
-        """What is said otherwise than in `old` and takes a restart to hold: all but sources."""
-        same = replace(self, sources=old.sources)
-        return [] if same == old else ["[images] but for its sources"]
+        """What is said otherwise than in `old` and takes a restart to hold."""
+        is_same = replace(self, settings=old.settings) == old
+        project = self.settings.project == old.settings.project
+        return [] if is_same and project else [_LASTING]
 
 
 def settings_digest(source: SourceSpec) -> str:
