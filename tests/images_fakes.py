@@ -381,9 +381,20 @@ class FakeBuilds:
             self.have(*self.makes.get(package.drv_path, []))
 
 
+@dataclass
+class FakeBlob:
+    """So many zero bytes."""
+
+    digest: str
+    size: int
+
+    async def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        yield bytes(self.size)[start:end]
+
+
 class FakeLayers:
-    """Implements `grange.images.doors.LayerStore`: layers with digests and without bytes, saved in
-    the catalog. `made` counts how often each key was made, which is not asked of the catalog."""
+    """Implements `LayerStore` and `Blobs` of `grange.images.doors`: layers that have digests and no
+    bytes worth reading, saved in the catalog. `made` counts how often each key was made."""
 
     def __init__(self, catalog: MemoryCatalog) -> None:
         self._catalog = catalog
@@ -405,6 +416,10 @@ class FakeLayers:
     async def root(self, codec: Codec, roots: Sequence[Member]) -> StoredLayer:
         key = root_key(codec.version, roots, ACCOUNTS)
         return await self._made(key, codec, roots, (), is_root=True)
+
+    async def blob(self, digest: str) -> "FakeBlob | None":
+        layer = await self._catalog.layer_with(digest)
+        return None if layer is None else FakeBlob(digest, layer.descriptor.blob_bytes)
 
     async def _made(
         self,

@@ -6,7 +6,7 @@ A segment that the store has lost, or that was collected, is made again while it
 import asyncio
 import logging
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import accumulate
@@ -136,7 +136,7 @@ class Blob:
     def size(self) -> int:
         return self._starts[-1]
 
-    async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+    async def read(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         """The bytes from `start` up to `end`, exclusive: few large pieces.
 
         Raises OutsideError where they cannot be had. Of a part that is made again the last bytes

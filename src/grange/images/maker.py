@@ -34,7 +34,6 @@ from grange.ports import (
     PackageSet,
     Pending,
     Progress,
-    Resolution,
     RuntimeWish,
     SourcesGoneError,
     StoredLayer,
@@ -183,19 +182,12 @@ class FarmMaker:
                 )
             except GrangeError as error:
                 log.warning("%s at %s: %s", request.name.show(), commit, error)
-        await self._resolved(source, request.tag, commit)
-
-    async def _resolved(self, source: PackageSource, tag: Tag, commit: str) -> None:
-        if not tag.is_commit:
-            now = self._clock.wall_s()
-            await self._catalog.save_resolution(Resolution(source.spec.name, tag, commit, now))
+        await self._sources.resolved(source, request.tag, commit)
 
     # --- What the image has in it ----------------------------------------------------------------
 
     async def _plan(self, wanted: Wanted, commit: str | None, flight: Flight[Plan]) -> Plan:
         contents = await self._sources.contents(wanted, commit, flight.tell)
-        if commit is None:
-            await self._resolved(wanted.source, wanted.tag, contents.packages.commit)
         try:
             narinfos = await self._closure(contents.installed, flight)
         except SourcesGoneError as error:

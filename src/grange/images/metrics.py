@@ -22,6 +22,9 @@ class ImageMetrics:
         self._layers = counter("layers", "Layers made", "kind")
         self._segments = counter("segments", "Segments of layers by where they came from", "from")
         self._layer_s = seconds("layer", "How long making a layer took")
+        self._filled = counter(
+            "filled", "Paths whose layers were made before any request", "result"
+        )
         self._requests = counter("requests", "Requests for images to be made", "result")
         self._request_s = seconds("request", "How long a request for an image took")
         self._evaluations = counter("evaluations", "Evaluations of package sources", "result")
@@ -30,6 +33,8 @@ class ImageMetrics:
             self._layers.labels(kind)  # else none is shown before the first
         for source in ("nar", "store", "lost"):
             self._segments.labels(source)
+        for result in ("made", "unfit", "failed"):
+            self._filled.labels(result)
 
     def nar_read(self, nar_bytes: int) -> None:
         self._nars.inc(nar_bytes)
@@ -49,6 +54,10 @@ class ImageMetrics:
     def segment_remade(self) -> None:
         """It was gone from the store, and somebody asked for its layer."""
         self._segments.labels("lost").inc()
+
+    def filled(self, result: str) -> None:
+        """`result`: "made", "unfit" for what no image can have, or "failed"."""
+        self._filled.labels(result).inc()
 
     def requested(self, result: str, took_s: float) -> None:
         """`result`: "ready", "pending", "refused" or "failed"."""

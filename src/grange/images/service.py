@@ -7,7 +7,7 @@ number of processes may serve the same images.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ TAG_KEPT_S: Final = 3.0  # what a tag stands for is asked of the database that o
 PINNED_KEPT_S: Final = 60.0  # a commit's image never changes; its index may come to be
 NOTE_S: Final = 60.0  # between two notes of what was served
 LATE_S: Final = 600.0  # a refresh that takes longer, or fails, is told to who pulls
+AS_IT_IS: Final = RuntimeWish()
 SERVED_TYPES: Final = frozenset({*MANIFEST_TYPE.values(), *INDEX_TYPE.values()})
 
 
@@ -100,8 +101,8 @@ class Images:
         self,
         name: str,
         reference: str,
-        accept: Iterable[str] = (),
-        wish: RuntimeWish = RuntimeWish(),
+        accept: Sequence[str] = (),
+        wish: RuntimeWish = AS_IT_IS,
         wait_s: float = 0.0,
     ) -> Served:
         """The manifest, or the index, of `name` at a tag or with a digest.
@@ -147,7 +148,7 @@ class Images:
         found = await self._catalog.resolutions(source.spec.name)
         return sorted({tag for each in found for tag in (each.tag, each.commit)})
 
-    # --- By digest and by tag --------------------------------------------------------------------
+    # --- By digest and by tag ------------------------------------------------------------------
 
     async def _by_digest(self, name: str, digest: Digest) -> Served:
         document = await self._catalog.document(digest)
@@ -207,14 +208,14 @@ class Images:
             return known.commit, ()
         hours = (late_s + self._settings.fresh_s) / 3600
         return known.commit, (
-            f"{tag} of {source.spec.name} was last looked up {hours:.1f} hours ago, and could not "
-            "be looked up since; the coordinator's log says why",
+            f"{tag} of {source.spec.name} was last looked up {hours:.1f} hours ago, and since then "
+            "that has failed; the coordinator's log says why",
         )
 
     async def _refresh(self, request: ImageRequest) -> None:
         await self._maker.make(request, 0.0)
 
-    # --- What is kept, and noted -------------------------------------------------------------------
+    # --- What is kept, and noted -------------------------------------------------------------
 
     def _keep(self, key: _Key, until: float, served: Served) -> None:
         self._kept[key] = until, served

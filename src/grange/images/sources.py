@@ -15,12 +15,14 @@ from grange.oci.names import ImageName, Tag
 from grange.oci.refusal import Code, RefusedError
 from grange.ports import (
     Catalog,
+    Clock,
     Evaluated,
     ImageBuilds,
     Lack,
     NoPackage,
     Package,
     Progress,
+    Resolution,
     Tell,
 )
 from grange.store.path import StoreDir
@@ -45,6 +47,7 @@ class Sources:
         catalog: Catalog,
         builds: ImageBuilds,
         evaluations: Evaluations,
+        clock: Clock,
         store_dir: StoreDir,
     ) -> None:
         """`settings` may be replaced at any time: what is made from then on goes by the new."""
@@ -52,12 +55,19 @@ class Sources:
         self._catalog = catalog
         self._builds = builds
         self._evaluations = evaluations
+        self._clock = clock
         self._store_dir = store_dir
         self._book = PackageBook(catalog)
 
     async def commit_of(self, source: PackageSource, tag: Tag, system: str) -> str:
         """What the tag stands for now; raises as `contents` does. Nothing is remembered of it."""
         return (await self._answer(self._job(source, tag, "", system), source)).commit
+
+    async def resolved(self, source: PackageSource, tag: Tag, commit: str) -> None:
+        """Remember what the tag stands for from now on."""
+        if not tag.is_commit:
+            now = self._clock.wall_s()
+            await self._catalog.save_resolution(Resolution(source.spec.name, tag, commit, now))
 
     async def look(self, wanted: Wanted, commit: str) -> Known:
         """What is remembered of the packages of an image."""
@@ -68,9 +78,9 @@ class Sources:
     ) -> Contents:
         """What the image has in it, as of `commit`, or of what its tag stands for now.
 
-        What is not known is evaluated, in one job; with `is_anew`, all is, and its derivations are
-        sent again. Raises RefusedError where it cannot be had, OutsideError where that cannot be
-        found out just now.
+        What is not known is evaluated, in one job, and remembered; with `is_anew`, all is, and its
+        derivations are sent again. Raises RefusedError where it cannot be had, OutsideError where
+        that cannot be found out just now.
         """
         known = None if commit is None else await self.look(wanted, commit)
         if commit is None or known is None or known.unknown or is_anew:
@@ -79,6 +89,8 @@ class Sources:
             if known is not None and not is_whole:
                 part = lacking(wanted.name, known)
             answer = await self._evaluated(wanted, commit, part, tell)
+            if commit is None:
+                await self.resolved(wanted.source, wanted.tag, answer.commit)
             commit = answer.commit
             known = await self.look(wanted, commit)
             found = {**known.found, **{each.attribute: each for each in answer.packages}}

@@ -6,7 +6,7 @@ until then, so that nobody takes something wrong for something whole.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
@@ -88,7 +88,7 @@ class Spool:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+    async def read(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         """The bytes from `start` to before `end`, as they come; raises OutsideError."""
         held = end - min(HELD_BACK_BYTES, end - start)
         at = start
