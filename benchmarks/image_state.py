@@ -15,7 +15,6 @@ from typing import Final
 from benchmarks.private import Place
 from grange.cache.signing import listing_key
 from grange.cli.farm_file import read_farm_file
-from grange.cli.image_tables import settings_digest
 from grange.db.journal import SqliteJournal
 from grange.images.layers import Layers
 from grange.objects.directory import DirectoryObjects
@@ -109,7 +108,7 @@ class ImageState:
             await layers.close()
         images = read_farm_file(self.config, Limits()).images
         assert images is not None
-        set_ = PackageSet("bench", settings_digest(images.sources[0]), COMMIT)
+        set_ = PackageSet("bench", images.settings.sources["bench"].settings, COMMIT)
         await journal.images.save_names(set_, SYSTEM, {(): sorted(packages)})
         await journal.images.save_evaluated(
             set_, SYSTEM, [_package(name, known) for name, known in packages.items()]

@@ -118,9 +118,9 @@ def test_a_busybox_of_elsewhere_can_be_named(store: NixStore, tmp_path: Path) ->
 def test_the_farms_file_names_the_set(store: NixStore) -> None:
     images = read_farm_file(EXAMPLES / "packages.toml", Limits()).images
     assert images is not None
-    [source] = images.sources
-    assert source.location == str(EXAMPLES / "packages")
-    said = f"config = builtins.fromJSON ''{json.dumps(source.config)}'';"
+    spec = images.settings.sources["examples"].spec
+    assert spec.location == str(EXAMPLES / "packages")
+    said = f"config = builtins.fromJSON ''{json.dumps(spec.config)}'';"
     assert value(store, f"{called(said)}.web.port") == "8080"
 
 
