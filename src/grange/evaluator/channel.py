@@ -32,8 +32,7 @@ class ChannelSource:
         if tag != LATEST:
             raise JobError(
                 "unknown tag",
-                f"the package source {self.spec.name!r} is a channel, which has only {LATEST!r} "
-                f"and commits, and no {tag!r}",
+                f"it is a channel, which has only {LATEST!r} and commits, and no {tag!r}",
             )
         return (await self._latest(limits)).commit
 
@@ -73,9 +72,9 @@ class ChannelSource:
     def _error(self, asked: str, why: str) -> JobError:
         return JobError(
             "source",
-            f"the channel of the package source {self.spec.name!r} has no {without_user(asked)}: "
-            f"{why}; see that [images.sources.{self.spec.name}] of the farm file names a channel, "
-            "and that it can be reached from where it is evaluated",
+            f"its channel has no {without_user(asked)}: {why}; see that "
+            f"[images.sources.{self.spec.name}] of the farm file names a channel, and that it can "
+            "be reached from where packages are evaluated",
         )
 
 

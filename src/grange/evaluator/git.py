@@ -87,7 +87,7 @@ class GitSource:
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return JobError(
             "unknown tag",
-            f"the package source {self.spec.name!r} has no branch or tag {ref!r}{hint}",
+            f"its repository has no branch or tag {ref!r}{hint}",
         )
 
     # --- Trees --------------------------------------------------------------------------------
@@ -106,10 +106,7 @@ class GitSource:
             if not fetched.is_good:
                 raise self._failed("cannot be fetched", fetched)
             if not await self._has(repository, commit, limits):
-                raise JobError(
-                    "unknown tag",
-                    f"the package source {self.spec.name!r} has no commit {commit}",
-                )
+                raise JobError("unknown tag", f"its repository has no commit {commit}")
         archive = folder / "source.tar"
         command = ["archive", "--format=tar", "--prefix=source/", f"--output={archive}", commit]
         ended = await self._git("-C", str(repository), *command, limits=limits)
@@ -154,8 +151,8 @@ class GitSource:
         if ended.is_missing:
             raise JobError(
                 "evaluator",
-                "there is no git where it evaluates, and the package source "
-                f"{self.spec.name!r} is a repository; install it there",
+                f"{self.spec.location} is a repository, and there is no git where packages are "
+                "evaluated; install it there",
             )
         return ended
 
@@ -175,16 +172,13 @@ class GitSource:
 
     def _error(self, what: str) -> JobError:
         shown = without_user(self.spec.location)
-        return JobError(
-            "source",
-            f"the repository {shown} of the package source {self.spec.name!r} {what}",
-        )
+        return JobError("source", f"its repository {shown} {what}")
 
     def _failed(self, what: str, ended: Ended) -> JobError:
         why = without_user(_first_error(ended.stderr))
         return self._error(
-            f"{what}: {why}; see [images.sources.{self.spec.name}] of the farm file, and that the "
-            "user who evaluates may read it"
+            f"{what}: {why}; see [images.sources.{self.spec.name}] of the farm file, and that who "
+            "evaluates may read it"
         )
 
 

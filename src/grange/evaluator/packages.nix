@@ -44,7 +44,7 @@ let
     lower (if substring 0 1 name == "_" && isDigit (substring 1 1 name) then substring 1 (-1) name else name);
 
   # Nobody can ask for other names, and not all of them can be said in JSON.
-  namesIn = value: filter (name: match "[!-~]+" name != null) (attrNames value);
+  namesIn = value: filter (name: stringLength name < 256 && match "[!-~]+" name != null) (attrNames value);
 
   # The value if it can be had without an error that Nix can catch, else `other`.
   caught = other: value: let tried = tryEval value; in if tried.success then tried.value else other;

@@ -124,7 +124,7 @@ class PackageEvaluator:
         try:
             found.add(await self._ask(items))
         except _SpoiltError as error:
-            await self._judge_set()
+            found.add(await self._set_alone())
             await self._part(items, error.ended, found)
         spellings = found.spellings()
         for package, why in found.spoilt.items():
@@ -147,19 +147,16 @@ class PackageEvaluator:
 
     # --- What spoils an evaluation ------------------------------------------------------------
 
-    async def _judge_set(self) -> None:
-        """Raises JobError where no package is to blame, but the whole set."""
-        whose = f"the package set {self._job.source.name!r}"
+    async def _set_alone(self) -> _Answer:
+        """Its names; raises JobError where no package is to blame, but the whole set."""
         try:
-            await self._ask((), evaluate=False)
+            return await self._ask((), evaluate=False)
         except _SpoiltError as error:
-            self._refuse_too_much(whose, error.ended)
+            self._refuse_too_much("the set", error.ended)
             why = error_of(error.ended.stderr)
-            if any(text in why for text in _MACHINE):
-                raise JobError(
-                    "evaluator", f"Nix does not work where it evaluates: {why}"
-                ) from None
-            raise JobError("source", f"{whose} cannot be evaluated: {why}") from None
+        if any(text in why for text in _MACHINE):
+            raise JobError("evaluator", f"Nix does not work where it evaluates: {why}")
+        raise JobError("source", f"the set ends with an error: {why}")
 
     async def _halve(self, items: tuple[Item, ...], found: _Found) -> None:
         try:
@@ -263,12 +260,17 @@ def _failed(way: Attribute, why: str) -> EvaluatedView:
 
 
 def _checked(answer: EvaluatedView, store_dir: StoreDir) -> EvaluatedView:
+    """`answer`, or that it is no package, where its paths are none of a derivation's."""
+    way = tuple(answer.attribute)
     try:
-        is_drv = store_dir.parse(answer.drv_path).endswith(DRV_SUFFIX)
-        for path in answer.outputs.values():
-            store_dir.parse(path)
+        drv_path = store_dir.parse(answer.drv_path)
+        outputs = {name: store_dir.parse(path) for name, path in answer.outputs.items()}
     except PeerError as error:
-        return _failed(tuple(answer.attribute), f"it is no package: {error}")
-    if is_drv:
-        return answer
-    return _failed(tuple(answer.attribute), f"its drvPath {answer.drv_path!r} is no derivation")
+        return _failed(way, f"it is no package: {error}")
+    if not drv_path.endswith(DRV_SUFFIX):
+        return _failed(way, f"its drvPath {answer.drv_path!r} is no derivation")
+    name = drv_path.name.removesuffix(DRV_SUFFIX)
+    for output, path in outputs.items():
+        if path.name != (name if output == "out" else f"{name}-{output}"):
+            return _failed(way, f"{path} is said to be its output {output!r}, and cannot be")
+    return answer

@@ -65,8 +65,8 @@ class Sources:
                 if job.tag != LATEST:
                     raise JobError(
                         "unknown tag",
-                        f"the package source {job.source.name!r} is a directory, which has only "
-                        f"{LATEST!r} and commits, and no {job.tag!r}",
+                        f"it is a directory, which has only {LATEST!r} and commits, and no "
+                        f"{job.tag!r}",
                     )
                 return (await self._imported(job.source, limits)).commit
 
@@ -83,8 +83,8 @@ class Sources:
                     if tree.commit != commit:
                         raise JobError(
                             "unknown tag",
-                            f"the package source {spec.name!r} has no commit {commit} any more: "
-                            f"its directory has changed, and is {tree.commit} now",
+                            f"it has no commit {commit} any more: its directory has changed, and "
+                            f"is {tree.commit} now",
                         )
                     return tree
                 case "git":
@@ -101,7 +101,7 @@ class Sources:
     async def _imported(self, spec: SourceSpec, limits: Limits) -> Tree:
         """A directory of this machine as it is now. What it is by name is its NAR hash."""
         where = Path(spec.location)
-        whose = f"the directory {where} of the package source {spec.name!r}"
+        whose = f"its directory {where}"
         _see(where, whose, spec)
         with self._scratch() as scratch:
             job = scratch / "job.json"
@@ -138,12 +138,11 @@ class Sources:
                 if "HTTP error 404" in ended.stderr:
                     raise JobError(
                         "unknown tag",
-                        f"the package source {spec.name!r} has no commit {commit}: {shown} is not "
-                        "there",
+                        f"it has no commit {commit}: {shown} is not there",
                     )
                 raise JobError(
                     "source",
-                    f"the package source {spec.name!r} cannot be fetched from {shown}: {why}",
+                    f"it cannot be fetched from {shown}: {why}",
                 )
             path = self._store_path(ended.stdout.decode().split()[-1])
             if await self._root(spec, commit, path, limits):
