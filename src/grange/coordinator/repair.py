@@ -51,7 +51,7 @@ class Repairs:
         self._journal = journal
         self._objects = objects
         self._submissions = submissions
-        self._upstreams = [upstream for _, upstream in upstreams]
+        self._upstreams = upstreams
         self._on_lost = on_lost
         self._expect = expect
         self._retained = retained
@@ -116,6 +116,7 @@ class Repairs:
             await self._objects.delete(key)
         self._on_lost(gone)
         sources = [path for path, step in makers.items() if step is None]
+        sources = await self._lacking(sources)
         told: AttemptFailed | InputsLost
         if sources:
             self._remember(sources)
@@ -144,12 +145,26 @@ class Repairs:
         return InputsLost(
             agent,
             failed.attempt,
-            f"the farm had lost inputs of it, which are built again: {failed.message}",
+            f"the farm had lost inputs of it, which are built or fetched again: {failed.message}",
             tuple(sorted(lost.intersection(spec.id for spec in specs))),
             tuple(specs),
             tuple([(n.spec.id, n.remembered) for n in nodes if n.remembered is not None]),
             failed.usage,
         )
+
+    async def _lacking(self, paths: Collection[StorePath]) -> list[StorePath]:
+        """Those that no upstream has, either. The others are taken from there again: what was
+        mirrored from an upstream, and lost here, is often still there.
+        """
+        lacking = {*paths}
+        for url, upstream in self._upstreams:
+            if not lacking:
+                break
+            available = await upstream.available(lacking)
+            if available.narinfos:
+                await self._journal.add_paths(available.narinfos, url)
+            lacking &= available.missing
+        return [path for path in paths if path in lacking]
 
     async def _gone(self, paths: Sequence[StorePath]) -> list[StorePath]:
         """Those that the farm itself cannot serve."""
@@ -160,7 +175,7 @@ class Repairs:
         if narinfo is None:
             return False
         if "://" in narinfo.url:
-            for upstream in self._upstreams:
+            for _, upstream in self._upstreams:
                 if await upstream.serves(narinfo.url):
                     return True
                 await upstream.note_gone(narinfo.info.path)
