@@ -153,8 +153,8 @@ class FarmBuilds:
         if outcome is Outcome.CANCELLED:
             raise RefusedError(
                 Code.MANIFEST_UNKNOWN,
-                f"the build of {name} was cancelled (build {record.id}); ask for the image again, and "
-                "it is built anew",
+                f"the build of {name} was cancelled (build {record.id}); it is built anew when the "
+                "image is asked for again",
             )
         raise await self._failure(record, name, cause)
 

@@ -16,14 +16,15 @@ from grange.errors import GrangeError, OutsideError, PeerError
 from grange.images.assemble import Plan, assembled, joined, key_of, wished
 from grange.images.doors import LayerStore, Mirroring
 from grange.images.flights import BusyError, Flight, Flights, landed
+from grange.images.layers import CODECS
 from grange.images.settings import ImageSettings, PackageSource
 from grange.images.sources import Sources, Wanted
 from grange.oci.descriptor import Member, layer_key
-from grange.oci.manifest import Compression, Variant
+from grange.oci.manifest import Variant
 from grange.oci.names import ImageName, Tag
 from grange.oci.plan import Group, plan
 from grange.oci.refusal import Code, RefusedError
-from grange.oci.segments import GZIP, ZSTD, Codec
+from grange.oci.segments import Codec
 from grange.ports import (
     Catalog,
     Clock,
@@ -48,7 +49,6 @@ BUSY_RETRY_S: Final = 15
 PATHS_AT_ONCE: Final = 200  # of a closure planned on the event loop, in some 5 ms
 
 _ImageFlight = tuple[ImageName, Tag, Variant, RuntimeWish]
-_CODECS: Final = {Compression.GZIP: GZIP, Compression.ZSTD: ZSTD}
 
 
 class FarmMaker:
@@ -127,7 +127,7 @@ class FarmMaker:
         found = await flight.after(planning)
         packages = found.contents.packages
         key = key_of(wanted.name, packages, request.variant, wish)
-        layers = await self._made_layers(found, _CODECS[request.variant.compression], flight)
+        layers = await self._made_layers(found, CODECS[request.variant.compression], flight)
         _, record = assembled(found, key, layers, self._clock.wall_s())
         await self._catalog.save_image(record)
         await self._save_index(wanted.name, packages, request.variant, wish)
