@@ -277,10 +277,13 @@ def _keys(config: "ServeConfig") -> list["SecretKey"]:
 
 def run_agent(options: "AgentOptions") -> None:
     """Run an agent until told to stop."""
+    from functools import partial
+
     import uvloop
 
     from grange.agent.service import AgentConfig
     from grange.agent.service import run_agent as run
+    from grange.evaluator import FEATURE
     from grange.wire.tls import ClientPems
 
     _log_to_stderr()
@@ -306,7 +309,12 @@ def run_agent(options: "AgentOptions") -> None:
         speed_factor=options.speed_factor,
         thresholds=options.thresholds,
     )
-    uvloop.run(run(config))
+    beside = None
+    if FEATURE in (config.features or ()):
+        from grange.main_evaluator import evaluate_beside
+
+        beside = partial(evaluate_beside, config)
+    uvloop.run(run(config, beside))
 
 
 def _nix_config(*, is_sandboxed: bool) -> str:

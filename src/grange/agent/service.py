@@ -5,17 +5,18 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
 from grange import __version__
 from grange.agent.attempts import Attempts
+from grange.agent.beside import Beside, Run
 from grange.agent.build import Builder
 from grange.agent.cgroups import MemoryGroups
 from grange.agent.daemons import Store
@@ -84,8 +85,10 @@ class Agent:
         groups: MemoryGroups | None = None,
         *,
         authorization: str = "",
+        beside: Run | None = None,
     ) -> None:
-        """`authorization` is the header that it shows to the farm's cache."""
+        """`authorization` is the header that it shows to the farm's cache. `beside` runs from the
+        first time it has joined until it drains."""
         store = _store(config)
         self._config = config
         self._authorization = authorization
@@ -98,6 +101,7 @@ class Agent:
         self._uploader: Uploader | None = None
         self._uploads: aiohttp.ClientSession | None = None
         self._draining: asyncio.Task[None] | None = None
+        self._beside = None if beside is None else Beside(beside)
         self._session = Session(
             dials=dials,
             check=VersionCheck(__version__, spec.id, spec.name, config.store_dir.root),
@@ -140,6 +144,8 @@ class Agent:
         finally:
             if self._draining is not None:
                 self._draining.cancel()
+            if self._beside is not None:
+                await self._beside.stop()
             await self._attempts.abort_all()
             await self._say_goodbye(talking)
             await self._room.settled()
@@ -163,6 +169,8 @@ class Agent:
             self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
+        if self._beside is not None:
+            await self._beside.stop()
         await self._attempts.wait_none_left()
         self._session.leave()
 
@@ -180,6 +188,8 @@ class Agent:
             )
         self._state.joined()
         self._roots.release_dead()
+        if self._beside is not None and not self.is_draining:
+            await self._beside.go_to(answer.cache_url)
         if self._uploader is not None:
             self._uploader.forget_asks()
         known, self._answer = self._answer, answer
@@ -313,8 +323,12 @@ def _memory_groups(store: Store) -> MemoryGroups | None:
     return groups
 
 
-async def run_agent(config: AgentConfig) -> None:
-    """Be an agent until told to stop.
+async def run_agent(
+    config: AgentConfig,
+    beside: Callable[[str, AgentCredentials], Coroutine[Any, Any, None]] | None = None,
+) -> None:
+    """Be an agent until told to stop. `beside`, told where the farm is and who we are to it, runs
+    for as long as work is taken.
 
     The first SIGTERM or SIGINT drains it, the second stops it at once. Raises OperatorError where
     the set-up is wrong.
@@ -342,6 +356,7 @@ async def run_agent(config: AgentConfig) -> None:
             ],
             groups,
             authorization=credentials.authorization,
+            beside=None if beside is None else lambda url: beside(url, credentials),
         )
         running = asyncio.create_task(agent.run())
 

@@ -1,8 +1,9 @@
 """The store on a submitter's machine, as sources are read from it."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 
 from grange.daemon.client import Daemon
 from grange.daemon.pool import DaemonPool
@@ -15,15 +16,20 @@ CONNECTIONS_MAX = 4
 class LocalStore:
     """Implements `grange.client.sources.LocalStore` through the machine's own Nix."""
 
-    def __init__(self, root: str | None, store_dir: StoreDir = NIX_STORE) -> None:
-        """`root`: the directory of a chroot store; None for the system's store."""
+    def __init__(
+        self,
+        root: str | None,
+        store_dir: StoreDir = NIX_STORE,
+        *,
+        connect: Callable[[], Awaitable[Daemon]] | None = None,
+    ) -> None:
+        """`root`: the directory of a chroot store; None for the system's store. `connect` has
+        connections to a store made otherwise."""
         command = ["nix-daemon", "--stdio", *(("--store", root) if root else ())]
         lines = (os.environ.get("NIX_CONFIG", ""), "substituters =")
         environment = {**os.environ, "NIX_CONFIG": "\n".join(lines) + "\n"}
-        self._pool = DaemonPool(
-            lambda: Daemon.connect_stdio(command, store_dir, environment=environment),
-            CONNECTIONS_MAX,
-        )
+        here = partial(Daemon.connect_stdio, command, store_dir, environment=environment)
+        self._pool = DaemonPool(connect or here, CONNECTIONS_MAX)
 
     async def path_info(self, path: StorePath) -> PathInfo | None:
         async with self._pool.lease() as daemon:

@@ -12,8 +12,6 @@ from grange.client.sources import LocalStore
 from grange.evaluator.jobs import Jobs, TempRoots, clear
 from grange.evaluator.worker import Worker
 
-FEATURE: Final = "grange-eval"  # an agent that offers it evaluates too
-
 log: Final = logging.getLogger(__name__)
 
 
