@@ -1,97 +1,28 @@
 """Layers of images: made once, of what is there, the same wherever they are made."""
 
 import asyncio
-import gzip
-import io
 import random
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Collection
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
-import zstandard
-from prometheus_client import CollectorRegistry
 
 from grange.cache.signing import listing_key
 from grange.errors import OutsideError, PeerError
 from grange.images import segments
-from grange.images.layers import CODECS, Layers, frame_key
-from grange.images.metrics import ImageMetrics
+from grange.images.layers import CODECS, frame_key
 from grange.images.segments import root_object_key, segment_key
-from grange.oci.descriptor import Member
 from grange.oci.root import ENTRIES_MAX
-from grange.oci.segments import GZIP, ZSTD, Codec, LayerWriter
+from grange.oci.segments import GZIP, ZSTD, Codec
 from grange.oci.tar import UnfitError
 from grange.ports import StoredLayer
-from grange.store.compression import NAR_SUFFIXES, compress
-from grange.store.hash import Hash
-from grange.store.nar import Directory, File, Listing, NarReader, Symlink, Tree, nar_of_tree
-from grange.store.narinfo import NarInfo, PathInfo
-from grange.store.path import StorePath
+from grange.store.compression import compress
+from grange.store.nar import Directory, File
+from tests.images_cache import TREES, Place, blob_of, count, expected, filled, undone
 from tests.images_fakes import MemoryCatalog, MemoryObjects, path_of
 
 CODEC = pytest.mark.parametrize("codec", [GZIP, ZSTD], ids=lambda codec: codec.compression)
-noise = random.Random(8).randbytes
-
-
-def large(name: bytes) -> Tree:
-    """More than is read whole, and than one block."""
-    zeros = bytes(2 << 20)
-    return Directory({b"noise": File(noise(400_000)), b"zeros": File(zeros), name: File(name)})
-
-
-TREES: Mapping[str, Tree] = {
-    "hello": Directory({b"bin": Directory({b"hello": File(b"#!/bin/sh\n", True)})}),
-    "large": large(b"first"),
-    "larger": large(b"second"),
-    "link": Symlink(b"/nix/store"),
-    "single": File(b"a file"),
-}
-
-
-@dataclass
-class Place:
-    """A cache with the paths of TREES, and layers of it."""
-
-    catalog: MemoryCatalog = field(default_factory=MemoryCatalog)
-    objects: MemoryObjects = field(default_factory=MemoryObjects)
-    nars: dict[StorePath, NarInfo] = field(default_factory=dict)
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    opened: list[Layers] = field(default_factory=list)
-
-    def add(self, name: str, tree: Tree, compression: str = "zstd") -> Member:
-        nar = nar_of_tree(tree)
-        file = compress(compression, 1, nar)
-        digest = Hash.of("sha256", file)
-        url = f"nar/{digest.base32()}{NAR_SUFFIXES[compression]}"
-        self.objects.stored[url] = file
-        listing = Listing()
-        reader = NarReader(listing)
-        reader.feed(nar)
-        reader.finish()
-        self.objects.stored[listing_key(url)] = listing.json() or b""
-        info = PathInfo(path_of(name), Hash.of("sha256", nar), len(nar), ())
-        self.nars[info.path] = NarInfo(info, url, compression, digest, len(file))
-        return Member(info.path, info.nar_hash)
-
-    async def find(self, paths: Collection[StorePath]) -> dict[StorePath, NarInfo]:
-        return {path: self.nars[path] for path in paths if path in self.nars}
-
-    def layers(self, at_once: int = 2) -> Layers:
-        made = Layers(
-            catalog=self.catalog,
-            objects=self.objects,
-            narinfos=self.find,
-            at_once=at_once,
-            metrics=ImageMetrics(self.registry),
-        )
-        self.registry = CollectorRegistry()  # for the next
-        self.opened.append(made)
-        return made
-
-    def lose(self, prefix: str) -> None:
-        for key in [key for key in self.objects.stored if key.startswith(prefix)]:
-            del self.objects.stored[key]
 
 
 @pytest.fixture
@@ -100,28 +31,6 @@ async def place() -> AsyncIterator[Place]:
     yield made
     for each in made.opened:
         await each.close()
-
-
-def filled(place: Place, compression: str = "zstd") -> dict[str, Member]:
-    return {name: place.add(name, tree, compression) for name, tree in TREES.items()}
-
-
-def expected(codec: Codec, names: Collection[str]) -> tuple[bytes, str, str]:
-    """The blob, its digest and its diff ID, as one writer makes them."""
-    writer = LayerWriter(codec)
-    blob = writer.start()
-    for name in sorted(names, key=path_of):
-        writer.open(path_of(name))
-        blob += b"".join(writer.feed(nar_of_tree(TREES[name])))
-        blob += writer.close()
-    last, layer = writer.finish()
-    return blob + last, layer.digest, layer.diff_id
-
-
-async def blob_of(layers: Layers, digest: str) -> bytes:
-    blob = await layers.blob(digest)
-    assert blob is not None
-    return b"".join([piece async for piece in blob.read(0, blob.size)])
 
 
 @CODEC
@@ -413,15 +322,3 @@ def test_codecs_are_those_of_manifests() -> None:
         "zstd": "zstd",
     }
     assert segments.SMALL_BYTES < 400_000  # or nothing here would be streamed
-
-
-def undone(codec: Codec, blob: bytes) -> bytes:
-    if codec.compression == "gzip":
-        return gzip.decompress(blob)
-    reader = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(blob), read_across_frames=True)
-    return reader.read()
-
-
-def count(layers: Layers, name: str, **labels: str) -> float:
-    registry = layers.metrics.registry
-    return registry.get_sample_value(f"grange_image_{name}_total", labels) or 0.0

@@ -156,23 +156,25 @@ class SegmentMaker:
     async def _stream(
         self, writer: LayerWriter, codec: Codec, nar: NarStream, url: str, take: Take
     ) -> None:
-        waiting: deque[asyncio.Future[bytes]] = deque()
-
-        async def take_first() -> None:
-            made = await waiting.popleft()
-            await take(await self._threads.start(writer.add, made))
+        waiting = asyncio.Queue[asyncio.Future[bytes] | None](self._threads.count)
 
         async def compress(blocks: Iterator[bytes]) -> None:
             while block := await self._threads.start(next, blocks, b""):
-                waiting.append(self._threads.start(codec.compress, block))
-                if len(waiting) > self._threads.count:
-                    await take_first()
+                await waiting.put(self._threads.start(codec.compress, block))
 
-        async for chunk in self._objects.read(url):
-            await compress(_blocks(writer, nar, chunk))
-        await compress(_last_blocks(writer, nar))
-        while waiting:
-            await take_first()
+        async def take_all() -> None:
+            while (made := await waiting.get()) is not None:
+                await take(await self._threads.start(writer.add, await made))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(take_all())
+                async for chunk in self._objects.read(url):
+                    await compress(_blocks(writer, nar, chunk))
+                await compress(_last_blocks(writer, nar))
+                await waiting.put(None)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
 
 def _blocks(writer: LayerWriter, nar: NarStream, chunk: bytes) -> Iterator[bytes]:
