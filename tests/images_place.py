@@ -15,7 +15,7 @@ from grange.client.image_models import (
     SourceSpec,
     TakeRequest,
 )
-from grange.images.answers import asked_for, is_lookup, read
+from grange.images.answers import asked_for, checking, is_lookup
 from grange.images.evaluations import Evaluations
 from grange.images.maker import FarmMaker
 from grange.images.service import Images
@@ -101,7 +101,7 @@ class Place:
         other = SourceSpec(name="work", kind="path", location="/work/packages")
         usual = ImageSettings.of(PackageSource(spec, "5" * 64), PackageSource(other, "6" * 64))
         self.settings = replace(usual, **settings)
-        self.evaluations = Evaluations(lambda _: "token", _check, patience_s=0.5)
+        self.evaluations = Evaluations(lambda _: "token", checking(NIX_STORE), patience_s=0.5)
         self.sources = Sources(
             self.settings,
             catalog=self.catalog,
@@ -183,11 +183,6 @@ class Place:
         wish: RuntimeWish = RuntimeWish(),  # noqa: B008 - it is frozen
     ) -> ImageRequest:
         return ImageRequest(parse_name(name, self.settings.sources), Tag(tag), variant, wish)
-
-
-def _check(job: EvaluationJob, result: EvaluationResult) -> None:
-    if not result.failure:
-        read(job, result, NIX_STORE)
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """What evaluators answer, read into facts. Nothing they say is taken whose shape is not right."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,6 +58,16 @@ def read(job: EvaluationJob, result: EvaluationResult, store_dir: StoreDir) -> A
         raise PeerError(f"it is to be about what was asked for, and is not of {', '.join(odd[:5])}")
     found = tuple([_evaluated(packages[each], each, store_dir) for each in sorted(wanted)])
     return Answer(result.commit, names, found)
+
+
+def checking(store_dir: StoreDir) -> Callable[[EvaluationJob, EvaluationResult], None]:
+    """What `Evaluations` asks of answers: that they are failures, or can be read."""
+
+    def check(job: EvaluationJob, result: EvaluationResult) -> None:
+        if not result.failure:
+            read(job, result, store_dir)
+
+    return check
 
 
 def is_lookup(job: EvaluationJob) -> bool:
