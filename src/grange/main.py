@@ -91,10 +91,12 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
     from grange.db.postgres.journal import PostgresJournal
     from grange.identity import ANONYMOUS, Role
     from grange.main_capacity import FarmCapacity, coordinators_of
+    from grange.main_images import FarmImages
     from grange.objects.location import StoreLocation
     from grange.objects.open import joined, open_shelves
     from grange.store.keys import PublicKey, TrustedKeys
     from grange.web.app import make_app
+    from grange.web.capacity import no_pools
 
     clock = SystemClock()
     state = config.state_dir
@@ -186,11 +188,25 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     coordinators=coordinators_of(config),
                 )
 
+            images = None
+            if config.farm.images is not None:
+                images = FarmImages(
+                    farm,
+                    config.farm.images,
+                    clock=clock,
+                    catalog=journal.images,
+                    http=session,
+                    state=state,
+                    may_all_read=config.may_all_read,
+                )
+
             def reread() -> None:
                 assert config.reread is not None
                 said = config.reread()
                 if capacity is not None:
                     capacity.change(said.capacity)
+                if images is not None and said.images is not None:
+                    images.change(said.images)
                 farm.rule(said.limits, said.projects, said.policy, said.retention)
                 farm.logs.limit(said.log_bytes_max)
                 for name in said.needs_start(config.farm):
@@ -215,10 +231,18 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                     "--config, or let a proxy or a VPN encrypt them"
                 )
             await farm.publisher.prepare()
+            app = make_app(
+                farm,
+                no_pools if capacity is None else capacity.autoscaler,
+                None if images is None else images.parts,
+                None if images is None else images.registry,
+            )
+            if images is not None:
+                images.evaluate(app)
             try:
                 await serve_farm(
                     farm,
-                    make_app(farm) if capacity is None else make_app(farm, capacity.autoscaler),
+                    app,
                     http,
                     agents,
                     config.store_dir,
@@ -228,6 +252,8 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             finally:
                 if capacity is not None:
                     await capacity.close()
+                if images is not None:
+                    await images.close()
     finally:
         await journal.close()
 

@@ -1,1 +1,274 @@
-"""Builds what images take, for `main`: the catalog, the layers, the maker, an evaluator."""
+"""Builds the adapters of container images and hands them to whoever makes and serves them, for
+`grange.main`."""
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import httpx
+
+from grange.cli.image_tables import ImageFile
+from grange.client.app_transport import AppTransport
+from grange.client.closure import StorePlace
+from grange.client.credentials import bearer, token_in
+from grange.client.image_models import EvaluationJob, EvaluationResult
+from grange.client.images import ImageClient
+from grange.coordinator.farm import Farm
+from grange.coordinator.images import FarmBuilds, evaluation_tokens
+from grange.coordinator.own_tokens import ADMIN_FILE
+from grange.daemon.client import Daemon
+from grange.daemon.local import LocalStore
+from grange.errors import OutsideError
+from grange.evaluator.service import EvaluatorConfig, run_evaluator
+from grange.images.answers import read
+from grange.images.collect import Collector
+from grange.images.evaluations import Evaluations
+from grange.images.explain import Explainer
+from grange.images.filler import Filler, Policy
+from grange.images.layers import Layers
+from grange.images.maker import FarmMaker
+from grange.images.metrics import ImageMetrics
+from grange.images.mirror import Mirror
+from grange.images.remote import RemoteMaker
+from grange.images.service import Images
+from grange.images.settings import ImageSettings
+from grange.images.sources import Sources
+from grange.oci.segments import GZIP, ZSTD
+from grange.ports import Catalog, Clock, ImageRequest, Made, Maker, Objects, Pending
+from grange.registry.app import RegistryOptions
+from grange.registry.metrics import RegistryMetrics
+from grange.store.path import StorePath
+from grange.web.images import ImageParts
+from grange.web.registry import RegistryParts, may_pull
+
+log = logging.getLogger(__name__)
+
+AGAIN_S: Final = 10.0  # after a failure in what makes images
+NIX: Final = "nix-instantiate"
+
+
+class FarmImages:
+    """A farm's images: served by every coordinator, made by the one that leads."""
+
+    def __init__(
+        self,
+        farm: Farm,
+        file: ImageFile,
+        *,
+        clock: Clock,
+        catalog: Catalog,
+        http: aiohttp.ClientSession,
+        state: Path,
+        may_all_read: bool,
+    ) -> None:
+        """`state` is the farm's directory, which has its own tokens."""
+        self._farm = farm
+        self._file = file
+        self._token_file = state / ADMIN_FILE
+        self._folder = state / "images"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        store_dir, journal = farm.settings.store_dir, farm.journal
+        metrics = ImageMetrics(farm.metrics.registry)
+
+        def layers_of(objects: Objects, at_once: int = os.cpu_count() or 1) -> Layers:
+            return Layers(
+                catalog=catalog,
+                objects=objects,
+                narinfos=journal.narinfos,
+                store_dir=store_dir,
+                at_once=at_once,
+                spool_folder=self._folder,
+                metrics=metrics,
+            )
+
+        self._layers = layers_of(farm.objects)
+        self._filler = Filler(
+            catalog=catalog,
+            objects=farm.objects,
+            make_layers=lambda objects: layers_of(objects, 1),
+            narinfos=journal.narinfos,
+            codecs=(GZIP, ZSTD) if file.settings.is_zstd_allowed else (GZIP,),
+            is_busy=self._is_busy,
+            metrics=metrics,
+            policy=Policy(file.precompute),
+        )
+        self._mirror = Mirror(
+            journal=journal,
+            objects=farm.objects,
+            publisher=farm.publisher,
+            holds=farm.holds,
+            http=http,
+            keys=farm.settings.keys,
+            store_dir=store_dir,
+            forget=farm.cache.forget,
+            on_verified=self._filler.verified if self._filler.wants_diff_ids else None,
+        )
+        project = file.settings.project
+        builds = FarmBuilds(farm, project)
+
+        def check(job: EvaluationJob, result: EvaluationResult) -> None:
+            if not result.failure:
+                read(job, result, store_dir)
+
+        evaluations = Evaluations(evaluation_tokens(farm, project), check)
+        self._sources = Sources(
+            file.settings,
+            catalog=catalog,
+            builds=builds,
+            evaluations=evaluations,
+            clock=clock,
+            store_dir=store_dir,
+        )
+        self._maker = FarmMaker(
+            catalog=catalog,
+            builds=builds,
+            layers=self._layers,
+            mirror=self._mirror,
+            sources=self._sources,
+            clock=clock,
+            store_dir=store_dir,
+        )
+        self._collector = Collector(
+            catalog=catalog,
+            objects=farm.objects,
+            clock=clock,
+            narinfos=journal.narinfos,
+            stored_paths=self._stored_paths,
+            store_dir=store_dir,
+            unused_s=file.unused_s,
+        )
+        self._remote = httpx.AsyncClient(trust_env=False)
+        maker = _LeadersMaker(farm, self._maker, self._remote, self._token, self._settings)
+        self._images = Images(
+            file.settings, catalog=catalog, maker=maker, layers=self._layers, clock=clock
+        )
+        explainer = Explainer(self._sources, catalog=catalog, builds=builds, store_dir=store_dir)
+        self.parts = ImageParts(
+            self._source_names,
+            catalog,
+            maker,
+            explainer,
+            evaluations,
+            self._collector,
+        )
+        is_open = file.may_all_pull or may_all_read
+        self.registry = RegistryParts(
+            self._images,
+            RegistryOptions(
+                may_pull(is_open=is_open),
+                RegistryMetrics(farm.metrics.registry),
+                is_open,
+                file.wait_s,
+            ),
+            self._settings,
+        )
+        farm.retention.kept_roots = catalog.kept_roots
+        farm.on_published = self._filler.published
+        if self._filler.wants_diff_ids:
+            farm.uploads.want_diff_ids(self._filler.verified)
+        farm.while_leading += [self._maker.run, self._filler.run, self._collector.run]
+
+    def evaluate(self, app: object) -> None:
+        """Evaluate packages here while this process leads, if the file says so or nothing of it and
+        Nix is here; `app` is the farm's own application."""
+        is_here = self._file.evaluates_here
+        if is_here or (is_here is None and shutil.which(NIX) is not None):
+            self._farm.while_leading.append(lambda: self._evaluate(app))
+        else:
+            log.info("packages of images are evaluated by agents with the feature grange-eval")
+
+    async def _evaluate(self, app: object) -> None:
+        """Whatever fails of it ends no build: it begins anew."""
+        transport = AppTransport(app, asyncio.get_running_loop())
+        url, store_dir = self._farm.settings.cache_url, self._farm.settings.store_dir
+        root = None if self._file.store is None else str(self._file.store)
+        command = ["nix-daemon", "--stdio", *(() if root is None else ("--store", root))]
+        config = EvaluatorConfig(
+            f"coordinator on {socket.gethostname()}",
+            self._folder / "evaluator",
+            StorePlace(store_dir, (root or "") + store_dir.root),
+            root or "",
+        )
+        while True:
+            try:
+                await run_evaluator(
+                    config,
+                    client=lambda: ImageClient(
+                        url, authorization=self._token(), transport=transport
+                    ),
+                    client_with=lambda shown: ImageClient(
+                        url, authorization=shown, transport=transport
+                    ),
+                    open_store=lambda: LocalStore(root, store_dir),
+                    open_roots=lambda: Daemon.connect_stdio(command, store_dir),
+                )
+            except Exception:
+                log.exception("packages of images are not evaluated here just now")
+            await asyncio.sleep(AGAIN_S)
+
+    def change(self, file: ImageFile) -> None:
+        """Go by what this says of sources, evaluation and layers from now on."""
+        self._sources.settings = file.settings
+        self._images.settings = file.settings
+
+    async def close(self) -> None:
+        await self._layers.close()
+        await self._remote.aclose()
+
+    def _settings(self) -> ImageSettings:
+        return self._images.settings
+
+    def _source_names(self) -> Collection[str]:
+        return self._images.settings.sources.keys()
+
+    def _token(self) -> str:
+        return bearer(token_in(self._token_file))
+
+    async def _stored_paths(self) -> list[StorePath]:
+        return [each.path for each in await self._farm.retained.stored_paths()]
+
+    def _is_busy(self) -> bool:
+        """Whether somebody waits for what this machine does."""
+        under_way = self._maker.under_way or self._mirror.under_way
+        is_loaded = os.getloadavg()[0] > (os.cpu_count() or 1)
+        return bool(under_way or self._farm.deliveries.pending or is_loaded)
+
+
+class _LeadersMaker:
+    """Implements `grange.ports.Maker` in every coordinator: here while it leads, else there."""
+
+    def __init__(
+        self,
+        farm: Farm,
+        here: FarmMaker,
+        http: httpx.AsyncClient,
+        token: Callable[[], str],
+        settings: Callable[[], ImageSettings],
+    ) -> None:
+        self._farm = farm
+        self._here = here
+        self._http = http
+        self._token = token
+        self._settings = settings
+
+    async def make(self, request: ImageRequest, wait_s: float) -> Made | Pending:
+        return await self._who_leads().make(request, wait_s)
+
+    async def note_used(self, digests: Collection[str]) -> None:
+        await self._who_leads().note_used(digests)
+
+    def _who_leads(self) -> Maker:
+        if self._farm.is_leading:
+            return self._here
+        leader = self._farm.leadership.leader()
+        if leader is None or leader.url == self._farm.settings.cache_url:
+            raise OutsideError("no coordinator leads the farm just now; try again in a moment")
+        return RemoteMaker(
+            self._http, leader.url, authorization=self._token, settings=self._settings
+        )

@@ -34,7 +34,7 @@ def test_a_farm_without_the_table_makes_no_images(tmp_path: Path) -> None:
 def test_what_the_table_says_comes_before_what_holds_by_itself(tmp_path: Path) -> None:
     usual = of_farm(tmp_path, SOURCE)
     assert (usual.settings.layer_budget, usual.settings.fresh_s, usual.wait_s) == (96, 21_600, 30)
-    assert (usual.precompute, usual.may_all_pull, usual.unused_s) == ("idle", None, None)
+    assert (usual.precompute, usual.may_all_pull, usual.unused_s) == ("idle", False, None)
     assert (usual.settings.is_zstd_allowed, usual.evaluates_here) == (False, None)
     said = of_farm(
         tmp_path,
@@ -50,6 +50,7 @@ anonymous_pulls = true
 keep_days = 2
 [images.evaluation]
 here = false
+store = "eval"
 timeout_s = 30
 memory_bytes = 1_000_000_000
 import_from_derivation = true
@@ -62,6 +63,7 @@ import_from_derivation = true
     assert (settings.may_import, settings.is_zstd_allowed) == (True, True)
     assert (said.wait_s, said.precompute, said.may_all_pull) == (5, "upload", True)
     assert (said.unused_s, said.evaluates_here) == (172_800, False)
+    assert said.store == tmp_path / "eval"
 
 
 def test_sources_keep_their_order_and_lie_beside_the_file(tmp_path: Path) -> None:
@@ -82,6 +84,7 @@ git = "../packages.git"
 git = "git@git.example:packages"
 [images.sources.exact]
 channel = "https://releases.example/nixexprs.tar.xz"
+archive = "https://archive.example/{commit}.tar.gz"
 """
         + SOURCE,
     )
@@ -104,6 +107,8 @@ channel = "https://releases.example/nixexprs.tar.xz"
     assert (near.location, near.ref) == (str(tmp_path / "../packages.git"), "")
     assert ssh.location == "git@git.example:packages"
     assert exact.location == "https://releases.example/nixexprs.tar.xz"
+    assert exact.archive == "https://archive.example/{commit}.tar.gz"
+    assert nixpkgs.archive.startswith("https://github.com/NixOS/nixpkgs/")
     assert (nixpkgs.kind, nixpkgs.location) == (
         "channel",
         "https://channels.nixos.org/nixos-25.05",
@@ -145,6 +150,11 @@ def test_settings_are_told_apart_by_config_and_overlays_and_by_no_place() -> Non
         (SOURCE + "here = true", r"images\.sources\.nixpkgs\.here is not known; path, git, chan"),
         (SOURCE + 'path = "x"', r"nixpkgs is wrong: .*exactly one .* there is path and channel"),
         (SOURCE + 'ref = "x"', r"nixpkgs is wrong: ref is a branch or tag of git, and .*channel"),
+        (
+            '[images.sources.a]\npath = "x"\narchive = "https://a/{commit}"',
+            "archive is where a chann",
+        ),
+        (SOURCE + 'archive = "https://a/x.tar"', r"nixpkgs\.archive is 'https://a/x\.tar'"),
         ("[images.sources.a]", r"images\.sources\.a is wrong: .* there is none"),
         ('[images.sources.a]\ngit = "/a"\nref = "-x"', r"images\.sources\.a\.ref is '-x'"),
         ('[images.sources.a]\ngit = "/a"\nref = "a b"', r"images\.sources\.a\.ref is 'a b'"),
@@ -201,7 +211,7 @@ def test_sources_are_read_anew_and_the_rest_takes_a_restart(tmp_path: Path) -> N
         assert farm_file(tmp_path, text + more).needs_start(before) == []
     for more in ("[images.evaluation]\nhere = true", "[images]\nproject = 'x'"):
         [told] = farm_file(tmp_path, text + more).needs_start(before)
-        assert "evaluation.here of [images]" in told
+        assert "of evaluation here or store, of [images]" in told
     without = farm_file(tmp_path, "")
     assert without.needs_start(before) == ["whether there are [images]"]
     assert before.needs_start(without) == ["whether there are [images]"]

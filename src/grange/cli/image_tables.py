@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from grange.cli.tables import Table, Text
-from grange.client.image_models import SourceSpec
+from grange.client.image_models import NIXPKGS_ARCHIVE, SourceSpec
 from grange.errors import OperatorError
 from grange.images.settings import ImageSettings, PackageSource
 from grange.oci.names import parse_sources
@@ -25,7 +25,8 @@ CONFIG_BYTES_MAX: Final = 64 << 10  # as JSON
 DEPTH_MAX: Final = 20  # of tables within tables
 CHANNELS: Final = "https://channels.nixos.org/"
 _LASTING: Final = (
-    "project, wait_s, precompute, anonymous_pulls, keep_days or evaluation.here of [images]"
+    "project, wait_s, precompute, anonymous_pulls, keep_days, or of evaluation here or store, "
+    "of [images]"
 )
 _INTEGERS: Final = range(-(1 << 63), 1 << 63)  # Nix has 64 bits
 _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s][^\s]*|file:///[^\s]*")
@@ -38,6 +39,7 @@ class _Source(Table):
     git: Text | None = None
     channel: Text | None = None
     ref: Annotated[str, Field(pattern=r"^[^\s~^:?*\[\\-][^\s~^:?*\[\\]*$")] | None = None
+    archive: Annotated[str, Field(pattern=r"^https?://[^/]+.*\{commit\}")] | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     overlays: Annotated[list[Text], Field(max_length=OVERLAYS_MAX)] = Field(default_factory=list)
 
@@ -65,6 +67,8 @@ class _Source(Table):
             raise ValueError(f"it takes exactly one of path, git and channel, and there is {found}")
         if self.ref is not None and self.git is None:
             raise ValueError(f"ref is a branch or tag of git, and this is a {said[0]}")
+        if self.archive is not None and self.channel is None:
+            raise ValueError(f"archive is where a channel's commits are, and this is {said[0]}")
         return self
 
     def spec(self, name: str, folder: Path) -> SourceSpec:
@@ -85,6 +89,7 @@ class _Source(Table):
             kind=kind,
             location=location,
             ref=self.ref or "",
+            archive=self.archive or NIXPKGS_ARCHIVE,
             config=self.config,
             overlays=[_overlay(folder / each, name) for each in self.overlays],
         )
@@ -131,6 +136,7 @@ def _overlay(path: Path, source: str) -> str:
 
 class _Evaluation(Table):
     here: bool | None = None
+    store: Text | None = None
     timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
     memory_bytes: Annotated[int, Field(ge=64 << 20, le=1 << 50)] = 4 << 30
     import_from_derivation: bool = False
@@ -143,7 +149,7 @@ class _Images(Table):
     wait_s: Annotated[float, Field(ge=0, le=60)] = 30.0
     precompute: Literal["upload", "idle", "never"] = "idle"
     zstd: bool = False
-    anonymous_pulls: bool | None = None
+    anonymous_pulls: bool = False
     keep_days: Annotated[float, Field(ge=0, le=36_500)] = 0.0
     sources: Annotated[dict[str, _Source], Field(min_length=1, max_length=SOURCES_MAX)]
     evaluation: _Evaluation = _Evaluation()
@@ -186,6 +192,7 @@ class ImageTables(Table):
             may_all_pull=said.anonymous_pulls,
             unused_s=said.keep_days * 86_400 or None,
             evaluates_here=rules.here,
+            store=None if rules.store is None else (folder / rules.store).absolute(),
         )
 
 
@@ -194,9 +201,10 @@ class ImageFile:
     settings: ImageSettings
     wait_s: float = 30.0  # that a pull is held while its image is made
     precompute: Literal["upload", "idle", "never"] = "idle"  # layers of single paths
-    may_all_pull: bool | None = None  # without a credential; None: who may read may
+    may_all_pull: bool = False  # without a credential; else who may read may
     unused_s: float | None = None  # images nobody asked for in so long are forgotten
     evaluates_here: bool | None = None  # beside the coordinator; None: where Nix is on PATH
+    store: Path | None = None  # a chroot store to evaluate into; None: this machine's
 
     def needs_start(self, old: "ImageFile") -> list[str]:
         """What is said otherwise than in `old` and takes a restart to hold."""
