@@ -402,6 +402,7 @@ def _log_to_stderr() -> None:
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else each call is a line
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class FarmImages:
         self._farm = farm
         self._file = file
         self._token_file = state / ADMIN_FILE
-        self._folder = state / "images"
+        self._folder = state.absolute() / "images"
         self._folder.mkdir(mode=0o700, exist_ok=True)
         store_dir, journal = farm.settings.store_dir, farm.journal
         metrics = ImageMetrics(farm.metrics.registry)
