@@ -37,7 +37,17 @@ from grange.ports import (
     StoredSegment,
 )
 from grange.store.hash import Hash
-from tests.contract.journal_kinds import JournalKind, PostgresKind, execute, narinfo, path
+from tests.contract.journal_kinds import (
+    JournalKind,
+    PostgresKind,
+    add,
+    completed,
+    drv,
+    execute,
+    narinfo,
+    path,
+    saved_paths,
+)
 
 NOW = 1_800_000_000.0
 HOUR_S = 3600.0
@@ -158,6 +168,7 @@ async def test_answers_of_evaluations_are_known(kind: JournalKind, catalog: Cata
     found = await catalog.evaluated(PACKAGES, X86, every)
     assert found == {each.attribute: each for each in (git, deep, gone)}
     assert await catalog.evaluated(replace(PACKAGES, commit="d" * 40), X86, every) == {}
+    assert await catalog.evaluated(PACKAGES, "aarch64-linux", every) == {}
     freed = Package(gone.attribute, path("unrar.drv"), (("out", path("unrar")),))
     await catalog.save_evaluated(PACKAGES, X86, [gone, freed])
     assert await catalog.evaluated(PACKAGES, X86, [gone.attribute]) == {gone.attribute: freed}
@@ -201,9 +212,10 @@ async def test_diff_ids_are_of_one_path_alone(kind: JournalKind, catalog: Catalo
     await catalog.save_diff_ids({a: digest("a"), c: digest("c")})
     await catalog.save_diff_ids({a: digest("another")})
     alone = layer(b, codec=ZSTD)
-    await save(catalog, layer(a, c), alone, root(member("d")))
+    e, f = member("e"), member("f")
+    await save(catalog, layer(a, c), alone, root(member("d")), layer(e, f))
     catalog = await reopened(kind)
-    wanted = [a, b, c, member("d"), member("a", b"changed")]
+    wanted = [a, b, c, member("d"), e, f, member("a", b"changed")]
     known = {a: digest("a"), b: alone.descriptor.diff_id, c: digest("c")}
     assert await catalog.diff_ids(wanted) == known
 
@@ -214,11 +226,16 @@ async def test_paths_that_no_codec_has_compressed_are_told(
     away = replace(narinfo("away"), url="https://cache.example.org/nar/away.nar.xz")
     await journal.add_paths([narinfo("a"), narinfo("b"), narinfo("c")], "source")
     await journal.add_paths([away], "https://cache.example.org")
+    (step,) = await add(journal, drv("published"))
+    await journal.commit([saved_paths(step, "published")])  # not yet in place
     await save(catalog, layer(member("a")), layer(member("b", b"another content")))
     every = sorted([path("b"), path("c")])
     assert await catalog.paths_without_segments(GZIP, 10) == every
     assert await catalog.paths_without_segments(GZIP, 1) == every[:1]
     assert await catalog.paths_without_segments(ZSTD, 10) == sorted([path("a"), *every])
+    await journal.commit(completed(step, 1, "published"))
+    every = sorted([path("published"), *every])
+    assert await catalog.paths_without_segments(GZIP, 10) == every
 
 
 # --- Images -----------------------------------------------------------------------------------
@@ -346,7 +363,7 @@ async def test_answers_go_once_nothing_is_of_their_package_set(catalog: Catalog)
 
 async def test_what_images_need_is_told(catalog: Catalog) -> None:
     a, b, c = member("a"), member("b"), member("c")
-    links = root(a)
+    links = root(a, c)  # has no bytes of c
     await save(catalog, layer(a, b), layer(c), layer(a, codec=ZSTD), links)
     assert (await catalog.kept_roots(), await catalog.kept_blobs()) == (set(), set())
     image = record("hello", layer(a, b), links)
@@ -441,9 +458,15 @@ async def test_contradictions_are_found(
 async def test_who_does_not_lead_saves_nothing(kind: JournalKind, catalog: Catalog) -> None:
     if not isinstance(kind, PostgresKind):
         return  # a file has one leader, whose lock is on its directory
+    await save(catalog, layer(member("a")))
+    hello = record("hello", layer(member("a")))
+    await catalog.save_image(hello)
     await execute(kind.url, "UPDATE leader SET epoch = 8")
     with pytest.raises(FencedError):
-        await save(catalog, layer(member("a")))
+        await save(catalog, layer(member("b")))
     with pytest.raises(FencedError):
         await catalog.save_resolution(Resolution("nixpkgs", "latest", "a" * 40, NOW))
-    assert await catalog.layers([layer(member("a")).key]) == {}
+    assert await catalog.layers([layer(member("b")).key]) == {}
+    await catalog.touch_images([hello.manifest.digest], NOW)  # so nothing is to be written
+    with pytest.raises(FencedError):
+        await catalog.touch_images([hello.manifest.digest], NOW + HOUR_S)
