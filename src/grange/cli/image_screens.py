@@ -21,6 +21,7 @@ FRAMES_PER_S: Final = 8
 BUILDS_SHOWN: Final = 3
 PATHS_SHOWN: Final = 6  # of a layer that is explained; most have one
 UNKNOWN_SHOWN: Final = 20
+NAME_CHARS: Final = 32  # of a path, where what follows is to stand in a column
 DIGEST_CHARS: Final = 19  # "sha256:" and twelve, as other tools show them
 
 
@@ -94,13 +95,15 @@ def show_explained(answer: ExplainAnswer) -> None:
         screen.print(Text(text, "yellow"), soft_wrap=True)
     if answer.layers:
         screen.print()
+    names = max((len(_what(layer)) for layer in answer.layers), default=0)
     for number, layer in enumerate(answer.layers, 1):
-        screen.print(_layer_line(number, layer), soft_wrap=True)
-        for path in layer.paths[:PATHS_SHOWN] if len(layer.paths) > 1 else ():
-            screen.print(Text(f"      {_name(clean(path))}", "dim"), soft_wrap=True)
-        if len(layer.paths) > PATHS_SHOWN:
-            more = len(layer.paths) - PATHS_SHOWN
-            screen.print(Text(f"      and {more} more (--json lists all)", "dim"))
+        screen.print(_layer_line(number, layer, min(names, NAME_CHARS)), soft_wrap=True)
+        inside = layer.paths if len(layer.paths) > 1 and not layer.is_root else []
+        for path in inside[:PATHS_SHOWN]:
+            screen.print(Text(f"                {_name(clean(path))}", "dim"), soft_wrap=True)
+        if len(inside) > PATHS_SHOWN:
+            more = f"                and {len(inside) - PATHS_SHOWN} more (--json lists all)"
+            screen.print(Text(more, "dim"))
     if answer.layers:
         screen.print(Text(_sum(answer.layers), "bold"), soft_wrap=True)
 
@@ -116,15 +119,15 @@ def show_layers(answer: ExplainAnswer) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, justify in (("", "right"), ("blob", "right"), ("unpacked", "right")):
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("paths", justify="right")
+    table.add_column("what", overflow="fold")
     table.add_column("known", no_wrap=True)
-    table.add_column("of", overflow="fold")
+    table.add_column("why", overflow="fold")
     for number, layer in enumerate(answer.layers, 1):
         table.add_row(
             str(number),
             size(layer.blob_bytes) if layer.digest else "",
             "" if layer.is_root else size(layer.nar_bytes),
-            "" if layer.is_root else str(len(layer.paths)),
+            _what(layer),
             _known(layer),
             clean(layer.why),
         )
@@ -161,16 +164,21 @@ def _some(names: Sequence[str]) -> str:
     return shown + (f" and {more} more" if more > 0 else "")
 
 
-def _layer_line(number: int, layer: LayerView) -> Text:
-    what = "links" if layer.is_root else size(layer.nar_bytes)
-    single = f"  {_name(clean(layer.paths[0]))}" if len(layer.paths) == 1 else ""
-    paths = "" if layer.is_root or single else f"  {count(len(layer.paths), 'path')}"
+def _layer_line(number: int, layer: LayerView, name_chars: int) -> Text:
     return Text.assemble(
         (f"{number:3} ", "dim"),
-        (f"{what:>10}", "bold"),
-        single or paths,
-        f"  {clean(layer.why)}  ",
+        (f"{'' if layer.is_root else size(layer.nar_bytes):>10}  ", "bold"),
+        f"{_what(layer):{name_chars}}  ",
         _known(layer),
+        (f"  {clean(layer.why)}", "dim"),
+    )
+
+
+def _what(layer: LayerView) -> str:
+    if layer.is_root:
+        return "links"
+    return (
+        _name(clean(layer.paths[0])) if len(layer.paths) == 1 else count(len(layer.paths), "path")
     )
 
 
