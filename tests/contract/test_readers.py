@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from grange.db import connect as sqlite
@@ -68,6 +69,14 @@ async def test_a_reader_writes_nothing(url: str) -> None:
             await readers.images.save_resolution(TAG)
     assert await journal.images.resolution("nixpkgs", "latest") is None
     await journal.close()
+
+
+async def test_sessions_that_read_cannot_write(postgres: Postgres) -> None:
+    url = await asyncio.to_thread(postgres.new_database)
+    pool = await postgres_connect.open_pool(url, is_read_only=True)
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await pool.execute("CREATE TABLE t (x integer)")
+    await pool.close()
 
 
 async def test_where_no_journal_is_none_is_made(url: str, tmp_path: Path) -> None:
