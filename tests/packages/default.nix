@@ -1,12 +1,13 @@
 # A package set for tests, with the calling convention of nixpkgs and all of its troubles in small.
 #
-# Everything is built with a static busybox (`busybox` is the directory that holds it; Debian's
-# busybox-static installs it in /usr/bin), so an agent with an empty store builds all of it in
-# seconds, and the same bytes come out everywhere. `salt` makes other derivations of the same packages.
+# Everything is built with a static busybox (`busybox` is the directory that holds it: this one if it
+# does, else /usr/bin, where Debian's busybox-static installs it), so an agent with an empty store
+# builds all of it in seconds, and the same bytes come out everywhere. `salt` makes other derivations
+# of the same packages.
 { system ? builtins.currentSystem
 , config ? { }
 , overlays ? [ ]
-, busybox ? /usr/bin
+, busybox ? if builtins.pathExists ./busybox then ./. else /usr/bin
 , salt ? ""
 }:
 

@@ -13,11 +13,11 @@ import signal
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from grange.evaluator import launch
 
@@ -202,48 +202,60 @@ async def run(
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    out = _Kept(process.stdout, STDOUT_BYTES_MAX)
-    err = _Kept(process.stderr, STDERR_BYTES_MAX)
+    too_much = asyncio.Event()
+    out = _Kept(process.stdout, STDOUT_BYTES_MAX, too_much)
+    err = _Kept(process.stderr, STDERR_BYTES_MAX, too_much)
     # Both at once: whoever reads one to its end first waits for ever once the other is full.
-    reading = [asyncio.create_task(each.read()) for each in (out, err)]
+    reading = asyncio.gather(out.read(), err.read())
     cut: Cut | None = None
     try:
         async with asyncio.timeout(limits.left_s):
-            done, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_EXCEPTION)
-            for each in done:
-                each.result()
-            await process.wait()
+            await _first_of(too_much.wait(), _all_said(reading, process))
+        cut = Cut.OUTPUT if too_much.is_set() else None
     except TimeoutError:
         cut = Cut.TIME
-    except _TooMuchError:
-        cut = Cut.OUTPUT
     finally:
         await _end(process, reading)
     code = process.returncode if process.returncode is not None else -signal.SIGKILL
     return Ended(code, bytes(out.data), err.data.decode(errors="replace"), cut)
 
 
-class _TooMuchError(Exception):
-    """A process says more than is kept."""
-
-
 class _Kept:
-    """What a process says on one stream, up to a bound."""
+    """What a process says on one stream, up to a bound; what comes after is read for nothing, so
+    that it can end."""
 
-    def __init__(self, stream: asyncio.StreamReader, bytes_max: int) -> None:
+    def __init__(
+        self, stream: asyncio.StreamReader, bytes_max: int, too_much: asyncio.Event
+    ) -> None:
         self.data = bytearray()
         self._stream = stream
         self._bytes_max = bytes_max
+        self._too_much = too_much
 
     async def read(self) -> None:
-        """Up to the end; raises _TooMuchError past the bound."""
+        """Up to the end."""
         while piece := await self._stream.read(PIECE_BYTES):
             self.data += piece[: self._bytes_max - len(self.data)]
             if len(self.data) == self._bytes_max:
-                raise _TooMuchError
+                self._too_much.set()
 
 
-async def _end(process: Process, reading: Sequence["asyncio.Task[None]"]) -> None:
+async def _all_said(reading: "asyncio.Future[Any]", process: Process) -> None:
+    await asyncio.shield(reading)
+    await process.wait()
+
+
+async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    tasks = [asyncio.ensure_future(each) for each in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _end(process: Process, reading: "asyncio.Future[Any]") -> None:
     """See that nothing of the group is left, whatever happens meanwhile."""
     try:
         if process.returncode is None:
@@ -253,18 +265,14 @@ async def _end(process: Process, reading: Sequence["asyncio.Task[None]"]) -> Non
                     await process.wait()
     finally:
         _signal(process, signal.SIGKILL)
-        for each in reading:
-            each.cancel()
+        # Somebody who has left the group may hold the pipes open for ever.
+        process._transport.close()  # type: ignore[attr-defined]
+        reading.cancel()
         await asyncio.shield(_buried(process, reading))
 
 
-async def _buried(process: Process, reading: Sequence["asyncio.Task[None]"]) -> None:
-    await asyncio.wait(reading)
-    for each in reading:
-        if not each.cancelled():
-            each.exception()  # it has been seen
-    # Somebody outside the group may hold the pipes open for ever.
-    process._transport.close()  # type: ignore[attr-defined]
+async def _buried(process: Process, reading: "asyncio.Future[Any]") -> None:
+    await asyncio.wait((reading,))
     await process.wait()
 
 
