@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from grange.errors import OutsideError, PeerError
+from grange.images.doors import LostPathError
 from grange.oci.descriptor import LayerDescriptor, Member, layer_key, root_key
 from grange.oci.manifest import Document
 from grange.oci.names import Attribute
@@ -336,6 +337,7 @@ class FakeBuilds:
     built: list[StorePath] = field(default_factory=list)
     promised: set[StorePath] = field(default_factory=set)
     unknown: set[StorePath] = field(default_factory=set)
+    lost: set[StorePath] = field(default_factory=set)  # known, and not there
 
     def __post_init__(self) -> None:
         self.may_end.set()
@@ -367,13 +369,26 @@ class FakeBuilds:
             if package.drv_path in self.unknown:
                 raise PeerError(f"{package.drv_path} was not sent")
 
-    async def build(self, packages: Sequence[Package], tell: Tell) -> None:
+    async def forget_lost(self, paths: Collection[StorePath]) -> bool:
+        self.asked["forget_lost"] += 1
+        lost = self.lost.intersection(paths)
+        for path in lost:
+            del self.cache[path]
+        self.lost -= lost
+        return bool(lost)
+
+    async def build(
+        self, packages: Sequence[Package], missing: Collection[StorePath], tell: Tell
+    ) -> None:
         self.asked["build"] += 1
-        builds = tuple([BuildId(f"build of {package.drv_path.name}") for package in packages])
+        wanted = [
+            each for each in packages if not {*missing}.isdisjoint(dict(each.outputs).values())
+        ]
+        builds = tuple([BuildId(f"build of {package.drv_path.name}") for package in wanted])
         tell(Progress("building", builds))
         self.has_begun.set()
         await self.may_end.wait()
-        for package in packages:
+        for package in wanted:
             error = self.fails.pop(package.drv_path, None)
             if error is not None:
                 raise error
@@ -402,6 +417,7 @@ class FakeLayers:
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.has_begun = asyncio.Event()
+        self.fails: set[StorePath] = set()  # once each
 
     async def layer(self, codec: Codec, members: Sequence[Member]) -> StoredLayer:
         key = layer_key(codec.version, members)
@@ -434,6 +450,10 @@ class FakeLayers:
         if known is not None:
             return known
         self.made[key] += 1
+        if not self.fails.isdisjoint(each.path for each in members):
+            path = min(self.fails)
+            self.fails.remove(path)
+            raise LostPathError(path, f"{path} is not there")
         self.has_begun.set()
         await self.may_end.wait()
         descriptor = LayerDescriptor(digest_of(f"tar {key}"), digest_of(key), 100 * len(members))
@@ -450,6 +470,7 @@ class FakeMirror:
 
     builds: FakeBuilds
     mirrored: list[StorePath] = field(default_factory=list)
+    fails: set[StorePath] = field(default_factory=set)  # once each
 
     async def mirror(
         self, narinfos: Sequence[NarInfo], tell: Callable[[str], None] | None = None
@@ -457,6 +478,9 @@ class FakeMirror:
         if tell is not None:
             tell(f"fetching {len(narinfos)} paths from an upstream")
         for narinfo in narinfos:
+            if narinfo.info.path in self.fails:
+                self.fails.remove(narinfo.info.path)
+                raise LostPathError(narinfo.info.path, "the upstream does not have it")
             self.mirrored.append(narinfo.info.path)
             url = f"nar/{narinfo.info.nar_hash.digest.hex()}.nar.zst"
             self.builds.have(replace(narinfo, url=url))

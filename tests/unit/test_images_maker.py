@@ -138,6 +138,15 @@ async def test_names_are_folded_as_the_package_set_spells_them() -> None:
         assert labels["grange.packages"] == "shell haskellPackages.HUnit"
 
 
+async def test_a_folded_name_is_found_where_only_the_names_of_the_set_are_known() -> None:
+    async with image_place() as place:
+        place.package("HUnit", "glibc", way=("haskellPackages",))
+        place.package("_7zip", "glibc")
+        await made(place, "hello")
+        assert path_of("_7zip") in (await record_of(place, "7zip")).roots
+        assert path_of("HUnit") in (await record_of(place, "haskellpackages.hunit")).roots
+
+
 async def test_what_is_not_there_is_built_and_the_puller_may_go_meanwhile() -> None:
     async with image_place() as place:
         place.package("git", "glibc", is_built=False)
@@ -163,6 +172,30 @@ async def test_what_only_an_upstream_has_is_mirrored_first() -> None:
         assert set(place.mirror.mirrored) == {path_of("libcurl"), path_of("curl")}
         names = [json_of(record.config)["history"][n]["created_by"] for n in range(3)]
         assert "libcurl" in names
+
+
+async def test_what_an_upstream_has_no_more_is_forgotten_and_built() -> None:
+    async with image_place() as place:
+        place.package("curl", "glibc", is_built=False)
+        place.builds.have(narinfo_of("curl", "glibc", url="https://cache.example/nar/2"))
+        place.mirror.fails = {path_of("curl")}
+        with pytest.raises(OutsideError, match="does not have it"):
+            await place.maker.make(place.request("curl"), WAIT_S)  # it was there when looked for
+        place.maker = place.new_maker()
+        place.mirror.fails = {path_of("curl")}
+        place.builds.lost = {path_of("curl")}
+        await made(place, "curl")
+        assert place.builds.built == [drv_of("curl")]
+
+
+async def test_what_the_cache_has_lost_is_forgotten_and_built() -> None:
+    async with image_place() as place:
+        place.package("git", "glibc", is_built=False)
+        place.builds.have(narinfo_of("git", "glibc"))
+        place.layers.fails = {path_of("git")}
+        place.builds.lost = {path_of("git")}
+        await made(place, "git")
+        assert place.builds.built == [drv_of("git")]
 
 
 async def test_variants_share_everything_but_their_layers() -> None:

@@ -71,8 +71,13 @@ class FarmBuilds:
             if not set(package.outputs) <= set(derivation.outputs):
                 raise PeerError(f"{package.drv_path} does not make {dict(package.outputs)}")
 
-    async def build(self, packages: Sequence[Package], tell: Tell) -> None:
-        drvs = sorted({package.drv_path for package in packages})
+    async def forget_lost(self, paths: Collection[StorePath]) -> bool:
+        return bool(await self._farm.repairs.forget_lost([*paths]))
+
+    async def build(
+        self, packages: Sequence[Package], missing: Collection[StorePath], tell: Tell
+    ) -> None:
+        drvs = await self._makers(packages, missing)
         if unknown := set(drvs) - await self._journal.known_derivations(drvs):
             raise SourcesGoneError(f"the farm does not know {min(unknown)} any more")
         if await self._farm.repairs.needs_lost_sources(drvs):
@@ -90,6 +95,21 @@ class FarmBuilds:
         except PeerError as error:
             raise RefusedError(Code.TOO_MANY_REQUESTS, str(error)) from error
         await self._wait(ids, tell)
+
+    async def _makers(
+        self, packages: Sequence[Package], missing: Collection[StorePath]
+    ) -> list[StorePath]:
+        """The derivations that make these paths. Raises SourcesGoneError for one that none does."""
+        makers = {path: package.drv_path for package in packages for _, path in package.outputs}
+        for path in missing:
+            if path in makers:
+                continue
+            step = await self._journal.step_with_output(path)
+            found = {} if step is None else await self._journal.steps([step])
+            if step not in found:
+                raise SourcesGoneError(f"{path} was collected, and no derivation makes it")
+            makers[path] = found[step].drv_path
+        return sorted({makers[path] for path in missing})
 
     async def _build_again(self, drv: StorePath) -> BuildId | None:
         """The build of `drv` to go on with, where its last one failed: none, unless somebody has

@@ -94,6 +94,25 @@ class Repairs:
         records = await self._journal.steps([node.spec.id for node in nodes])
         return any(not lost.isdisjoint(r.inputs) for r in records.values())
 
+    async def forget_lost(self, paths: Sequence[StorePath]) -> list[StorePath]:
+        """Those of `paths` that the farm cannot serve: they are not in its cache from now on."""
+        gone = await self._gone(paths)
+        if gone:
+            await self._forget(gone)
+        return gone
+
+    async def _forget(self, gone: Sequence[StorePath]) -> dict[StorePath, StepId | None]:
+        """Returns the steps that make them."""
+        makers = {path: await self._journal.step_with_output(path) for path in gone}
+        lost = {step for step in makers.values() if step is not None}
+        # Before the journal says so: a submission that reads it there is not to be told otherwise.
+        self._loop.tell(OutputsCollected(tuple(sorted(lost))))
+        _, keys = await self._journal.forget_paths(gone)
+        for key in keys:
+            await self._objects.delete(key)
+        self._on_lost(gone)
+        return makers
+
     async def _judge(self, agent: AgentId, failed: Failed) -> AttemptFailed | InputsLost:
         try:
             return await self._look(agent, failed)
@@ -107,14 +126,8 @@ class Repairs:
             message = f"{failed.message}; the farm has them: the agent or the network is at fault"
             return _failure(agent, failed, Outcome.FETCH_FAILED, message)
         log.warning("the farm has lost %d inputs of a step, such as %s", len(gone), gone[0])
-        makers = {path: await self._journal.step_with_output(path) for path in gone}
+        makers = await self._forget(gone)
         lost = {step for step in makers.values() if step is not None}
-        # Before the journal says so: a submission that reads it there is not to be told otherwise.
-        self._loop.tell(OutputsCollected(tuple(sorted(lost))))
-        _, keys = await self._journal.forget_paths(gone)
-        for key in keys:
-            await self._objects.delete(key)
-        self._on_lost(gone)
         sources = [path for path, step in makers.items() if step is None]
         sources = await self._lacking(sources)
         told: AttemptFailed | InputsLost

@@ -3,10 +3,20 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
+from grange.errors import OutsideError
 from grange.oci.descriptor import Member
 from grange.oci.segments import Codec
 from grange.ports import StoredLayer
 from grange.store.narinfo import NarInfo
+from grange.store.path import StorePath
+
+
+class LostPathError(OutsideError):
+    """A path that is known cannot be had from where it was; it may be looked for anew, or built."""
+
+    def __init__(self, path: StorePath, text: str) -> None:
+        super().__init__(text)
+        self.path = path
 
 
 class LayerStore(Protocol):

@@ -12,11 +12,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
+from prometheus_client import CollectorRegistry
+
 from grange.errors import GrangeError, OutsideError, PeerError
 from grange.images.assemble import Plan, assembled, joined, key_of, wished
-from grange.images.doors import LayerStore, Mirroring
+from grange.images.doors import LayerStore, LostPathError, Mirroring
 from grange.images.flights import BusyError, Flight, Flights, landed
 from grange.images.layers import CODECS
+from grange.images.metrics import ImageMetrics
 from grange.images.settings import ImageSettings, PackageSource
 from grange.images.sources import Sources, Wanted
 from grange.oci.descriptor import Member, layer_key
@@ -64,6 +67,7 @@ class FarmMaker:
         sources: Sources,
         clock: Clock,
         store_dir: StoreDir,
+        metrics: ImageMetrics | None = None,
         flights_max: int = FLIGHTS_MAX,
     ) -> None:
         self._catalog = catalog
@@ -73,6 +77,7 @@ class FarmMaker:
         self._sources = sources
         self._clock = clock
         self._store_dir = store_dir
+        self._metrics = metrics or ImageMetrics(CollectorRegistry())
         self._images: Flights[_ImageFlight, Made] = Flights(flights_max)
         self._plans: Flights[tuple[ImageName, Tag], Plan] = Flights(flights_max)
         self._lookups: Flights[tuple[str, Tag], None] = Flights(flights_max)
@@ -95,6 +100,19 @@ class FarmMaker:
                 await flights.give_up()
 
     async def make(self, request: ImageRequest, wait_s: float) -> Made | Pending:
+        began = asyncio.get_running_loop().time()
+        result = "failed"
+        try:
+            answer = await self._in_flight(request, wait_s)
+            result = "pending" if isinstance(answer, Pending) else "ready"
+        except RefusedError:
+            result = "refused"
+            raise
+        finally:
+            self._metrics.requested(result, asyncio.get_running_loop().time() - began)
+        return answer
+
+    async def _in_flight(self, request: ImageRequest, wait_s: float) -> Made | Pending:
         wish = wished(request.name, request.wish)
         key = self.settings.usual_name(request.name), request.tag, request.variant, wish
         try:
@@ -121,18 +139,27 @@ class FarmMaker:
             record = await self._catalog.image(key_of(wanted.name, packages, request.variant, wish))
             if record is not None:
                 return Made(record.manifest.digest, packages)
-        planning = self._plans.join(
-            (wanted.name, wanted.tag), lambda own: self._plan(wanted, known, own)
-        )
-        found = await flight.after(planning)
+        codec = CODECS[request.variant.compression]
+        found = await self._planned(wanted, known, flight)
+        try:
+            layers = await self._made_layers(found, codec, flight)
+        except LostPathError as error:
+            await self._forget(error)
+            found = await self._planned(wanted, known, flight)
+            layers = await self._made_layers(found, codec, flight)
         packages = found.contents.packages
         key = key_of(wanted.name, packages, request.variant, wish)
-        layers = await self._made_layers(found, CODECS[request.variant.compression], flight)
         _, record = assembled(found, key, layers, self._clock.wall_s())
         await self._catalog.save_image(record)
         await self._save_index(wanted.name, packages, request.variant, wish)
         log.info("made image %s of %s", key.name, packages.commit)
         return Made(record.manifest.digest, packages)
+
+    async def _planned(self, wanted: Wanted, commit: str | None, flight: Flight[Made]) -> Plan:
+        key = wanted.name, wanted.tag
+        return await flight.after(
+            self._plans.join(key, lambda own: self._plan(wanted, commit, own))
+        )
 
     async def _save_index(
         self, name: ImageName, packages: PackageSet, variant: Variant, wish: RuntimeWish
@@ -195,9 +222,12 @@ class FarmMaker:
             commit = contents.packages.commit
             contents = await self._sources.contents(wanted, commit, flight.tell, is_anew=True)
             narinfos = await self._closure(contents.installed, flight)
-        upstream = [each for each in narinfos if "://" in each.url]
-        if upstream:
-            await self._mirror.mirror(upstream, lambda words: flight.tell(Progress(words)))
+        try:
+            await self._mirrored(narinfos, flight)
+        except LostPathError as error:
+            await self._forget(error)
+            narinfos = await self._closure(contents.installed, flight)
+            await self._mirrored(narinfos, flight)
         infos = {narinfo.info.path: narinfo.info for narinfo in narinfos}
         roots = {path for package in contents.installed for _, path in package.outputs}
         return Plan(
@@ -218,11 +248,7 @@ class FarmMaker:
         await self._builds.promise(roots)
         closure = await self._builds.closure(roots)
         if closure.missing:
-            lost = set(closure.missing)
-            unbuilt = [
-                each for each in installed if not lost.isdisjoint(dict(each.outputs).values())
-            ]
-            await self._builds.build(unbuilt or installed, flight.tell)
+            await self._builds.build(installed, closure.missing, flight.tell)
             await self._builds.promise(roots)
             closure = await self._builds.closure(roots)
         if closure.missing:
@@ -231,6 +257,17 @@ class FarmMaker:
                 "of was built; ask again, and whoever runs the farm if that does not help"
             )
         return closure.narinfos
+
+    async def _mirrored(self, narinfos: Sequence[NarInfo], flight: Flight[Plan]) -> None:
+        upstream = [each for each in narinfos if "://" in each.url]
+        if upstream:
+            await self._mirror.mirror(upstream, lambda words: flight.tell(Progress(words)))
+
+    async def _forget(self, error: LostPathError) -> None:
+        """What is lost is missing from now on; raises `error` where it is there after all."""
+        if not await self._builds.forget_lost([error.path]):
+            raise error
+        log.warning("%s; it is looked for anew, or built", error)
 
     async def _grouped(self, narinfos: Sequence[NarInfo]) -> tuple[Group, ...]:
         infos = [narinfo.info for narinfo in narinfos]

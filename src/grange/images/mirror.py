@@ -27,6 +27,7 @@ from grange.cache.verify import (
     check_claims,
 )
 from grange.errors import OutsideError
+from grange.images.doors import LostPathError
 from grange.ports import Objects
 from grange.store.compression import NAR_SUFFIXES
 from grange.store.keys import SecretKey
@@ -69,12 +70,8 @@ class Holding(Protocol):
     def release(self, key: str) -> None: ...
 
 
-class GoneError(OutsideError):
-    """An upstream does not have what it said it has; `path` is to be looked for anew, or built."""
-
-    def __init__(self, path: StorePath, text: str) -> None:
-        super().__init__(text)
-        self.path = path
+class GoneError(LostPathError):
+    """An upstream does not have what it said it has."""
 
 
 class _BrokenError(Exception):

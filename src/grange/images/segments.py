@@ -13,7 +13,8 @@ from hashlib import sha256
 from typing import Final, ParamSpec, TypeVar
 
 from grange.cache.unpack import unpacker
-from grange.errors import OutsideError, PeerError
+from grange.errors import PeerError
+from grange.images.doors import LostPathError
 from grange.images.metrics import ImageMetrics
 from grange.oci.segments import BLOCK_BYTES, Codec, LayerWriter, Segment
 from grange.oci.tar import UnfitError
@@ -109,9 +110,10 @@ class NarStream:
             raise
         except PeerError as error:
             path, url = self._narinfo.info.path, self._narinfo.url
-            raise OutsideError(
+            raise LostPathError(
+                path,
                 f"the NAR of {path} in the cache is not the one that was verified: {error}; "
-                f"restore {url}, or delete it and have the path built again"
+                f"restore {url}, or delete it and have the path built again",
             ) from None
 
 
@@ -129,9 +131,10 @@ class SegmentMaker:
             return None
         file = await self._objects.get(narinfo.url)
         if file is None:
-            raise OutsideError(
+            raise LostPathError(
+                narinfo.info.path,
                 f"the NAR of {narinfo.info.path} has vanished from the cache; restore "
-                f"{narinfo.url}, or have the path built again"
+                f"{narinfo.url}, or have the path built again",
             )
         return file
 

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from prometheus_client import CollectorRegistry
+
 from grange.client.image_models import EvaluationJob
 from grange.errors import OutsideError, PeerError
 from grange.images.answers import Answer, read
 from grange.images.evaluations import Evaluations
+from grange.images.metrics import ImageMetrics
 from grange.images.packages import Contents, Known, PackageBook, contents, lacking
 from grange.images.settings import ImageSettings, PackageSource
 from grange.oci.names import ImageName, Tag
@@ -49,6 +52,7 @@ class Sources:
         evaluations: Evaluations,
         clock: Clock,
         store_dir: StoreDir,
+        metrics: ImageMetrics | None = None,
     ) -> None:
         """`settings` may be replaced at any time: what is made from then on goes by the new."""
         self.settings = settings
@@ -57,6 +61,7 @@ class Sources:
         self._evaluations = evaluations
         self._clock = clock
         self._store_dir = store_dir
+        self._metrics = metrics or ImageMetrics(CollectorRegistry())
         self._book = PackageBook(catalog)
 
     async def commit_of(self, source: PackageSource, tag: Tag, system: str) -> str:
@@ -135,7 +140,10 @@ class Sources:
 
     async def _answer(self, job: EvaluationJob, source: PackageSource) -> Answer:
         """What an evaluator says, remembered."""
+        began = asyncio.get_running_loop().time()
         result = await self._evaluations.evaluate(job)
+        took_s = asyncio.get_running_loop().time() - began
+        self._metrics.evaluated(result.failure or "finished", took_s)
         where = f"the package source {source.spec.name!r}"
         match result.failure:
             case "":

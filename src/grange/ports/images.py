@@ -284,8 +284,15 @@ class ImageBuilds(Protocol):
     async def check(self, packages: Collection[Package]) -> None:
         """Raises PeerError where one's derivation is not known here, or makes other outputs."""
 
-    async def build(self, packages: Sequence[Package], tell: Tell) -> None:
-        """Have the outputs of these made, and wait until they are there; `tell` hears how it goes.
+    async def forget_lost(self, paths: Collection[StorePath]) -> bool:
+        """Look whether these can be had from where they are said to be, and forget those that
+        cannot: they are missing then. Whether there was any."""
+
+    async def build(
+        self, packages: Sequence[Package], missing: Collection[StorePath], tell: Tell
+    ) -> None:
+        """Have these paths made, which are outputs of `packages` or needed by those, and wait until
+        they are there; `tell` hears how it goes.
 
         Raises RefusedError where that fails, with words on where to look; SourcesGoneError;
         OutsideError where the farm cannot. The builds go on where the caller is cancelled.
