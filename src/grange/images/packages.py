@@ -119,7 +119,7 @@ def _is_missing(attribute: Attribute, spellings: Spellings) -> bool:
         names = spellings.get(attribute[:length])
         if names is None:
             return False
-        if part not in names:
+        if part not in names and part not in names.values():  # keys are as it is asked for
             return True
     return False
 
