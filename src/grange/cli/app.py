@@ -70,6 +70,7 @@ _COMMANDS: Final = {
     "agent": Entry("agent", "agent", "Run agents, and say who may be one."),
     "autoscaler": Entry("autoscaler", "autoscaler", "Run elastic capacity alone, without a farm."),
     "cache": Entry("cache", "cache", "Serve a binary cache alone, without a farm."),
+    "registry": Entry("registry", "registry", "Serve a farm's images beside its coordinator."),
     "db": Entry("db", "db", "Migrate, check and move the farm's journal."),
     "store": Entry("store", "store", "Bring the cache's stores level."),
     "key": Entry("key", "key", "Make signing keys."),

@@ -19,6 +19,7 @@ from grange.client.image_models import (
     ImageView,
     MakeAnswer,
     MakeRequest,
+    RegistrySettings,
     TakeRequest,
     UsedRequest,
 )
@@ -55,6 +56,10 @@ class ImageClient(GrangeClient):
     def note_images_used(self, digests: Iterable[str]) -> None:
         """Images with these manifests were served by others than the coordinator."""
         self._call("POST", "images/used", content=_body(UsedRequest(digests=list(digests))))
+
+    def registry_settings(self) -> RegistrySettings:
+        """What a registry beside the coordinator goes by."""
+        return self._one(RegistrySettings, "GET", "images/settings")
 
     # --- Evaluators ---------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from grange.registry.requests import ROOT
 ASK_AGAIN_S: Final = 1  # a takeover takes some seconds
 _API: Final = "/api/v1/"
 _OWN: Final = frozenset(  # of the API, what every coordinator answers from the journal or itself
-    {"/api/v1/status", "/api/v1/builds", "/api/v1/openapi.json"}
+    {"/api/v1/status", "/api/v1/builds", "/api/v1/images/settings", "/api/v1/openapi.json"}
 )
 
 

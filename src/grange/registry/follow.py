@@ -1,0 +1,74 @@
+"""Images whose settings are those of the farm's coordinator, asked for now and then."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from grange.client.image_models import RegistrySettings, SourceSpec
+from grange.errors import GrangeError, OutsideError
+from grange.images.doors import BlobBytes
+from grange.images.service import Images, Served
+from grange.images.settings import ImageSettings, PackageSource
+from grange.oci.manifest import Document
+from grange.oci.names import Digest, parse_reference
+from grange.ports import RuntimeWish
+
+log = logging.getLogger(__name__)
+
+ASK_S: Final = 60.0  # a change of the farm's file is heeded this late
+SOON_S: Final = 2.0  # while nothing is known
+
+AskSettings = Callable[[], Awaitable[RegistrySettings]]
+"""Raises GrangeError."""
+
+
+class FollowedImages:
+    """Implements `grange.registry.doors.Images`. What has a digest is served even before the
+    coordinator has said anything, and all while it is away."""
+
+    def __init__(self, images: Images, ask: AskSettings) -> None:
+        self._images = images
+        self._ask = ask
+        self._known: RegistrySettings | None = None
+
+    async def follow(self) -> None:
+        """Until cancelled: ask for the settings, and go by them."""
+        while True:
+            try:
+                self._learn(await self._ask())
+            except GrangeError as error:
+                log.warning("which images there are is not known anew: %s", error)
+            await asyncio.sleep(SOON_S if self._known is None else ASK_S)
+
+    def _learn(self, told: RegistrySettings) -> None:
+        if told == self._known:
+            return  # what is kept in memory goes by it
+        self._known = told
+        self._images.settings = ImageSettings(
+            {each.name: _source(each.name, each.settings) for each in told.sources},
+            fresh_s=told.fresh_s,
+            is_zstd_allowed=told.is_zstd_allowed,
+        )
+
+    async def manifest(
+        self, name: str, reference: str, accept: Sequence[str], wish: RuntimeWish, wait_s: float
+    ) -> Served:
+        if self._known is None and not isinstance(parse_reference(reference), Digest):
+            raise OutsideError(
+                "no coordinator has told this registry yet which package sources there are; ask "
+                "again in a moment"
+            )
+        held_s = wait_s if self._known is None else self._known.wait_s
+        return await self._images.manifest(name, reference, accept, wish, held_s)
+
+    async def blob(self, digest: str) -> BlobBytes | Document | None:
+        return await self._images.blob(digest)
+
+    async def tags(self, name: str) -> list[str]:
+        return await self._images.tags(name)
+
+
+def _source(name: str, settings: str) -> PackageSource:
+    # Where it lies is for evaluators, and none is asked from here.
+    return PackageSource(SourceSpec(name=name, kind="path", location=""), settings)
