@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from grange.cli.text import clean, console, count, duration, moment, size
+from grange.cli.text import clean, console, count, duration, size
 from grange.client.image_models import ExplainAnswer, GcAnswer, ImageView, LayerView, MakeAnswer
 from grange.store.path import HASH_PART_CHARS
 
@@ -116,23 +116,32 @@ def show_layers(answer: ExplainAnswer) -> None:
         screen.print(Text(text, "yellow"), soft_wrap=True)
     if not answer.layers:
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column, justify in (("", "right"), ("blob", "right"), ("unpacked", "right")):
-        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("what", overflow="fold")
-    table.add_column("known", no_wrap=True)
-    table.add_column("why", overflow="fold")
+    wide = min(max(len(_what(layer)) for layer in answer.layers), NAME_CHARS)
+    _line(
+        f"    {'blob':>10}  {'unpacked':>10}  {'what':{wide}}  {'known':{DIGEST_CHARS}}  why",
+        "bold",
+    )
     for number, layer in enumerate(answer.layers, 1):
-        table.add_row(
-            str(number),
-            size(layer.blob_bytes) if layer.digest else "",
-            "" if layer.is_root else size(layer.nar_bytes),
-            _what(layer),
-            _known(layer),
-            clean(layer.why),
+        known = _known(layer)
+        known.pad_right(DIGEST_CHARS - len(known))
+        _line(
+            Text.assemble(
+                (f"{number:3} ", "dim"),
+                f"{size(layer.blob_bytes) if layer.digest else '':>10}  ",
+                f"{'' if layer.is_root else size(layer.nar_bytes):>10}  ",
+                f"{_what(layer)[:wide]:{wide}}  ",
+                known,
+                (f"  {clean(layer.why)}", "dim"),
+            )
         )
-    screen.print(table)
     screen.print(_sum(answer.layers), soft_wrap=True)
+
+
+def _line(text: str | Text, style: str = "") -> None:
+    """Cut at the edge of a terminal, so that columns stay columns."""
+    screen = console()
+    is_cut = screen.is_terminal
+    screen.print(text, style=style, no_wrap=True, overflow="ellipsis", soft_wrap=not is_cut)
 
 
 def _head(answer: ExplainAnswer) -> Text:
@@ -215,28 +224,36 @@ def show_images(images: Sequence[ImageView]) -> None:
     if not images:
         console().print("No image was made yet: docker pull, or grange image build NAME.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _table()
     table.add_column("image", overflow="fold")
-    for column in ("source", "commit", "system", "form"):
+    for column in ("commit", "for", "form"):
         table.add_column(column, no_wrap=True)
-    for column in ("layers", "size"):
+    for column in ("size", "unused"):
         table.add_column(column, justify="right", no_wrap=True)
-    for column in ("made", "last asked for", "digest"):
-        table.add_column(column, no_wrap=True)
+    table.add_column("digest", no_wrap=True)
+    now = time.time()
     for each in images:
         table.add_row(
             clean(each.name),
-            clean(each.source),
-            each.commit[:12],
+            each.commit[:8],
             each.system.removesuffix("-linux"),
             f"{each.family} {each.compression}",
-            str(each.layers),
             size(each.blob_bytes),
-            moment(each.created)[:-3],
-            moment(each.used)[:-3],
-            each.digest[:DIGEST_CHARS],
+            _age(now - each.used),
+            each.digest[:DIGEST_CHARS].removeprefix("sha256:"),
         )
     console().print(table)
+
+
+def _table() -> Table:
+    """One that a terminal of 80 columns holds."""
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+
+
+def _age(seconds: float) -> str:
+    """To the hour, as it is known."""
+    hours = int(max(seconds, 0) // 3600)
+    return f"{hours // 24}d" if hours >= 48 else f"{hours}h"
 
 
 def show_collected(answer: GcAnswer, *, is_dry: bool) -> None:
