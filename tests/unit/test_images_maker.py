@@ -128,12 +128,15 @@ async def test_only_what_is_lacking_is_evaluated() -> None:
 async def test_names_are_folded_as_the_package_set_spells_them() -> None:
     async with image_place() as place:
         place.package("HUnit", "glibc", way=("haskellPackages",))
+        place.package("Cabal", "glibc", way=("haskellPackages",))
         place.package("_7zip", "glibc")
         record = await record_of(place, "haskellpackages.hunit/7zip")
         assert {path_of("HUnit"), path_of("_7zip")} <= set(record.roots)
         again = await record_of(place, "shell/haskellpackages.hunit")
         assert path_of("HUnit") in again.roots
         assert place.evaluator.jobs[-1].packages == []
+        other = await record_of(place, "haskellpackages.cabal")
+        assert path_of("Cabal") in other.roots
         labels = json_of(again.config)["config"]["Labels"]
         assert labels["grange.packages"] == "shell haskellPackages.HUnit"
 

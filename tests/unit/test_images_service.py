@@ -232,7 +232,7 @@ async def test_an_image_is_explained_as_far_as_it_is_known() -> None:
         assert all(layer.is_known and layer.known_paths == 1 for layer in layers)
         assert (
             layers[0].why
-            == "large enough for a layer of its own, needed by "
+            == "a layer of its own, as there are enough for all, needed by "
             + ", ".join(sorted(("cacert", "git", "hello", "iana-etc"), key=path_of)[:3])
             + " and 1 more"
         )

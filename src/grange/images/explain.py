@@ -89,7 +89,8 @@ class Explainer:
         root = root_key(codec.version, linked, ACCOUNTS, self._store_dir)
         known = await self._catalog.layers([*keys, root])
         views = [
-            _view(group, known.get(key), segments) for key, group in zip(keys, groups, strict=True)
+            _view(group, known.get(key), segments, is_roomy=len(infos) < budget)
+            for key, group in zip(keys, groups, strict=True)
         ]
         links = LayerView(
             paths=[member.path for member in linked],
@@ -103,14 +104,18 @@ class Explainer:
 
 
 def _view(
-    group: Group, layer: StoredLayer | None, segments: Mapping[Member, StoredSegment]
+    group: Group,
+    layer: StoredLayer | None,
+    segments: Mapping[Member, StoredSegment],
+    *,
+    is_roomy: bool,
 ) -> LayerView:
     view = LayerView(
         paths=[member.path for member in group.members],
         nar_bytes=group.nar_bytes,
         is_known=layer is not None,
         known_paths=sum(member in segments for member in group.members),
-        why=_why(group),
+        why=_why(group, is_roomy=is_roomy),
     )
     return _with_digests(view, layer)
 
@@ -123,8 +128,10 @@ def _with_digests(view: LayerView, layer: StoredLayer | None) -> LayerView:
     return view
 
 
-def _why(group: Group) -> str:
-    if len(group.members) == 1:
+def _why(group: Group, *, is_roomy: bool) -> str:
+    if is_roomy:
+        what = "a layer of its own, as there are enough for all"
+    elif len(group.members) == 1:
         what = "large enough for a layer of its own"
     else:
         what = f"{len(group.members)} smaller paths"
