@@ -13,8 +13,8 @@ import pytest
 import zstandard
 from aiohttp import web
 
-from grange.cache.signing import sign
-from grange.cache.verify import Claims
+from grange.cache.signing import publish, sign
+from grange.cache.verify import Claims, Verified
 from grange.clock import SystemClock
 from grange.coordinator.farm import Farm
 from grange.db.journal import SqliteJournal
@@ -26,6 +26,7 @@ from grange.images.mirror import Mirror
 from grange.oci.descriptor import Member, layer_key
 from grange.oci.segments import GZIP, ZSTD, Codec
 from grange.ports import Catalog, Objects, StoredLayer
+from grange.scheduler.facts import AttemptId
 from grange.store.content import ContentAddress, Method
 from grange.store.hash import Hash
 from grange.store.keys import SecretKey
@@ -33,6 +34,7 @@ from grange.store.nar import Directory, File, Tree, nar_of_tree
 from grange.store.narinfo import NarInfo, PathInfo
 from grange.store.outputs import source_path
 from grange.store.path import NIX_STORE, StorePath
+from grange.wire.messages import BuiltOutput
 from tests.images_fakes import path_of
 from tests.web_place import WebPlace, web_place
 
@@ -48,6 +50,7 @@ class Images:
     place: WebPlace
     catalog: Catalog
     made: asyncio.Event
+    verified: list[Verified]
     filler: Filler
     collector: Collector
     mirror: Mirror
@@ -58,10 +61,24 @@ class Images:
         return self.place.farm
 
     async def upload(self, name: str, tree: Tree) -> Member:
-        """As a submitter's source."""
+        """As an output, which no derivation makes."""
+        nar = nar_of_tree(tree)
+        output = BuiltOutput("out", path_of(name), Hash.of("sha256", nar), len(nar), ())
+        url = self.farm.uploads.grant(AttemptId(1), output, {}, None)
+
+        async def body() -> AsyncIterator[bytes]:
+            yield zstandard.compress(nar)
+
+        answer = await self.farm.uploads.put(url.removeprefix("/upload/"), body(), None)
+        assert answer.status == 201, answer
+        narinfo = publish(self.verified[-1], None, self.farm.settings.keys, NIX_STORE)
+        await self.farm.deliveries.add_path(narinfo)
+        return Member(output.path, output.nar_hash)
+
+    async def bring_source(self, tree: Tree) -> Member:
         nar = nar_of_tree(tree)
         address = ContentAddress(Method.NAR, Hash.of("sha256", nar))
-        path = source_path(name, address.hash, (), NIX_STORE)
+        path = source_path("source", address.hash, (), NIX_STORE)
         claims = Claims(path, Hash.of("sha256", nar), len(nar), (), address)
         url = self.farm.uploads.grant_source(claims)
 
@@ -113,7 +130,13 @@ async def running_images(place: WebPlace) -> AsyncIterator[Images]:
         policy=Policy.UPLOAD,
     )
     farm.on_published = filler.published
-    farm.uploads.want_diff_ids(filler.verified)
+    verified: list[Verified] = []
+
+    def on_verified(each: Verified) -> None:
+        verified.append(each)
+        filler.verified(each)
+
+    farm.uploads.want_diff_ids(on_verified)
     async with aiohttp.ClientSession() as http:
         mirror = Mirror(
             journal=journal,
@@ -136,7 +159,7 @@ async def running_images(place: WebPlace) -> AsyncIterator[Images]:
         )
         filling = asyncio.create_task(filler.run())
         try:
-            yield Images(place, catalog, made, filler, collector, mirror, layers)
+            yield Images(place, catalog, made, verified, filler, collector, mirror, layers)
             assert not filling.done()
         finally:
             filling.cancel()
@@ -153,13 +176,15 @@ async def images(tmp_path: Path) -> AsyncIterator[Images]:
 async def test_what_is_uploaded_has_its_layer_and_both_agree_on_the_diff_id(
     images: Images,
 ) -> None:
+    source = await images.bring_source(File(b"of a build"))  # images rarely have such
     members = [await images.upload("small", SMALL), await images.upload("large", LARGE)]
     await images.until_filled(*members)
     found = await images.catalog.diff_ids(members)  # a layer whose own is another one is not made
     rows = await images.catalog.layers([layer_key(GZIP.version, [each]) for each in members])
     assert {row.members[0]: row.descriptor.diff_id for row in rows.values()} == found
-    assert await images.catalog.paths_without_segments(GZIP.version, 10) == []
-    assert len(await images.catalog.paths_without_segments(ZSTD.version, 10)) == 2
+    assert await images.catalog.diff_ids([source]) == {}
+    assert await images.catalog.paths_without_segments(GZIP.version, 10) == [source.path]
+    assert len(await images.catalog.paths_without_segments(ZSTD.version, 10)) == 3
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from grange.cache.verify import Claims, NarVerifier, Verified
 from grange.objects.directory import DirectoryObjects
 from grange.oci.segments import ZSTD, LayerWriter
 from grange.scheduler.facts import AttemptId
+from grange.store.content import ContentAddress, Method
 from grange.store.hash import Hash
 from grange.store.nar import Directory, File, Symlink, Tree, nar_of_tree
 from grange.store.path import NIX_STORE, StorePath
@@ -96,14 +97,16 @@ async def test_all_uploads_tell_them_where_they_are_wanted(tmp_path: Path) -> No
 
     objects = DirectoryObjects(tmp_path)
     uploads = Uploads(objects, TokenKey(b"k" * 32), Clock(), on_stored, store_dir=NIX_STORE)
-    trees: list[Tree] = [File(b"small"), LARGE, File(b"in a batch"), File(b"unwanted")]
+    trees: list[Tree] = [File(b"small"), LARGE, File(b"in a batch"), File(b"unwanted"), File(b"x")]
     nars = [nar_of_tree(tree) for tree in trees]
     verified: list[Verified] = []
 
     def token(number: int) -> str:
         path = StorePath.parse_base(f"{number:032}-out")
         output = BuiltOutput("out", path, Hash.of("sha256", nars[number]), len(nars[number]), ())
-        url = uploads.grant(AttemptId(1), output, {}, None)
+        # The last is a download, which images rarely have.
+        fixed = ContentAddress(Method.NAR, output.nar_hash) if number == 4 else None
+        url = uploads.grant(AttemptId(1), output, {}, fixed)
         return url.removeprefix("/upload/")
 
     async def body(data: bytes) -> AsyncIterator[bytes]:
@@ -116,6 +119,7 @@ async def test_all_uploads_tell_them_where_they_are_wanted(tmp_path: Path) -> No
     assert await uploads.put_batch(join_batch([(token(2), zstandard.compress(nars[2]))])) == [
         STORED
     ]
+    assert await uploads.put(token(4), body(nars[4]), None) == STORED
     assert [each.path for each in verified] == [each.verified.path for each in stored[1:]]
-    assert all(each.diff_id for each in verified)
+    assert [each.diff_id is not None for each in verified] == [True, True, True, False]
     assert stored[0].verified.diff_id is None

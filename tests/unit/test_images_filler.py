@@ -16,6 +16,7 @@ from grange.images.layers import Layers
 from grange.oci.descriptor import Member, layer_key
 from grange.oci.segments import GZIP, ZSTD, Codec
 from grange.ports import Objects, StoredLayer
+from grange.store.content import ContentAddress, Method
 from grange.store.nar import Directory, File
 from grange.store.path import StorePath
 from tests.images_cache import TREES, Place, count, filled
@@ -221,6 +222,7 @@ async def test_after_a_start_it_goes_on_with_what_has_none(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filler_module, "BATCH", 2)
+    monkeypatch.setattr(filler_module, "SCAN_MAX", 3)
     members = filled(world.place)
     world.catalog.cached.update(world.place.nars)
     await world.place.layers().layer(GZIP, [members["hello"]])
@@ -262,16 +264,22 @@ async def test_more_than_may_wait_is_found_again(
     assert world.paths[:2] == [each.path for each in members[:2]]
 
 
-async def test_what_is_too_large_waits_until_it_is_asked_for(world: World) -> None:
+async def test_what_images_rarely_have_waits_until_it_is_asked_for(world: World) -> None:
     large, small = (world.place.add(name, TREES[name]) for name in ("large", "single"))
     upstream = world.place.add("upstream", File(b"elsewhere"))
+    source = world.place.add("source", File(b"a source"))
+    narinfo = world.place.nars[source.path]
+    address = ContentAddress(Method.NAR, narinfo.info.nar_hash)
+    world.place.nars[source.path] = replace(
+        narinfo, info=replace(narinfo.info, content_address=address)
+    )
     world.place.nars[upstream.path] = replace(
         world.place.nars[upstream.path], url="https://cache.example/nar/x"
     )
     world.catalog.cached.update(world.place.nars)
     filler = world.filler(nar_bytes_max=10_000)
     async with running(filler):
-        world.publish(filler, large, upstream, small)
+        world.publish(filler, large, upstream, source, small)
         assert filler.waiting == 1
         await world.until(lambda: world.catalog.asked["paths_without_segments"] >= 1)
     assert world.paths == [small.path]
@@ -314,8 +322,11 @@ async def test_what_no_image_can_have_is_left_alone(world: World) -> None:
     assert count(world.place.opened[0], "filled", result="unfit") == 1
 
 
-async def test_a_database_that_says_nonsense_is_not_asked_for_ever(world: World) -> None:
+async def test_a_database_that_says_nonsense_is_not_asked_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A path whose layer is known, and that is listed all the same."""
+    monkeypatch.setattr(filler_module, "SCAN_MAX", 1)
     member = world.place.add("a", File(b"a"))
 
     async def listed(codec: str, limit: int) -> list[StorePath]:
@@ -326,11 +337,11 @@ async def test_a_database_that_says_nonsense_is_not_asked_for_ever(world: World)
     world.catalog.paths_without_segments = listed  # type: ignore[method-assign]
     filler = world.filler()
     async with running(filler):
-        await world.until(lambda: world.catalog.asked["listed"] == 3)
+        await world.until(lambda: world.catalog.asked["listed"] == 2)
         other = world.place.add("b", File(b"b"))
         world.publish(filler, other)
         await world.until_saved(2)
-    assert world.catalog.asked["listed"] == 3
+    assert world.catalog.asked["listed"] == 2
     assert world.paths == [member.path, other.path]
 
 

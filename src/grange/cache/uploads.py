@@ -92,13 +92,14 @@ class Uploads:
         self._troubled = 0.0  # when that was said last, monotonic
 
     def want_diff_ids(self, on_verified: Callable[[Verified], None]) -> None:
-        """Have the diff ID of each path found while its NAR comes in; `on_verified` hears of all
+        """Have the diff IDs of outputs found while their NARs come in; `on_verified` hears of all
         that is stored."""
         self._on_verified = on_verified
 
-    @property
-    def _images_of(self) -> StoreDir | None:
-        return None if self._on_verified is None else self._store_dir
+    def _images_of(self, claims: Claims) -> StoreDir | None:
+        """What follows from its content is a source or a download, which images rarely have."""
+        is_wanted = self._on_verified is not None and claims.address is None
+        return self._store_dir if is_wanted else None
 
     def grant(
         self,
@@ -160,7 +161,7 @@ class Uploads:
             body,
             self._objects,
             compression=self._compression,
-            images_of=self._images_of,
+            images_of=self._images_of(grant.claims),
             large=self._large,
         )
 
@@ -209,7 +210,7 @@ class Uploads:
         try:
             async with self._all, self._large:
                 verified = await self._road.take_in(
-                    grant, arrival, nar_key, images_of=self._images_of
+                    grant, arrival, nar_key, images_of=self._images_of(grant.claims)
                 )
             await put_listing(verified, self._objects)
         except (PeerError, OutsideError) as error:
@@ -281,7 +282,7 @@ class Uploads:
     async def _take_in_small(self, token: str, file: bytes) -> Answer | tuple[Grant, Verified]:
         try:
             grant = self._grants.find(token)
-            images_of = self._images_of
+            images_of = self._images_of(grant.claims)
             arguments = (grant.claims, grant.candidates, file, self._compression, images_of)
             if is_small(grant.claims, len(file)):
                 verified = verify(*arguments)

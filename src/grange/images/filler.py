@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 NAR_BYTES_MAX: Final = 2 << 30  # minutes of one core; a larger path waits until it is asked for
 WAITING_MAX: Final = 10_000  # paths; what is beyond that is found in the database later
 DIFF_IDS_MAX: Final = 10_000  # of uploads that are not published yet; some never are
-BATCH: Final = 200  # paths of the database at a time
-SKIPPED_MAX: Final = 10_000  # paths that are not tried again while this coordinator leads
+SCAN_MAX: Final = 100_000  # paths without layers, by one look into the database
+BATCH: Final = 500  # of those whose path infos are read at a time
 PAUSE_S: Final = 0.5  # between two looks at whether there is other work
 TROUBLE_S: Final = 60.0  # after the store or the database failed
 
@@ -81,9 +81,9 @@ class Filler:
         self._nar_bytes_max = nar_bytes_max
         self._objects = _Patient(objects, self._turn)
         self._waiting: OrderedDict[Member, None] = OrderedDict()
-        self._skipped: set[StorePath] = set()
+        self._skipped: set[StorePath] = set()  # that failed; not tried again in this lead
         self._is_behind = True  # paths may have been published that never waited
-        self._tried: list[Member] = []  # the latest batch of those
+        self._scanned: list[StorePath] = []  # by the latest look into the database that saw no end
         self._diff_ids: OrderedDict[Member, str] = OrderedDict()
         self._unsaved: dict[Member, str] = {}
         self._news = asyncio.Event()
@@ -122,7 +122,10 @@ class Filler:
             self._is_behind = True
 
     def _is_wanted(self, narinfo: NarInfo) -> bool:
-        return "://" not in narinfo.url and narinfo.info.nar_bytes <= self._nar_bytes_max
+        """What follows from its content is a source or a download, which images rarely have."""
+        info = narinfo.info
+        is_output = info.content_address is None and "://" not in narinfo.url
+        return is_output and info.nar_bytes <= self._nar_bytes_max
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -144,79 +147,81 @@ class Filler:
             unsaved, self._unsaved = self._unsaved, {}
             try:
                 await self._catalog.save_diff_ids(unsaved)
-            except OutsideError as error:
+            except (OutsideError, OSError) as error:
                 self._note(f"diff IDs cannot be saved: {error}")
 
     async def _fill(self, layers: SingleLayers) -> None:
         while True:
             self._news.clear()
-            while self._waiting:
-                member, _ = self._waiting.popitem(last=False)
-                await self._make(layers, member)
+            await self._make_new(layers)
             if self._is_behind:
-                self._is_behind = await self._catch_up(layers)
+                self._is_behind = False
+                if await self._catch_up(layers):
+                    self._is_behind = True
             else:
                 await self._news.wait()
 
     async def _catch_up(self, layers: SingleLayers) -> bool:
         """Make layers of paths that nobody told of; whether there may be more."""
+        made, is_more = 0, False
         try:
-            members = await self._unmade()
-        except OutsideError as error:
+            for codec in self._codecs:
+                await self._turn()
+                paths = await self._catalog.paths_without_segments(codec.version, SCAN_MAX)
+                is_more = is_more or (len(paths) == SCAN_MAX and paths != self._scanned)
+                self._scanned = paths if is_more else []
+                for start in range(0, len(paths), BATCH):
+                    found = await self._narinfos(paths[start : start + BATCH])
+                    made += await self._make_all(layers, found.values())
+        except (OutsideError, OSError) as error:
             await self._pause(f"paths without layers cannot be looked up: {error}")
             return True
-        self._skip(member.path for member in members if member in self._tried)
-        self._tried = members
-        for member in members:
-            while self._waiting:  # what is new is asked for soonest
-                newer, _ = self._waiting.popitem(last=False)
-                await self._make(layers, newer)
+        return is_more and made > 0
+
+    async def _make_all(self, layers: SingleLayers, narinfos: Iterable[NarInfo]) -> int:
+        """How many were made. What is published meanwhile comes first: it is asked for soonest."""
+        made = 0
+        for narinfo in narinfos:
+            await self._make_new(layers)
+            if self._is_wanted(narinfo):
+                member = Member(narinfo.info.path, narinfo.info.nar_hash)
+                made += await self._make(layers, member)
+        return made
+
+    async def _make_new(self, layers: SingleLayers) -> None:
+        while self._waiting:
+            member, _ = self._waiting.popitem(last=False)
             await self._make(layers, member)
-        return bool(members) and len(self._skipped) < SKIPPED_MAX
 
-    async def _unmade(self) -> list[Member]:
-        await self._turn()
-        for codec in self._codecs:
-            limit = BATCH + len(self._skipped)
-            paths = await self._catalog.paths_without_segments(codec.version, limit)
-            found = await self._narinfos([path for path in paths if path not in self._skipped])
-            self._skip(path for path, each in found.items() if not self._is_wanted(each))
-            members = [
-                Member(path, narinfo.info.nar_hash)
-                for path, narinfo in found.items()
-                if self._is_wanted(narinfo)
-            ]
-            if members:
-                return members
-        return []
-
-    def _skip(self, paths: Iterable[StorePath]) -> None:
-        self._skipped.update(paths)
-
-    async def _make(self, layers: SingleLayers, member: Member) -> None:
+    async def _make(self, layers: SingleLayers, member: Member) -> bool:
         """The layers of one path, in all codecs; where that fails it is told and left alone."""
         if member.path in self._skipped:
-            return
+            return False
         try:
             for codec in self._codecs:
                 await self._turn()
                 await layers.layer(codec, [member])
-        except OutsideError as error:
-            self._skip([member.path])
-            self._metrics.filled("failed")
+        except (OutsideError, OSError) as error:
+            self._failed(member, "failed")
             await self._pause(f"the layer of {member.path} cannot be made now: {error}")
+            return False
         except GrangeError as error:
-            self._skip([member.path])  # no image can have it
-            self._metrics.filled("unfit")
+            self._failed(member, "unfit")
             log.debug("no image can have %s: %s", member.path, error)
+            return False
         except Exception:
             # A fault of our own, in what nobody waits for: the farm goes on without.
-            self._skip([member.path])
-            self._metrics.filled("failed")
+            self._failed(member, "failed")
             log.exception("the layer of %s cannot be made", member.path)
-        else:
-            self._metrics.filled("made")
-            self.trouble = ""
+            return False
+        self._metrics.filled("made")
+        self.trouble = ""
+        return True
+
+    def _failed(self, member: Member, result: str) -> None:
+        self._metrics.filled(result)
+        if len(self._skipped) < WAITING_MAX:
+            self._skipped.add(member.path)
 
     async def _turn(self) -> None:
         """Wait until there is no other work, if that is the policy."""
