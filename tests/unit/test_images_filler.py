@@ -11,7 +11,7 @@ import pytest
 from grange.cache.verify import Verified
 from grange.errors import OutsideError
 from grange.images import filler as filler_module
-from grange.images.filler import Filler, Policy, is_machine_busy
+from grange.images.filler import Filler, Policy
 from grange.images.layers import Layers
 from grange.oci.descriptor import Member, layer_key
 from grange.oci.segments import GZIP, ZSTD, Codec
@@ -418,8 +418,25 @@ async def test_it_ends_and_begins_again_with_its_leader(world: World) -> None:
     assert world.paths == [member.path]
 
 
-def test_a_machine_is_busy_beyond_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    for load, is_busy in ((0.0, False), (2.0, False), (2.1, True)):
-        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
-        assert is_machine_busy() is is_busy
+async def test_a_fault_of_our_own_ends_nothing(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def wrong(codec: str, limit: int) -> list[StorePath]:
+        world.catalog.asked["wrong"] += 1
+        world.catalog.news.set()
+        raise AssertionError("a fault of our own")
+
+    async def wrong_too(diff_ids: Mapping[Member, str]) -> None:
+        raise AssertionError("another one")
+
+    world.catalog.paths_without_segments = wrong  # type: ignore[method-assign]
+    world.catalog.save_diff_ids = wrong_too  # type: ignore[method-assign]
+    member = world.place.add("a", File(b"a"))
+    filler = world.filler()
+    filler.verified(verified(world, member, "sha256:0"))
+    async with running(filler):
+        await world.until(lambda: world.catalog.asked["wrong"] == 1)
+        world.publish(filler, member)
+        await world.until_saved(1)
+    assert "a fault of our own" in caplog.text
+    assert "another one" in caplog.text

@@ -106,8 +106,11 @@ class Collector:
                         done.blobs,
                         done.blob_bytes,
                     )
-            except OutsideError as error:
+            except (OutsideError, OSError) as error:
                 log.warning("what images left behind cannot be collected now: %s", error)
+            except Exception:
+                # A fault of our own, in what nobody waits for: the farm goes on without.
+                log.exception("what images left behind cannot be collected")
             await asyncio.sleep(PERIOD_S)
 
     async def collect(

@@ -10,7 +10,6 @@ and makes the same bytes.
 
 import asyncio
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from enum import StrEnum
@@ -149,17 +148,23 @@ class Filler:
                 await self._catalog.save_diff_ids(unsaved)
             except (OutsideError, OSError) as error:
                 self._note(f"diff IDs cannot be saved: {error}")
+            except Exception:
+                log.exception("diff IDs cannot be saved")
 
     async def _fill(self, layers: SingleLayers) -> None:
         while True:
             self._news.clear()
             await self._make_new(layers)
-            if self._is_behind:
-                self._is_behind = False
+            if not self._is_behind:
+                await self._news.wait()
+                continue
+            self._is_behind = False
+            try:
                 if await self._catch_up(layers):
                     self._is_behind = True
-            else:
-                await self._news.wait()
+            except Exception:
+                # A fault of our own, in what nobody waits for: the farm goes on without.
+                log.exception("paths without layers cannot be looked up")
 
     async def _catch_up(self, layers: SingleLayers) -> bool:
         """Make layers of paths that nobody told of; whether there may be more."""
@@ -210,7 +215,6 @@ class Filler:
             log.debug("no image can have %s: %s", member.path, error)
             return False
         except Exception:
-            # A fault of our own, in what nobody waits for: the farm goes on without.
             self._failed(member, "failed")
             log.exception("the layer of %s cannot be made", member.path)
             return False
@@ -274,9 +278,3 @@ class _Patient:
 
     async def delete(self, key: str) -> None:
         await self._objects.delete(key)
-
-
-def is_machine_busy() -> bool:
-    """Whether more wants to run on this machine than it has processors, the filler's own work
-    included."""
-    return os.getloadavg()[0] > (os.cpu_count() or 1)
