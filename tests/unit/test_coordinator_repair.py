@@ -78,16 +78,20 @@ class Submissions:
         return []
 
 
-async def judged(journal: SqliteJournal, upstream: Upstream, *missing: str) -> object:
-    """What the scheduler is told of an attempt that lacked `missing`."""
-    loop: Any = Loop()
+def repairs_of(journal: SqliteJournal, upstream: Upstream, loop: Loop) -> Repairs:
     parts: dict[str, Any] = {
         "loop": loop,
         "objects": Objects(),
         "submissions": Submissions(),
         "upstreams": [(URL, upstream)],
     }
-    repairs = Repairs(journal=journal, on_lost=lambda _: None, **parts)
+    return Repairs(journal=journal, on_lost=lambda _: None, **parts)
+
+
+async def judged(journal: SqliteJournal, upstream: Upstream, *missing: str) -> object:
+    """What the scheduler is told of an attempt that lacked `missing`."""
+    loop = Loop()
+    repairs = repairs_of(journal, upstream, loop)
     running = asyncio.create_task(repairs.run())
     paths = tuple(map(path, missing))
     repairs.failed(AGENT, Failed(AttemptId(1), Outcome.INPUTS_MISSING, "404", Usage(), paths))
@@ -111,6 +115,15 @@ async def test_what_an_upstream_still_has_is_taken_from_there_again() -> None:
     assert isinstance(told, InputsLost)
     assert (told.lost, told.missing) == ((), (str(path("a")),))
     assert await journal.narinfo(path("a").hash_part) == away("a")
+    await journal.close()
+
+
+async def test_what_an_image_lacks_is_an_upstreams_again() -> None:
+    journal = await mirrored("a", "b")
+    repairs = repairs_of(journal, Upstream("a"), Loop())
+    both = [path("a"), path("b")]
+    assert await repairs.forget_lost(both) == both
+    assert await journal.narinfos(both) == {path("a"): away("a")}
     await journal.close()
 
 

@@ -95,10 +95,12 @@ class Repairs:
         return any(not lost.isdisjoint(r.inputs) for r in records.values())
 
     async def forget_lost(self, paths: Sequence[StorePath]) -> list[StorePath]:
-        """Those of `paths` that the farm cannot serve: they are not in its cache from now on."""
+        """Those of `paths` that the farm cannot serve: they are not in its cache from now on, and
+        those that no step makes are an upstream's again where one has them."""
         gone = await self._gone(paths)
         if gone:
-            await self._forget(gone)
+            makers = await self._forget(gone)
+            await self._lacking([path for path, step in makers.items() if step is None])
         return gone
 
     async def _forget(self, gone: Sequence[StorePath]) -> dict[StorePath, StepId | None]:
