@@ -173,11 +173,13 @@ class Catalog(Protocol):
     async def save_diff_ids(self, diff_ids: Mapping[Member, str]) -> None: ...
 
     async def paths_without_segments(self, codec: str, limit: int) -> list[StorePath]:
-        """Valid paths with a NAR in this farm's cache that `codec` has not compressed."""
+        """Valid paths with a NAR in this farm's cache that `codec` has not compressed; sorted by
+        hash part. Reads all path infos where there are few: seconds for a million."""
 
     async def image(self, key: ImageKey) -> ImageRecord | None: ...
 
-    async def save_image(self, image: ImageRecord) -> None: ...
+    async def save_image(self, image: ImageRecord) -> None:
+        """Its layers are known: AssertionError where one is not."""
 
     async def images(self, *, limit: int, before: float | None = None) -> list[ImageRecord]:
         """The latest made first."""
@@ -192,7 +194,8 @@ class Catalog(Protocol):
         """Images with these manifests have been asked for."""
 
     async def drop_images(self, digests: Collection[str]) -> None:
-        """Forget the images with these manifests, with their documents."""
+        """Forget the images with these manifests, with their documents; and the names and answers
+        of package sets that no image or tag is of then, but for the latest few."""
 
     async def kept_roots(self) -> set[StorePath]:
         """Of all images: what must stay in the cache, with its closure, to make them again."""
