@@ -1,13 +1,15 @@
 """The tables of images: what they come to, and how what is wrong in them is named."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from grange.cli.farm_file import FarmFile, read_farm_file
-from grange.cli.image_tables import ImageFile, settings_digest
+from grange.cli.image_tables import ImageFile, ImageTables, settings_digest
 from grange.client.image_models import SourceSpec
 from grange.errors import OperatorError
 from grange.scheduler.facts import Limits
@@ -229,3 +231,23 @@ def test_one_config_has_one_digest(config: dict[str, object]) -> None:
     spec = SourceSpec(name="a", kind="path", location="/a", config=config)
     turned = spec.model_copy(update={"config": dict(reversed(config.items()))})
     assert settings_digest(spec) == settings_digest(turned)
+
+
+def test_every_key_is_in_the_operators_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/operating/images.md").read_text()
+    reference = page.partition("## The file")[2]
+    rows = [line.split("|")[1] for line in reference.splitlines() if line.startswith("| `")]
+    shown = {word for row in rows for word in row.split("`")[1::2]}
+    assert shown == keys(ImageTables) - {"images"}
+
+
+def keys(model: type[BaseModel]) -> set[str]:
+    found = set(model.model_fields)
+    for each in model.model_fields.values():
+        kinds = [each.annotation]
+        while kinds:
+            kind = kinds.pop()
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found |= keys(kind)
+            kinds += get_args(kind)
+    return found
