@@ -9,7 +9,7 @@ The rival compresses the NARs of the same groups by `zstd -3`, as whoever stores
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
@@ -25,7 +25,6 @@ IMAGES: Final = 40  # of image-known, in each run
 KNOWN_PATHS: Final = 90
 GROUP_PATHS: Final = 300
 STACK: Final = 20  # paths that come together, each of which needs the one before
-STACKS: Final = 20
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 
 
@@ -62,18 +61,20 @@ def image_groups(place: Place, runs: int) -> Result:
     """NAR megabytes a second, of new groups of paths whose segments are there."""
     state = ImageState(place)
     closures = asyncio.run(_fill_groups(state, runs))
-    ours, rival, read, took_s = [], [], [], []
+    ours, rival, took_s, read, needed = [], [], [], [], []
     with farm(place, max_jobs=None, state=state.state, serve_options=_options(state)) as running:
         pull = _Puller(running)
         for run, closure in enumerate(closures):
-            groups = [group for group in _groups(closure) if len(group.members) > 1]
-            megabytes = sum(group.nar_bytes for group in groups) / 1e6
+            planned = plan([each.narinfo.info for each in closure])
+            groups = {at: each for at, each in enumerate(planned) if len(each.members) > 1}
+            megabytes = sum(group.nar_bytes for group in groups.values()) / 1e6
             before = pull.read_bytes()
             asked = pull.manifest(f"p{run}")
             read.append((pull.read_bytes() - before) / 1e6)
+            needed.append(sum(asked.layers[at] for at in groups) / 1e6)
             took_s.append(asked.took_ms / 1000)
             ours.append(megabytes / took_s[-1])
-            rival.append(megabytes / _compressed_s(place, closure, groups))
+            rival.append(megabytes / _compressed_s(place, closure, groups.values()))
         counted = pull.counters()
     return Result(
         bench="image-groups",
@@ -82,7 +83,8 @@ def image_groups(place: Place, runs: int) -> Result:
         rival=Series("zstd -3 of the same NARs", "MB/s", rival),
         others=(
             Series("until the manifest is there", "s", took_s),
-            Series("read by the farm", "MB", read),
+            Series("segments of those groups", "MB", needed),
+            Series("read by the farm, of whatever", "MB", read),
         ),
         also={"nar_bytes": counted["grange_image_nar_bytes_total"]},
         notes=(
@@ -107,36 +109,28 @@ async def _fill_known(state: ImageState, images: int) -> None:
 
 
 async def _fill_groups(state: ImageState, runs: int) -> list[list[Known]]:
-    """Packages p0, p1, … and the closure of each: other stacks of paths for each of them."""
-    stacks = []
-    for stack in range(STACKS):
-        paths: list[Known] = []
-        for number in range(STACK):
-            size = int(10 ** (3.5 + (stack * 7 + number * 3) % 20 / 7))
-            paths.append(await state.path(f"s{stack}-{number}", size, paths[-1:]))
-        stacks.append(paths)
+    """Packages p0, p1, … and the closure of each: stacks of paths, each of its own."""
     closures, packages = [], {}
-    needed = (GROUP_PATHS - 1) // STACK  # whole stacks, and of the next one the rest
-    rest = (GROUP_PATHS - 1) % STACK
     for run in range(runs):
-        mine = [stacks[(run + number) % STACKS] for number in range(needed + 1)]
-        mine[-1] = mine[-1][:rest]
-        top = await state.path(f"p{run}", ROOT_FILE_BYTES, [each[-1] for each in mine])
-        packages[f"p{run}"] = top
-        closures.append([top, *(path for stack in mine for path in stack)])
+        closure: list[Known] = []
+        ends: list[Known] = []
+        for number in range(GROUP_PATHS - 1):
+            is_first = number % STACK == 0
+            size = int(10 ** (3.5 + number * 11 % 20 / 7))
+            path = await state.path(f"r{run}-{number}", size, () if is_first else closure[-1:])
+            ends = [*ends, path] if is_first else [*ends[:-1], path]
+            closure.append(path)
+        packages[f"p{run}"] = await state.path(f"p{run}", ROOT_FILE_BYTES, ends)
+        closures.append([*closure, packages[f"p{run}"]])
     await state.fill(packages)
     return closures
-
-
-def _groups(closure: Sequence[Known]) -> tuple[Group, ...]:
-    return plan([each.narinfo.info for each in closure])
 
 
 def _megabytes(closure: Sequence[Known]) -> float:
     return sum(each.narinfo.info.nar_bytes for each in closure) / 1e6
 
 
-def _compressed_s(place: Place, closure: Sequence[Known], groups: Sequence[Group]) -> float:
+def _compressed_s(place: Place, closure: Sequence[Known], groups: Iterable[Group]) -> float:
     """Seconds that zstd takes for the NARs of `groups`."""
     nars = {each.narinfo.info.path: each.nar for each in closure}
     whole = place.root / "groups"
