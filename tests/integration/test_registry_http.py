@@ -472,6 +472,21 @@ async def test_a_client_that_takes_nothing_is_hung_up_on(monkeypatch: pytest.Mon
         writer.transport.abort()
 
 
+async def test_who_speaks_tls_first_is_told_and_no_log_is(
+    images: FakeImages, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(images) as url:
+        host, port = url.removeprefix("http://").split(":")
+        for hello, words in ((b"\x16\x03\x01\x02\0", b"plain HTTP"), (b"\x16\n\n", b"Invalid")):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(hello)
+            answer = await asyncio.wait_for(reader.read(), 30)
+            assert answer.startswith(b"HTTP/1.1 400 ")
+            assert words in answer
+            assert bool(caplog.records) is (words == b"Invalid")
+            writer.close()
+
+
 async def test_many_take_a_blob_at_once(http: aiohttp.ClientSession, images: FakeImages) -> None:
     layer = images.layers[0]
 

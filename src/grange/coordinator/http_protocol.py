@@ -7,6 +7,7 @@ import uvicorn
 
 from grange.cache.sendfile import SendfileProtocol
 
+_TLS: Final = b"\x16\x03"  # what each handshake begins with
 HEAD_S: Final = 20.0  # from its first byte, or from the connection's start; a head is one packet
 
 
@@ -17,10 +18,19 @@ class PatientProtocol(SendfileProtocol):
     """
 
     _waiting: asyncio.TimerHandle | None = None
+    _is_new = True  # nothing has come yet
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        is_new, self._is_new = self._is_new, False
+        if is_new and data.startswith(_TLS):
+            # What pulls images tries this first, and goes on in plain HTTP: not worth a warning.
+            self.send_400_response("this is plain HTTP, and TLS was spoken")
+            return
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._heard()
