@@ -450,8 +450,7 @@ class FakeLayers:
         if known is not None:
             return known
         self.made[key] += 1
-        if not self.fails.isdisjoint(each.path for each in members):
-            path = min(self.fails)
+        for path in self.fails.intersection(each.path for each in members):
             self.fails.remove(path)
             raise LostPathError(path, f"{path} is not there")
         self.has_begun.set()

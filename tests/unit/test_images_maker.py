@@ -183,7 +183,7 @@ async def test_what_an_upstream_has_no_more_is_forgotten_and_built() -> None:
         place.builds.have(narinfo_of("curl", "glibc", url="https://cache.example/nar/2"))
         place.mirror.fails = {path_of("curl")}
         with pytest.raises(OutsideError, match="does not have it"):
-            await place.maker.make(place.request("curl"), WAIT_S)  # it was there when looked for
+            await place.maker.make(place.request("curl"), WAIT_S)  # it is there after all
         place.maker = place.new_maker()
         place.mirror.fails = {path_of("curl")}
         place.builds.lost = {path_of("curl")}
@@ -193,12 +193,15 @@ async def test_what_an_upstream_has_no_more_is_forgotten_and_built() -> None:
 
 async def test_what_the_cache_has_lost_is_forgotten_and_built() -> None:
     async with image_place() as place:
-        place.package("git", "glibc", is_built=False)
-        place.builds.have(narinfo_of("git", "glibc"))
-        place.layers.fails = {path_of("git")}
-        place.builds.lost = {path_of("git")}
-        await made(place, "git")
-        assert place.builds.built == [drv_of("git")]
+        names = ("git", "htop", "vim")
+        paths = {*map(path_of, names)}
+        for name in names:
+            place.package(name, "glibc", is_built=False)
+            place.builds.have(narinfo_of(name, "glibc"))
+        place.layers.fails = {*paths}
+        place.builds.lost = {*paths}
+        await made(place, "git/htop/vim")
+        assert {*place.builds.built} == {*map(drv_of, names)}
 
 
 async def test_variants_share_everything_but_their_layers() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Final, Generic, TypeVar
 
 from grange.errors import GrangeError, OutsideError
+from grange.images.doors import LostPathError
 from grange.oci.refusal import RefusedError
 from grange.ports import Progress
 
@@ -98,6 +99,8 @@ class Flights(Generic[K, V]):
     ) -> V:
         try:
             return await begin(flight)
+        except LostPathError:
+            raise  # what is looked for anew may be found
         except GrangeError as error:
             self._remember(key, error)
             raise

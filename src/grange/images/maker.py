@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 FLIGHTS_MAX: Final = 100  # images; each may hold the path infos of a closure, some 10 MB at most
 BUSY_RETRY_S: Final = 15
+LOST_MAX: Final = 20  # paths of one image that are found lost before it is given up
 PATHS_AT_ONCE: Final = 200  # of a closure planned on the event loop, in some 5 ms
 
 _ImageFlight = tuple[ImageName, Tag, Variant, RuntimeWish]
@@ -140,13 +141,7 @@ class FarmMaker:
             if record is not None:
                 return Made(record.manifest.digest, packages)
         codec = CODECS[request.variant.compression]
-        found = await self._planned(wanted, known, flight)
-        try:
-            layers = await self._made_layers(found, codec, flight)
-        except LostPathError as error:
-            await self._forget(error)
-            found = await self._planned(wanted, known, flight)
-            layers = await self._made_layers(found, codec, flight)
+        found, layers = await self._found(wanted, known, codec, flight)
         packages = found.contents.packages
         key = key_of(wanted.name, packages, request.variant, wish)
         _, record = assembled(found, key, layers, self._clock.wall_s())
@@ -155,11 +150,22 @@ class FarmMaker:
         log.info("made image %s of %s", key.name, packages.commit)
         return Made(record.manifest.digest, packages)
 
-    async def _planned(self, wanted: Wanted, commit: str | None, flight: Flight[Made]) -> Plan:
+    async def _found(
+        self, wanted: Wanted, commit: str | None, codec: Codec, flight: Flight[Made]
+    ) -> tuple[Plan, list[StoredLayer]]:
+        """What is in the image, and its layers, the root's last. What turns out to be lost on the
+        way is looked for anew."""
         key = wanted.name, wanted.tag
-        return await flight.after(
-            self._plans.join(key, lambda own: self._plan(wanted, commit, own))
-        )
+        for left in reversed(range(LOST_MAX)):
+            planning = self._plans.join(key, lambda own: self._plan(wanted, commit, own))
+            try:
+                plan = await flight.after(planning)
+                return plan, await self._made_layers(plan, codec, flight)
+            except LostPathError as error:
+                if not left or not await self._builds.forget_lost([error.path]):
+                    raise
+                log.warning("%s; it is looked for anew, or built", error)
+        raise AssertionError("the last one raises")
 
     async def _save_index(
         self, name: ImageName, packages: PackageSet, variant: Variant, wish: RuntimeWish
@@ -222,12 +228,9 @@ class FarmMaker:
             commit = contents.packages.commit
             contents = await self._sources.contents(wanted, commit, flight.tell, is_anew=True)
             narinfos = await self._closure(contents.installed, flight)
-        try:
-            await self._mirrored(narinfos, flight)
-        except LostPathError as error:
-            await self._forget(error)
-            narinfos = await self._closure(contents.installed, flight)
-            await self._mirrored(narinfos, flight)
+        upstream = [each for each in narinfos if "://" in each.url]
+        if upstream:
+            await self._mirror.mirror(upstream, lambda words: flight.tell(Progress(words)))
         infos = {narinfo.info.path: narinfo.info for narinfo in narinfos}
         roots = {path for package in contents.installed for _, path in package.outputs}
         return Plan(
@@ -257,17 +260,6 @@ class FarmMaker:
                 "of was built; ask again, and whoever runs the farm if that does not help"
             )
         return closure.narinfos
-
-    async def _mirrored(self, narinfos: Sequence[NarInfo], flight: Flight[Plan]) -> None:
-        upstream = [each for each in narinfos if "://" in each.url]
-        if upstream:
-            await self._mirror.mirror(upstream, lambda words: flight.tell(Progress(words)))
-
-    async def _forget(self, error: LostPathError) -> None:
-        """What is lost is missing from now on; raises `error` where it is there after all."""
-        if not await self._builds.forget_lost([error.path]):
-            raise error
-        log.warning("%s; it is looked for anew, or built", error)
 
     async def _grouped(self, narinfos: Sequence[NarInfo]) -> tuple[Group, ...]:
         infos = [narinfo.info for narinfo in narinfos]

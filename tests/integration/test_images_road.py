@@ -1,0 +1,169 @@
+"""From an image's name to its manifest, through a whole farm: evaluated, built, put together."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from grange.client.models import BuildView
+from tests.integration.farm import Farm, running_farm, until, wait_at
+
+pytestmark = pytest.mark.peer
+
+# What every image has, and packages that wait, fail, or need one another.
+PACKAGES: Final = """\
+{ system ? "x86_64-linux", config ? { }, overlays ? [ ] }:
+PRELUDE
+let make = "$b mkdir -p $out/bin; echo $name > $out/bin/$name"; in rec {
+  cacert = step "cacert" { } make;
+  iana-etc = step "iana-etc" { } make;
+  hello = step "hello" { } make;
+  library = step "library" { } make;
+  gated = step "gated" { inherit library; } ''GATE
+    ${make}'';
+  flop = step "flop" { } "echo no luck today; exit 1";
+  flopper = step "flopper" { inherit flop; } make;
+  lost = step "lost" { } make;
+  loser = step "loser" { inherit lost; } "${make}; echo $lost >> $out/bin/loser";
+  capitalLetters = step "capitals" { } make;
+}
+"""
+CONFIG: Final = """\
+[images]
+wait_s = 1
+precompute = "never"
+
+[images.sources.main]
+path = "packages.nix"
+
+[images.evaluation]
+here = {here}
+"""
+
+
+def write_config(folder: Path, *, here: bool) -> Path:
+    config = folder / "farm.toml"
+    config.write_text(CONFIG.format(here=str(here).lower()))
+    return config
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    folder = tmp_path_factory.mktemp("road")
+    config = write_config(folder, here=True)
+    with running_farm(folder / "farm", "--config", config) as farm:
+        text = PACKAGES.replace("PRELUDE", farm.prelude).replace("GATE", wait_at("gated"))
+        (folder / "packages.nix").write_text(text)
+        yield farm
+
+
+def asked(farm: Farm, name: str, tag: str = "latest") -> httpx.Response:
+    """One request, as a client makes it that gives up soon."""
+    url = f"{farm.url}/v2/{name}/manifests/{tag}"
+    return httpx.get(url, trust_env=False, timeout=60)
+
+
+def pulled(farm: Farm, name: str, tag: str = "latest") -> httpx.Response:
+    """The answer once it is another one than to wait."""
+
+    def answer() -> httpx.Response | None:
+        said = asked(farm, name, tag)
+        return None if said.status_code == 429 else said
+
+    return until(answer, f"{name} should be answered")
+
+
+def manifest(farm: Farm, name: str) -> dict[str, Any]:
+    said = pulled(farm, name)
+    assert said.status_code == 200, said.text
+    body: dict[str, Any] = said.json()
+    return body
+
+
+def error_of(said: httpx.Response) -> dict[str, Any]:
+    [error] = said.json()["errors"]
+    assert isinstance(error, dict)
+    return error
+
+
+def builds_of(farm: Farm, name: str) -> list[BuildView]:
+    found = farm.client.builds(limit=100)
+    return [each for each in found if each.drv_path.endswith(f"-{name}.drv")]
+
+
+def test_many_pullers_of_one_new_image_wait_for_one_build_which_outlives_them(farm: Farm) -> None:
+    farm.shut("gated")
+    with ThreadPoolExecutor(12) as pool:
+        answers = [*pool.map(lambda _: asked(farm, "gated/hello"), range(12))]
+    assert {answer.status_code for answer in answers} == {429}
+    for answer in answers:
+        assert int(answer.headers["retry-after"]) >= 1
+        assert error_of(answer)["code"] == "TOOMANYREQUESTS"
+
+    def is_building() -> bool:
+        return "building gated: " in error_of(asked(farm, "hello/gated"))["message"]
+
+    until(is_building, "gated should be built")
+    [build] = builds_of(farm, "gated")
+    assert build.project == "images"
+    assert error_of(asked(farm, "gated/hello"))["detail"]["builds"].count(build.id) == 1
+    farm.open("gated")
+    layers = manifest(farm, "gated/hello")["layers"]
+    assert len(layers) == 5  # cacert, gated, hello, iana-etc and the root
+    assert len(builds_of(farm, "gated")) == 1
+    assert len(farm.attempts(farm.finish(build), "gated")) == 1
+
+
+def test_a_build_that_fails_is_told_with_its_log_and_what_to_do(farm: Farm) -> None:
+    said = pulled(farm, "flopper")
+    assert said.status_code == 404
+    error = error_of(said)
+    assert error["code"] == "MANIFEST_UNKNOWN"
+    [build] = builds_of(farm, "flopper")
+    words = error["message"]
+    assert words.startswith("flopper cannot be built, because of flop: ")
+    assert f"grange retry {build.id}" in words
+    log = farm.get(error["detail"]["log"].removeprefix(farm.url))
+    assert "no luck today" in log.text
+    # Another image with it in: it would fail as it did, and that is not tried.
+    again = error_of(pulled(farm, "flopper/hello"))
+    assert again["detail"] == error["detail"]
+    assert len(builds_of(farm, "flopper")) == 1
+    assert "because of" not in error_of(pulled(farm, "flop"))["message"]
+
+
+def test_what_was_lost_of_the_cache_is_built_again(farm: Farm) -> None:
+    manifest(farm, "hello")  # so that the packages are evaluated
+    drv = farm.drv(f"(import {farm.root.parent}/packages.nix {{ }}).loser")
+    build = farm.succeed(farm.submit(drv))
+    [loser] = build.outputs.values()
+    references = farm.narinfo(loser).text.split("References: ")[1].split("\n")[0].split()
+    [lost] = [each for each in references if each.endswith("-lost")]
+    for path in (loser, f"/nix/store/{lost}"):
+        url = farm.narinfo(path).text.split("URL: ")[1].split("\n")[0]
+        [file] = (farm.state_dir).rglob(url.rpartition("/")[2])
+        file.unlink()
+    assert len(manifest(farm, "loser")["layers"]) == 5  # with lost, cacert, iana-etc and the root
+    assert len(farm.attempts(build, "loser")) == 2
+    assert len(farm.attempts(build, "lost")) == 2
+
+
+def test_a_known_commit_takes_no_evaluator(farm: Farm) -> None:
+    known = manifest(farm, "hello")
+    manifest(farm, "capitalletters")
+    commit = pulled(farm, "hello").headers["grange-commit"]
+    assert farm.coordinator is not None
+    farm.coordinator.stop()
+    write_config(farm.root.parent, here=False)
+    farm.start_coordinator()
+    assert manifest(farm, "hello") == known
+    new = pulled(farm, "hello/capitalletters/loser", commit)
+    assert new.status_code == 200, new.text
+    missing = error_of(pulled(farm, "helo"))
+    assert (missing["code"], missing["message"]) == (
+        "MANIFEST_UNKNOWN",
+        "the package set has no 'helo' (did you mean hello?)",
+    )
