@@ -417,7 +417,7 @@ class FakeLayers:
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.has_begun = asyncio.Event()
-        self.fails: set[StorePath] = set()  # once each
+        self.fails: set[StorePath] = set()  # for as long as a path is in it
 
     async def layer(self, codec: Codec, members: Sequence[Member]) -> StoredLayer:
         key = layer_key(codec.version, members)
@@ -451,7 +451,6 @@ class FakeLayers:
             return known
         self.made[key] += 1
         for path in self.fails.intersection(each.path for each in members):
-            self.fails.remove(path)
             raise LostPathError(path, f"{path} is not there")
         self.has_begun.set()
         await self.may_end.wait()
