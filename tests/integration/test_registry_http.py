@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -470,6 +471,8 @@ async def test_a_client_that_takes_nothing_is_hung_up_on(monkeypatch: pytest.Mon
         writer.write(f"GET /v2/git/blobs/{layer.digest} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         await asyncio.wait_for(layer.is_left.wait(), 30)
         writer.transport.abort()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 async def test_who_speaks_tls_first_is_told_and_no_log_is(
@@ -485,6 +488,7 @@ async def test_who_speaks_tls_first_is_told_and_no_log_is(
             assert words in answer
             assert bool(caplog.records) is (words == b"Invalid")
             writer.close()
+            await writer.wait_closed()
 
 
 async def test_many_take_a_blob_at_once(http: aiohttp.ClientSession, images: FakeImages) -> None:
