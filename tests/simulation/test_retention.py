@@ -16,7 +16,7 @@ import pytest
 
 from grange.coordinator.holds import Holds
 from grange.coordinator.keep import KeepRule, RetentionRules
-from grange.coordinator.retention import Retention
+from grange.coordinator.retention import IMAGES, Kept, Retention
 from grange.coordinator.sweep import Sweep
 from grange.db.connect import MEMORY
 from grange.db.journal import SqliteJournal
@@ -442,3 +442,16 @@ async def test_nothing_needed_is_collected_on_postgresql(postgres: Postgres) -> 
         await world.run()
     finally:
         await kind.journal.close()
+
+
+async def test_what_images_keep_is_counted_as_theirs() -> None:
+    world = World(SqliteJournal.open(MEMORY), 1)
+    await world.journal.add_paths([narinfo("low"), narinfo("top", "low"), narinfo("x")], "source")
+    manifest, key = Document("application/x", b"manifest"), ImageKey("top", PACKAGES, OCI_GZIP)
+    image = ImageRecord(key, manifest, CONFIG, (), (path("top"), path("gone")), 1.0, 1.0)
+    await world.journal.images.save_image(image)
+    plan = await world.retention.plan()
+    assert (plan.kept, plan.paths) == ((Kept(IMAGES, 2, 14),), (path("x"),))
+    await world.journal.images.drop_images([manifest.digest])
+    assert len((await world.retention.plan()).paths) == 3
+    await world.journal.close()
