@@ -30,7 +30,8 @@ let
       && !(isFunction expression && (takes == { } || hasAttr name takes)))
     [ "config" "overlays" ];
   result =
-    if refused != [ ] then throw "the package set does not take the argument '${head refused}'"
+    if !isFunction expression && !isAttrs expression then expression
+    else if refused != [ ] then throw "the package set does not take the argument '${head refused}'"
     else if !isFunction expression then expression
     else expression (if takes == { } then called else builtins.intersectAttrs takes called);
   set = if isAttrs result then result else throw "the package set is a ${typeOf result}, not a set";
