@@ -58,7 +58,9 @@ class Place:
         reader = NarReader(listing)
         reader.feed(nar)
         reader.finish()
-        self.objects.stored[listing_key(url)] = listing.json() or b""
+        text = listing.json()
+        if text is not None:
+            self.objects.stored[listing_key(url)] = text
         info = PathInfo(path_of(name), Hash.of("sha256", nar), len(nar), ())
         self.nars[info.path] = NarInfo(info, url, compression, digest, len(file))
         return Member(info.path, info.nar_hash)

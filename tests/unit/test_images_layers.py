@@ -296,15 +296,24 @@ async def test_a_root_layer_links_to_its_packages(place: Place, codec: Codec) ->
     assert again == made
 
 
-async def test_roots_with_too_many_files_or_no_listing(place: Place) -> None:
+async def test_roots_with_what_cannot_be_linked(place: Place) -> None:
     files = Directory({b"%06d" % number: File(b"") for number in range(ENTRIES_MAX)})
     huge = place.add("huge", files)
     layers = place.layers()
     with pytest.raises(PeerError, match="leave some packages out"):
         await layers.root(ZSTD, [huge])
-    del place.objects.stored[listing_key(place.nars[huge.path].url)]
-    with pytest.raises(OutsideError, match="no listing of"):
-        await layers.root(ZSTD, [huge])
+    member = place.add("latin", Directory({b"bin": Directory({b"caf\xe9": File(b"")})}))
+    with pytest.raises(UnfitError, match="no UTF-8"):
+        await layers.root(ZSTD, [member])
+
+
+async def test_a_lost_listing_is_made_of_its_nar(place: Place) -> None:
+    members = list(filled(place).values())
+    made = await place.layers().root(ZSTD, members)
+    place.catalog = MemoryCatalog()
+    for narinfo in place.nars.values():
+        place.objects.stored.pop(listing_key(narinfo.url), None)
+    assert await place.layers().root(ZSTD, members) == made
 
 
 async def test_frames_are_kept_for_later_releases(place: Place) -> None:

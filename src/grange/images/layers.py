@@ -22,7 +22,7 @@ from grange.oci.descriptor import LayerDescriptor, Member, layer_key, root_key
 from grange.oci.manifest import Compression
 from grange.oci.root import ACCOUNTS, Root, names_of_listing, root_layer
 from grange.oci.segments import GZIP, ZSTD, Codec, Layer, segment_of
-from grange.oci.tar import END, store_header
+from grange.oci.tar import END, UnfitError, store_header
 from grange.ports import Catalog, Objects, StoredLayer, StoredSegment
 from grange.store.narinfo import NarInfo
 from grange.store.path import NIX_STORE, StoreDir
@@ -66,6 +66,7 @@ class Layers:
         self._lost = LostObjects(objects, spool_folder)
         self._making = asyncio.Semaphore(at_once)
         self._flights: dict[str, asyncio.Task[StoredLayer]] = {}
+        self._frames: dict[Codec, tuple[bytes, bytes]] = {}
         self._framed: set[str] = set()  # versions of codecs whose frames are in the store
 
     async def layer(self, codec: Codec, members: Sequence[Member]) -> StoredLayer:
@@ -158,12 +159,16 @@ class Layers:
 
     async def _keep_frames(self, codec: Codec) -> None:
         if codec.version not in self._framed:
-            for name, frame in zip(_FRAMES, self._frames(codec), strict=True):
+            for name, frame in zip(_FRAMES, self._frames_of(codec), strict=True):
                 await self._objects.put_if_absent(frame_key(codec.version, name), frame)
             self._framed.add(codec.version)
 
-    def _frames(self, codec: Codec) -> tuple[bytes, bytes]:
-        return segment_of(codec, store_header(self._store_dir)), segment_of(codec, END)
+    def _frames_of(self, codec: Codec) -> tuple[bytes, bytes]:
+        """Header and end of its layers."""
+        if codec not in self._frames:
+            header = segment_of(codec, store_header(self._store_dir))
+            self._frames[codec] = header, segment_of(codec, END)
+        return self._frames[codec]
 
     async def _make_root(self, codec: Codec, key: str, roots: tuple[Member, ...]) -> StoredLayer:
         blob, layer = await self._root_blob(codec, roots)
@@ -184,10 +189,11 @@ class Layers:
     async def _root(self, narinfo: NarInfo) -> Root:
         listing = await listing_of(narinfo, self._objects)
         if listing is None:
-            raise OutsideError(
-                f"there is no listing of {narinfo.info.path} ({narinfo.url}.ls): it has too many "
-                "files or names that are no UTF-8, or the store has lost it; leave the package out "
-                "of the image, or have it built again"
+            listing = await self._maker.segments.listing(narinfo)
+        if listing is None:
+            raise UnfitError(
+                f"{narinfo.info.path} has names that are no UTF-8, or more files than can be "
+                "listed; leave that package out of the image"
             )
         return Root(narinfo.info.path, await self._threads.start(names_of_listing, listing))
 
@@ -196,7 +202,7 @@ class Layers:
     async def _parts(self, layer: StoredLayer) -> list[Part]:
         codec = _VERSIONS.get(layer.codec)
         if codec is not None:
-            header, end = self._frames(codec)
+            header, end = self._frames_of(codec)
         else:
             header, end = [await self._old_frame(layer, name) for name in _FRAMES]
         segments = [self._part(layer, segment) for segment in layer.segments]

@@ -77,7 +77,7 @@ class LayerMaker:
         self._threads = threads
         self._store_dir = store_dir
         self._metrics = metrics
-        self._segments = SegmentMaker(objects, threads, metrics)
+        self.segments = SegmentMaker(objects, threads, metrics)
 
     async def make(
         self, codec: Codec, members: Sequence[Member], stored: Mapping[Member, StoredSegment]
@@ -114,8 +114,8 @@ class LayerMaker:
         """Make the segment of `member` again, for `take`; errors as of `make`."""
         (narinfo,) = (await nars_of(self._find, [member])).values()
         writer = LayerWriter(codec, self._store_dir)
-        file = await self._segments.small_file(narinfo)
-        await self._segments.make(writer, codec, narinfo, file, take)
+        file = await self.segments.small_file(narinfo)
+        await self.segments.make(writer, codec, narinfo, file, take)
         self._metrics.segment_remade()
 
     async def _load(
@@ -136,7 +136,7 @@ class LayerMaker:
                 return _Source(None, None)
             nars = await nars_of(self._find, [member])
         narinfo = nars[member]
-        return _Source(narinfo, await self._segments.small_file(narinfo))
+        return _Source(narinfo, await self.segments.small_file(narinfo))
 
     async def _from_segment(
         self, writer: LayerWriter, codec: Codec, segment: StoredSegment, data: bytes | None
@@ -163,7 +163,7 @@ class LayerMaker:
     ) -> None:
         put = Put(self._objects)
         try:
-            segment = await self._segments.make(writer, codec, narinfo, file, put.write)
+            segment = await self.segments.make(writer, codec, narinfo, file, put.write)
         except BaseException:
             await put.discard()
             raise

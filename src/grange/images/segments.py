@@ -5,6 +5,7 @@ blocks are compressed at the same time, in any thread, and hashed and taken in t
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from grange.images.metrics import ImageMetrics
 from grange.oci.segments import BLOCK_BYTES, Codec, LayerWriter, Segment
 from grange.oci.tar import UnfitError
 from grange.ports import Objects, ObjectWriter
+from grange.store.nar import Listing, NarReader
 from grange.store.narinfo import NarInfo
 
 SMALL_BYTES: Final = 256 << 10  # objects up to here are read and put whole, several ahead
@@ -38,6 +40,23 @@ def segment_key(codec_version: str, digest: str) -> str:
 def root_object_key(digest: str) -> str:
     """Where the blob of a root layer lies among the objects."""
     return f"images/roots/{digest.removeprefix('sha256:')}"
+
+
+class _OfThread(threading.local):
+    """What a thread compresses with."""
+
+    def __init__(self) -> None:
+        self.compress: dict[Codec, Callable[[bytes], bytes]] = {}
+
+
+_of_thread: Final = _OfThread()
+
+
+def compress(codec: Codec, block: bytes) -> bytes:
+    """In any thread."""
+    if codec not in _of_thread.compress:
+        _of_thread.compress[codec] = codec.compressing()
+    return _of_thread.compress[codec](block)
 
 
 class Threads:
@@ -156,14 +175,31 @@ class SegmentMaker:
         self._metrics.nar_read(narinfo.info.nar_bytes)
         return writer.seal()
 
+    async def listing(self, narinfo: NarInfo) -> bytes | None:
+        """What `grange.cache.listing.listing_of` would say, had the store not lost it."""
+        nar, listing = NarStream(narinfo), Listing()
+        reader = NarReader(listing)
+
+        def feed(chunk: bytes) -> None:
+            for piece in nar.feed(chunk):
+                with nar.blamed():
+                    reader.feed(piece)
+
+        async for chunk in self._objects.read(narinfo.url):
+            await self._threads.start(feed, chunk)
+        nar.finish()
+        reader.finish()
+        self._metrics.nar_read(narinfo.info.nar_bytes)
+        return listing.json()
+
     async def _stream(
         self, writer: LayerWriter, codec: Codec, nar: NarStream, url: str, take: Take
     ) -> None:
         waiting = asyncio.Queue[asyncio.Future[bytes] | None](self._threads.count)
 
-        async def compress(blocks: Iterator[bytes]) -> None:
+        async def pass_on(blocks: Iterator[bytes]) -> None:
             while block := await self._threads.start(next, blocks, b""):
-                await waiting.put(self._threads.start(codec.compress, block))
+                await waiting.put(self._threads.start(compress, codec, block))
 
         async def take_all() -> None:
             while (made := await waiting.get()) is not None:
@@ -173,8 +209,8 @@ class SegmentMaker:
             async with asyncio.TaskGroup() as group:
                 group.create_task(take_all())
                 async for chunk in self._objects.read(url):
-                    await compress(_blocks(writer, nar, chunk))
-                await compress(_last_blocks(writer, nar))
+                    await pass_on(_blocks(writer, nar, chunk))
+                await pass_on(_last_blocks(writer, nar))
                 await waiting.put(None)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -194,7 +230,7 @@ def _last_blocks(writer: LayerWriter, nar: NarStream) -> Iterator[bytes]:
 
 def _made_whole(writer: LayerWriter, codec: Codec, nar: NarStream, file: bytes) -> bytes:
     blocks = [*_blocks(writer, nar, file), *_last_blocks(writer, nar)]
-    return b"".join([writer.add(codec.compress(block)) for block in blocks])
+    return b"".join([writer.add(compress(codec, block)) for block in blocks])
 
 
 class Put:

@@ -5,11 +5,11 @@ read one after another as one. So a path is compressed once, its blocks by as ma
 are, and a layer of other paths is made by writing its segment again.
 """
 
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import IO, Final, Self, cast
 
@@ -31,16 +31,6 @@ _LIBRARIES: Final = {
 }
 
 
-class _OfThread(threading.local):
-    """Compressors, whose tables take a while to set up."""
-
-    def __init__(self) -> None:
-        self.compressors: dict[Codec, zstandard.ZstdCompressor] = {}
-
-
-_of_thread: Final = _OfThread()
-
-
 @dataclass(frozen=True, slots=True)
 class Codec:
     """How segments are made of tar entries."""
@@ -57,13 +47,12 @@ class Codec:
         """Names all that decides which bytes come out, as ``zstd-3-libzstd-1.5.7-tar-1``."""
         return f"{self.compression}-{self.level}-{_LIBRARIES[self.compression]}-{FORMAT_VERSION}"
 
-    def compress(self, block: bytes) -> bytes:
-        """A gzip member or zstd frame of this block; in any thread, which others need not await."""
+    def compressing(self) -> Callable[[bytes], bytes]:
+        """Makes a gzip member or zstd frame of a block, while others use the interpreter; for one
+        thread at a time, and to be used again, for it takes a while to set up."""
         if self.compression == "gzip":
-            return zlib.compress(block, self.level, _GZIP_WBITS)
-        if self not in _of_thread.compressors:
-            _of_thread.compressors[self] = zstandard.ZstdCompressor(self.level)
-        return _of_thread.compressors[self].compress(block)
+            return partial(zlib.compress, level=self.level, wbits=_GZIP_WBITS)
+        return zstandard.ZstdCompressor(self.level).compress
 
 
 GZIP: Final = Codec.usual("gzip")
@@ -99,11 +88,12 @@ class LayerWriter:
     A PeerError from any of them ends it: there is no layer.
 
     What `feed` and `close` do with a NAR can be had in steps, for a thread each: `cut` and
-    `cut_last` in one, `Codec.compress` of each block in any, `add` in the blocks' order in another.
+    `cut_last` in one, `Codec.compressing` of each block in any, `add` in their order in another.
     """
 
     def __init__(self, codec: Codec, store_dir: StoreDir = NIX_STORE) -> None:
         self._codec = codec
+        self._compress = codec.compressing()
         self._store_dir = store_dir
         self._tar = _Measured()
         self._blob = _Measured()
@@ -222,7 +212,7 @@ class LayerWriter:
         self._segment = _Measured()
 
     def _compressed(self, block: bytes) -> bytes:
-        return self.add(self._codec.compress(block))
+        return self.add(self._compress(block))
 
     def _take_apart(self, piece: memoryview) -> None:
         """Only its digest proves that a segment is whole; here it is just undone."""
@@ -251,7 +241,7 @@ class LayerWriter:
 
 def segment_of(codec: Codec, tar: bytes) -> bytes:
     """The segment with these entries."""
-    return b"".join([codec.compress(block) for block in _cut(tar)])
+    return b"".join(map(codec.compressing(), _cut(tar)))
 
 
 def _cut(tar: bytes) -> Iterator[bytes]:
