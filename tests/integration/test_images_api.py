@@ -167,6 +167,8 @@ async def test_an_image_is_asked_for_in_one_form_whatever_the_words(place: Place
     other = wanted.model_copy(update={"system": "x86_64-linux"})
     answer = await place.ask(lambda client: client.make_image(other), Role.READ)
     assert answer.name == "ours/shell/git/hello"
+    usual = MakeRequest(name="nixpkgs/hello")
+    assert (await place.ask(lambda client: client.make_image(usual), Role.READ)).name == "hello"
 
 
 async def test_what_is_being_made_and_what_is_refused_are_answers(place: Place) -> None:

@@ -77,7 +77,7 @@ class Collector(Protocol):
 class ImageParts:
     """What a coordinator that makes images has for these routes."""
 
-    sources: Callable[[], Collection[str]]  # names that packages may stand behind
+    sources: Callable[[], Collection[str]]  # names; the first is what names without one mean
     catalog: Catalog
     maker: Maker
     explainer: Explainer
@@ -187,6 +187,8 @@ def _request(wanted: MakeRequest, sources: Collection[str]) -> ImageRequest:
     cut = len(wanted.entrypoint)
     user = parse_user(wanted.user) if wanted.user else ""
     name = parse_name(wanted.name, sources)
+    if name.source == next(iter(sources), None):
+        name = replace(name, source=None)
     if wanted.system:
         name = replace(name, is_arm64=wanted.system == "aarch64-linux")
     return ImageRequest(

@@ -1,0 +1,140 @@
+"""Images of a whole farm from its file on: evaluated beside the coordinator, written to archives,
+read anew."""
+
+import json
+import shutil
+import signal
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.certificates import Authority
+from tests.integration.farm import GRANGE, Farm, make_farm, until
+
+pytestmark = pytest.mark.peer
+
+PACKAGES: Final = Path(__file__).parents[1] / "packages"
+
+CONFIG: Final = """\
+[tls]
+certificate = "server.pem"
+key = "server.key"
+
+[access]
+anonymous = "none"
+
+[images]
+fresh_s = 0
+
+[images.evaluation]
+here = true
+store = "eval"
+
+[images.sources.main]
+path = "packages"
+"""
+
+MORE: Final = """
+[images.sources.more]
+path = "packages"
+overlays = ["more.nix"]
+"""
+
+OVERLAY: Final = "final: previous: { greeting = previous.hello; }\n"
+
+
+class HttpsFarm(Farm):
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.http_port}"
+
+
+@pytest.fixture
+def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Farm]:
+    """Only its clients and its agent know who signed its certificate: itself does not."""
+    authority = Authority(tmp_path)
+    authority.issue("farm.example", ("127.0.0.1",), "server")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    config = tmp_path / "farm.toml"
+    config.write_text(CONFIG)
+    shutil.copytree(PACKAGES, tmp_path / "packages")
+    farm = make_farm(tmp_path / "farm", "--config", config, kind=HttpsFarm)
+    try:
+        farm.start_coordinator()
+        farm.add_agent("one", "--ca", str(authority.file), "--max-jobs", "2")
+        yield farm
+    finally:
+        farm.stop()
+        for folder in (tmp_path / "farm", tmp_path / "eval"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def image(farm: Farm, ca: Path, *arguments: str) -> Any:
+    """What `grange image` prints, as JSON."""
+    done = subprocess.run(
+        [GRANGE, "image", *arguments, "--json"],
+        env={**farm.environment, "SSL_CERT_FILE": str(ca)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + (farm.coordinator.log if farm.coordinator else "")
+    return json.loads(done.stdout)
+
+
+def test_a_farm_makes_images_that_its_file_tells_of(farm: Farm, tmp_path: Path) -> None:
+    ca = tmp_path / "test authority.pem"
+    before = image(farm, ca, "explain", "shell/hello")
+    assert (before["is_made"], before["commit"], before["layers"]) == (False, "", [])
+    archive = tmp_path / "hello.tar"
+    made = image(farm, ca, "build", "shell/hello", "-o", f"docker-archive:{archive}")
+    with tarfile.open(archive) as read:
+        inside = read.getnames()
+    assert inside[0] == "manifest.json"
+    assert made["file"] == str(archive)
+    assert len(made["commit"]) == 40
+
+    oci = image(farm, ca, "build", "main/shell/hello")
+    assert oci["name"] == "shell/hello"
+    assert oci["commit"] == made["commit"]
+    assert oci["digest"] != made["digest"], "the forms of two families"
+    found = image(farm, ca, "inspect", "shell/hello")
+    assert found["digest"] == oci["digest"]
+    layers = image(farm, ca, "layers", "shell/hello")
+    assert [each["digest"] for each in layers] == [
+        each["digest"] for each in found["manifest"]["layers"]
+    ]
+    assert {each["family"] for each in image(farm, ca, "list")} == {"oci", "docker"}
+    kept = image(farm, ca, "gc", "--dry-run")
+    assert (kept["images"], kept["blobs"]) == ([], 0)
+
+    add_a_source(farm, tmp_path)
+    more = image(farm, ca, "build", "more/greeting")
+    assert more["name"] == "more/greeting"
+    assert "greeting" in image(farm, ca, "explain", "more/greeting")["packages"]
+
+    assert farm.coordinator is not None
+    farm.coordinator.signal(signal.SIGTERM)
+    assert farm.coordinator.popen.wait(60) == 0
+    farm.start_coordinator()
+    again = image(farm, ca, "build", "shell/hello")
+    assert again["digest"] == oci["digest"]
+
+
+def add_a_source(farm: Farm, folder: Path) -> None:
+    """And tell the farm, which reads its file anew."""
+    (folder / "more.nix").write_text(OVERLAY)
+    (folder / "farm.toml").write_text(CONFIG + MORE)
+    coordinator = farm.coordinator
+    assert coordinator is not None
+    coordinator.signal(signal.SIGHUP)
+    until(
+        lambda: "the farm file was read anew" in coordinator.log,
+        "the file should be read anew",
+        coordinator,
+    )
+    assert "holds from the next start" not in coordinator.log
