@@ -10,6 +10,7 @@ import pytest
 from grange.client.image_models import EvaluationResult
 from grange.errors import OutsideError
 from grange.images.flights import REMEMBERED_S
+from grange.images.packages import PackageBook
 from grange.oci.manifest import DOCKER_GZIP, OCI_GZIP, OCI_ZSTD
 from grange.oci.refusal import Code, RefusedError
 from grange.ports import ImageRecord, Lack, Made, Pending, RuntimeWish, SourcesGoneError
@@ -108,6 +109,20 @@ async def test_a_known_commit_takes_no_evaluator_and_known_layers_are_not_made()
         assert place.catalog.asked["layers"] == 2  # all at once, and the root's
         await made(place, "shell/hello", COMMIT)
         assert place.builds.asked["closure"] == 1  # that one is known as a whole
+
+
+async def test_the_names_of_a_set_are_read_only_where_they_decide() -> None:
+    async with image_place() as place:
+        place.package("7zip", "glibc")
+        place.package("_7zip", "glibc")
+        assert path_of("7zip") in (await record_of(place, "shell/7zip/hello")).roots
+        place.sources._book = PackageBook(place.catalog)
+        place.catalog.asked.clear()
+        await made(place, "shell/hello")
+        assert place.catalog.asked["names"] == 0
+        assert path_of("7zip") in (await record_of(place, "7zip")).roots
+        assert place.catalog.asked["names"] == 1
+        assert len(place.evaluator.jobs) == 1
 
 
 async def test_only_what_is_lacking_is_evaluated() -> None:

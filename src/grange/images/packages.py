@@ -62,6 +62,23 @@ class PackageBook:
         self._names = 0  # in all of them
 
     async def look(self, packages: PackageSet, name: ImageName) -> Known:
+        return await self._as_asked(packages, name) or await self._as_spelled(packages, name)
+
+    async def _as_asked(self, packages: PackageSet, name: ImageName) -> Known | None:
+        """Without the names of a large set, which take a while to read. None where they decide.
+
+        A package that is there just as it is asked for is the one that is meant, but for those
+        that may have an underscore before them.
+        """
+        if any(package[0].isdigit() for package in name.packages):
+            return None
+        attributes = name.attributes({})
+        found = await self._catalog.evaluated(packages, name.system, attributes)
+        if all(isinstance(found.get(each), Package) for each in attributes):
+            return Known({}, attributes, found, ())
+        return None
+
+    async def _as_spelled(self, packages: PackageSet, name: ImageName) -> Known:
         spellings: dict[Attribute, Mapping[str, str]] = {}
         ways: set[Attribute] = {()}
         while ways:
