@@ -338,23 +338,22 @@ async def test_it_ends_when_nobody_waits_any_more(world: World) -> None:
 
 
 async def test_few_large_ones_come_at_once(world: World) -> None:
-    under_way, most = 0, 0
-    enough = asyncio.Event()
+    are_asked, may_send = asyncio.Event(), asyncio.Event()
 
-    async def counted(request: web.Request) -> web.StreamResponse:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        if under_way == LARGE_AT_ONCE:
-            enough.set()
-        await enough.wait()
-        response = web.Response(body=PACK["zstd"](LARGE))
-        under_way -= 1
-        return response
+    async def later(request: web.Request) -> web.StreamResponse:
+        if world.asked.total() == LARGE_AT_ONCE:
+            are_asked.set()
+        await may_send.wait()
+        return web.Response(body=PACK["zstd"](LARGE))
 
-    narinfos = [world.has(f"{number}-zstd", LARGE, counted) for number in range(7)]
-    await world.mirror().mirror(narinfos)
-    assert most == LARGE_AT_ONCE
+    narinfos = [world.has(f"{number}-zstd", LARGE, later) for number in range(7)]
+    waiting = asyncio.create_task(world.mirror().mirror(narinfos))
+    await are_asked.wait()
+    for _ in range(200):  # in which any others would come
+        await asyncio.sleep(0)
+    assert world.asked.total() == LARGE_AT_ONCE
+    may_send.set()
+    await waiting
     assert len(world.forgotten) == 7
 
 

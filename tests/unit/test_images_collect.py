@@ -113,7 +113,9 @@ class World:
         await self.catalog.save_layer(layer)
         return layer
 
-    async def image(self, name: str, *layers: StoredLayer, used: float = NOW) -> str:
+    async def image(
+        self, name: str, *layers: StoredLayer, used: float = NOW, created: float | None = None
+    ) -> str:
         manifest = Document("manifest", name.encode())
         record = ImageRecord(
             ImageKey(
@@ -125,7 +127,7 @@ class World:
             Document("config", f"config of {name}".encode()),
             tuple([layer.key for layer in layers]),
             tuple([member.path for layer in layers for member in layer.members]),
-            used - 1000 - len(name),
+            used - 1000 - len(name) if created is None else created,
             used,
         )
         await self.catalog.save_image(record)
@@ -189,12 +191,13 @@ async def test_an_images_own_stay_though_its_paths_are_gone_and_its_codec_is() -
 
 async def test_unused_images_are_forgotten_with_what_only_they_have() -> None:
     world = World()
-    a, b, c = (world.path(name) for name in "abc")
+    a, b = world.path("a"), world.path("b")
     mine, shared = await world.layer(a), await world.layer(b)
     root, other_root = await world.root(a), await world.root(b)
-    unused = await world.image("old", mine, shared, root, used=NOW - 30 * DAY_S)
+    group = await world.layer(a, b)  # of segments that others have, too
+    unused = await world.image("old", mine, shared, group, root, used=NOW - 30 * DAY_S)
     await world.image("new", shared, other_root)
-    for member in (a, b, c):
+    for member in (a, b):
         world.uncache(member)  # else segments stay for the sake of their paths
     before = world.blobs
     dry = await world.collector().collect(is_dry=True, unused_s=30 * DAY_S)
@@ -204,16 +207,16 @@ async def test_unused_images_are_forgotten_with_what_only_they_have() -> None:
     assert done.images == (unused,)
     assert world.blobs == keys_of(shared, other_root)
     assert [each.key.name for each in await world.catalog.images(limit=10)] == ["new"]
-    assert done.layers == 2
+    assert done.layers == 3
     assert replace(dry, layers=done.layers) == done  # it told the truth
 
 
-async def test_an_image_that_was_just_made_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_image_that_was_just_made_was_used() -> None:
     world = World()
-    await world.image("x", used=NOW - 3599)  # which is kept to the hour
-    done = await world.collector().collect(unused_s=3600)
+    await world.image("x", used=NOW - 3599, created=NOW - 1000)  # use is told to the hour
+    done = await world.collector().collect(unused_s=1001)
     assert done.images == ()
-    assert len((await world.collector().collect(unused_s=3599)).images) == 1
+    assert len((await world.collector().collect(unused_s=1000)).images) == 1
 
 
 async def test_all_pages_of_images_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,11 @@ class OwnLayers(Layers):
     """Which fail with what `failures` has, by path, once each."""
 
     failures: dict[StorePath, Exception]
+    is_closed = False
+
+    async def close(self) -> None:
+        await super().close()
+        self.is_closed = True
 
     async def layer(self, codec: Codec, members: Sequence[Member]) -> StoredLayer:
         failure = self.failures.pop(members[0].path, None)
@@ -72,7 +77,7 @@ class World:
     busy_from: int | None = None  # the look from which on there is
     looked: asyncio.Event = field(default_factory=asyncio.Event)
     failures: dict[StorePath, Exception] = field(default_factory=dict)
-    made: list[Layers] = field(default_factory=list)
+    made: list[OwnLayers] = field(default_factory=list)
 
     def filler(
         self,
@@ -341,6 +346,8 @@ async def test_a_database_that_says_nonsense_is_not_asked_for_ever(
         other = world.place.add("b", File(b"b"))
         world.publish(filler, other)
         await world.until_saved(2)
+        for _ in range(200):  # in which it would be asked again
+            await asyncio.sleep(0)
     assert world.catalog.asked["listed"] == 2
     assert world.paths == [member.path, other.path]
 
@@ -410,6 +417,7 @@ async def test_it_ends_and_begins_again_with_its_leader(world: World) -> None:
     async with running(filler):
         world.publish(filler, member)
         await world.look_times(2)
+    assert world.made[0].is_closed
     world.catalog.cached.add(member.path)
     world.is_busy = False
     async with running(filler):

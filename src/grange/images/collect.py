@@ -187,12 +187,11 @@ class Collector:
     async def _remakeable(self, keys: Collection[str]) -> set[str]:
         """Segments that this very program would make again of NARs that are there.
 
-        Blobs of root layers are none: they are small, and what else they are made of is not known
-        here.
+        Of root layers there are none: their blobs are small.
         """
         by_member: dict[Member, set[str]] = {}
         async for layer in self._layers(keys):
-            if not layer.is_root and self._is_of_today(layer):
+            if self._is_of_today(layer):
                 for segment in layer.segments:
                     by_member.setdefault(segment.member, set()).add(segment.digest)
         found: set[str] = set()
