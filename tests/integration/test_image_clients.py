@@ -17,7 +17,8 @@ import httpx
 import pytest
 import zstandard
 
-from tests.integration.farm import Farm, running_farm, until
+from tests.integration.farm import Farm, Process, running_farm, until
+from tests.ports import free_port
 
 pytestmark = pytest.mark.peer
 
@@ -218,13 +219,88 @@ def test_after_a_change_only_what_changed_is_fetched_again(farm: Farm, tmp_path:
 def test_what_cannot_be_pulled_is_told_to_who_pulls(farm: Farm, tmp_path: Path) -> None:
     for name, told in {
         "shell/helo": "did you mean hello?",
-        "secretsauce": "unfree",
+        "secretsauce": "secretSauce' is unfree",
         "shell/Hello": "invalid reference format",  # which the client says itself
     }.items():
         command = ["skopeo", "copy", "--src-tls-verify=false", url(farm, name), "dir:none"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode != 0
         assert told in done.stderr, name
+
+
+def test_archives_of_the_command_line_are_read_by_others(farm: Farm, tmp_path: Path) -> None:
+    _, said = manifest(farm, HELLO)
+    for kind in ("oci-archive", "docker-archive"):
+        done = farm.grange("image", "build", HELLO, "-o", f"{kind}:{tmp_path}/{kind}")
+        assert done.returncode == 0, done.stderr
+        config = json.loads(skopeo("inspect", "--config", f"{kind}:{tmp_path}/{kind}"))
+        skopeo("copy", f"{kind}:{tmp_path}/{kind}", f"oci:{tmp_path}/layout:{kind}")
+        root = unpack(tmp_path / "layout", kind, tmp_path / f"{kind}-bundle")
+        assert run(root, "/bin/hello").endswith(", world!\n")
+        assert len(config["rootfs"]["diff_ids"]) == len(digests(said))
+
+
+# --- A registry beside the farm ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def registry(farm: Farm, folder: Path) -> Iterator[str]:
+    """Where `grange registry` serves the farm's images."""
+    address = f"127.0.0.1:{free_port()}"
+    arguments: list[str | Path] = ["registry", "--listen", address, "--coordinator", farm.url]
+    arguments += ["--database", farm.state_dir / "journal.db", "--token-file", farm.admin_token]
+    arguments += ["--store", farm.state_dir / "cache"]
+    process = Process("registry", arguments, folder, farm.environment)
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"http://{address}/v2/", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        until(answers, "the registry should answer", process)
+        yield address
+    finally:
+        process.stop()
+
+
+def test_a_registry_beside_the_farm_serves_what_was_collected_and_when_the_farm_is_gone(
+    farm: Farm, tmp_path: Path
+) -> None:
+    with registry(farm, tmp_path) as address:
+
+        def pull(name: str, folder: str) -> Path:
+            source = f"docker://{address}/{name}"
+            skopeo("copy", "--src-tls-verify=false", source, f"dir:{tmp_path}/{folder}")
+            return tmp_path / folder
+
+        new = pull("shell/htop", "new")
+        said = (new / "manifest.json").read_bytes()
+        assert digest(said) == manifest(farm, "shell/htop")[0], "made by the farm"
+        collect_deeply(farm)
+        assert farm.coordinator is not None
+        farm.coordinator.kill()
+        again = pull("shell/htop", "again")
+        assert contents(again) == contents(new), "made again of what the cache has"
+        farm.start_coordinator()
+        farm.await_agent("one")
+
+
+def collect_deeply(farm: Farm) -> None:
+    """All segments of layers go, as they would some days later."""
+    images = farm.state_dir / "cache/images"
+    segments = [each for each in (images / "segments").rglob("*") if each.is_file()]
+    for segment in segments:
+        os.utime(segment, (1, 1))
+    done = farm.grange("image", "gc", "--deep", "--json")
+    assert done.returncode == 0, done.stderr
+    assert segments
+    assert not any(segment.exists() for segment in segments)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in folder.iterdir()}
 
 
 # --- Two farms ----------------------------------------------------------------------------------
