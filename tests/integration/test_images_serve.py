@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import pytest
 
+from grange.client.image_models import GcRequest, MakeAnswer, MakeRequest
+from grange.client.images import ImageClient
 from tests.certificates import Authority
 from tests.integration.farm import GRANGE, Farm, make_farm, until
 
@@ -73,56 +75,56 @@ def farm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Farm]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def image(farm: Farm, ca: Path, *arguments: str) -> Any:
-    """What `grange image` prints, as JSON."""
+def made(client: ImageClient, name: str) -> MakeAnswer:
+    def ask() -> MakeAnswer | None:
+        answer = client.make_image(MakeRequest(name=name))
+        return None if answer.state == "pending" else answer
+
+    answer = until(ask, f"{name} should be made")
+    assert answer.state == "ready", answer
+    return answer
+
+
+def archived(farm: Farm, ca: Path, name: str, path: Path) -> Any:
+    """What `grange image build` prints."""
     done = subprocess.run(
-        [GRANGE, "image", *arguments, "--json"],
+        [GRANGE, "image", "build", name, "-o", f"docker-archive:{path}", "--json"],
         env={**farm.environment, "SSL_CERT_FILE": str(ca)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr + (farm.coordinator.log if farm.coordinator else "")
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_a_farm_makes_images_that_its_file_tells_of(farm: Farm, tmp_path: Path) -> None:
-    ca = tmp_path / "test authority.pem"
-    before = image(farm, ca, "explain", "shell/hello")
-    assert (before["is_made"], before["commit"], before["layers"]) == (False, "", [])
-    archive = tmp_path / "hello.tar"
-    made = image(farm, ca, "build", "shell/hello", "-o", f"docker-archive:{archive}")
-    with tarfile.open(archive) as read:
-        inside = read.getnames()
-    assert inside[0] == "manifest.json"
-    assert made["file"] == str(archive)
-    assert len(made["commit"]) == 40
+    hello = MakeRequest(name="shell/hello")
+    with ImageClient(farm.url, token_file=farm.admin_token) as client:
+        before = client.explain_image(hello)
+        assert (before.is_made, before.commit, before.layers) == (False, "", [])
+        archive = tmp_path / "hello.tar"
+        docker = archived(farm, tmp_path / "test authority.pem", "shell/hello", archive)
+        with tarfile.open(archive) as read:
+            assert read.getnames()[0] == "manifest.json"
+        oci = made(client, "main/shell/hello")
+        assert (oci.name, oci.commit) == ("shell/hello", docker["commit"])
+        assert oci.digest != docker["digest"], "the forms of two families"
+        after = client.explain_image(hello)
+        assert (after.is_made, after.digest) == (True, oci.digest)
+        assert all(layer.is_known for layer in after.layers)
+        assert {each.family for each in client.images()} == {"oci", "docker"}
+        assert client.collect_images(GcRequest(is_dry=True)).blobs == 0
 
-    oci = image(farm, ca, "build", "main/shell/hello")
-    assert oci["name"] == "shell/hello"
-    assert oci["commit"] == made["commit"]
-    assert oci["digest"] != made["digest"], "the forms of two families"
-    found = image(farm, ca, "inspect", "shell/hello")
-    assert found["digest"] == oci["digest"]
-    layers = image(farm, ca, "layers", "shell/hello")
-    assert [each["digest"] for each in layers] == [
-        each["digest"] for each in found["manifest"]["layers"]
-    ]
-    assert {each["family"] for each in image(farm, ca, "list")} == {"oci", "docker"}
-    kept = image(farm, ca, "gc", "--dry-run")
-    assert (kept["images"], kept["blobs"]) == ([], 0)
+        add_a_source(farm, tmp_path)
+        assert made(client, "more/greeting").name == "more/greeting"
+        assert "greeting" in client.explain_image(MakeRequest(name="more/greeting")).packages
 
-    add_a_source(farm, tmp_path)
-    more = image(farm, ca, "build", "more/greeting")
-    assert more["name"] == "more/greeting"
-    assert "greeting" in image(farm, ca, "explain", "more/greeting")["packages"]
-
-    assert farm.coordinator is not None
-    farm.coordinator.signal(signal.SIGTERM)
-    assert farm.coordinator.popen.wait(60) == 0
-    farm.start_coordinator()
-    again = image(farm, ca, "build", "shell/hello")
-    assert again["digest"] == oci["digest"]
+        assert farm.coordinator is not None
+        farm.coordinator.signal(signal.SIGTERM)
+        assert farm.coordinator.popen.wait(60) == 0
+        farm.start_coordinator()
+        assert made(client, "shell/hello").digest == oci.digest
 
 
 def add_a_source(farm: Farm, folder: Path) -> None:
