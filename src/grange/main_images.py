@@ -124,6 +124,7 @@ class FarmImages:
             evaluations=evaluations,
             clock=clock,
             store_dir=store_dir,
+            metrics=metrics,
         )
         self._maker = FarmMaker(
             catalog=catalog,
@@ -133,6 +134,7 @@ class FarmImages:
             sources=self._sources,
             clock=clock,
             store_dir=store_dir,
+            metrics=metrics,
         )
         self._collector = Collector(
             catalog=catalog,
@@ -143,7 +145,8 @@ class FarmImages:
             store_dir=store_dir,
             unused_s=file.unused_s,
         )
-        self._remote = httpx.AsyncClient(trust_env=False)
+        is_far = farm.settings.cache_url.startswith("https://")  # else no proxy stands between
+        self._remote = httpx.AsyncClient(trust_env=is_far)
         maker = _LeadersMaker(farm, self._maker, self._remote, self._token, self._settings)
         self._images = Images(
             file.settings, catalog=catalog, maker=maker, layers=self._layers, clock=clock
