@@ -219,6 +219,8 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
             _say(f"signing key:   {' '.join(farm.public_keys)}")
             for location in locations:
                 _say(f"cache in:      {location.shown}")
+            if config.farm.images is not None:
+                _say(f"images of:     {' '.join(config.farm.images.settings.sources)}")
             _say(f"admin's token: {state / ADMIN_FILE}")
             if config.farm.trusts_loopback:
                 logging.getLogger("grange").warning(
