@@ -8,44 +8,31 @@ import stat
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import httpx
 import pytest
 import zstandard
 
 from tests.integration.farm import Farm, Process, running_farm, until
+from tests.integration.image_pulls import (
+    DOCKER,
+    HELLO,
+    copy,
+    digest,
+    digests,
+    manifest,
+    pulled_meanwhile,
+    run,
+    skopeo,
+    unpack,
+    url,
+    write_config,
+)
 from tests.ports import free_port
 
 pytestmark = pytest.mark.peer
-
-EXAMPLES: Final = Path(__file__).parents[2] / "examples"
-OCI: Final = "application/vnd.oci.image.manifest.v1+json"
-DOCKER: Final = "application/vnd.docker.distribution.manifest.v2+json"
-HELLO: Final = "shell/hello"
-
-CONFIG: Final = """\
-[images]
-fresh_s = 0
-wait_s = 20
-zstd = {zstd}
-precompute = "{precompute}"
-
-[images.sources.examples]
-path = "packages"
-"""
-
-
-def write_config(folder: Path, *, zstd: bool = False, precompute: str = "idle") -> Path:
-    """A farm's file in `folder`, with the package set beside it."""
-    if not (folder / "packages").exists():
-        shutil.copytree(EXAMPLES / "packages", folder / "packages")
-    config = folder / "farm.toml"
-    config.write_text(CONFIG.format(zstd=str(zstd).lower(), precompute=precompute))
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -53,64 +40,6 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     folder = tmp_path_factory.mktemp("images")
     with running_farm(folder / "farm", "--config", write_config(folder)) as farm:
         yield farm
-
-
-# --- Clients ----------------------------------------------------------------------------------
-
-
-def skopeo(*arguments: str) -> str:
-    done = subprocess.run(["skopeo", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def url(farm: Farm, name: str, reference: str = ":latest") -> str:
-    return f"docker://127.0.0.1:{farm.http_port}/{name}{reference}"
-
-
-def copy(farm: Farm, name: str, target: str, *options: str, reference: str = ":latest") -> str:
-    source = url(farm, name, reference)
-    return skopeo("copy", "--src-tls-verify=false", *options, source, target)
-
-
-def manifest(farm: Farm, name: str, accept: str = OCI) -> tuple[str, dict[str, Any]]:
-    """The manifest's digest and what it says, once the image is made."""
-
-    def asked() -> bytes | None:
-        address = f"{farm.url}/v2/{name}/manifests/latest"
-        answer = httpx.get(address, headers={"accept": accept}, trust_env=False, timeout=60)
-        assert answer.status_code in (200, 429), answer.text
-        if answer.status_code == 429:
-            return None
-        assert answer.headers["content-type"] == accept
-        assert answer.headers["docker-content-digest"] == digest(answer.content)
-        return answer.content
-
-    body = until(asked, f"{name} should be made")
-    return digest(body), json.loads(body)
-
-
-def digest(data: bytes) -> str:
-    return f"sha256:{sha256(data).hexdigest()}"
-
-
-def digests(said: dict[str, Any]) -> list[str]:
-    """Of the layers of a manifest, lowest first."""
-    return [layer["digest"] for layer in said["layers"]]
-
-
-def unpack(layout: Path, tag: str, bundle: Path) -> Path:
-    command = ["umoci", "unpack", "--image", f"{layout}:{tag}", str(bundle)]
-    subprocess.run(command, check=True, capture_output=True)
-    return bundle / "rootfs"
-
-
-def run(root: Path, *command: str) -> str:
-    """What a program says that sees nothing but an image's root."""
-    chroot = ["chroot", str(root), *command]
-    done = subprocess.run(chroot, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # --- One farm, and everything that pulls from it ------------------------------------------------
@@ -322,21 +251,6 @@ def test_another_installation_killed_in_the_middle_comes_to_the_same_digests(
         assert run(unpack(tmp_path / "layout", "hello", tmp_path / "bundle"), "/bin/hello")
         restart_with_zstd(other, tmp_path)
         check_zstd(other, manifest(farm, HELLO)[1], tmp_path)
-
-
-@contextlib.contextmanager
-def pulled_meanwhile(farm: Farm, name: str) -> Iterator[Future[bool]]:
-    """Somebody asks for an image within the block; whether it came, if the farm still lives."""
-
-    def pull() -> bool:
-        address = f"{farm.url}/v2/{name}/manifests/latest"
-        try:
-            return httpx.get(address, trust_env=False, timeout=60).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    with ThreadPoolExecutor(1) as threads:
-        yield threads.submit(pull)
 
 
 def kill_and_start(farm: Farm) -> None:
