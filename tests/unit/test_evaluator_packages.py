@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grange.client.image_models import EvaluatedView, EvaluationJob, SourceSpec
@@ -230,6 +230,7 @@ async def test_what_nix_spells_otherwise_is_asked_for_by_its_spelling() -> None:
 # --- Who spoils an evaluation -----------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(st.sets(st.integers(0, 29)), st.integers(1, 30))
 async def test_whoever_spoils_it_is_blamed_and_nobody_else(bad: set[int], count: int) -> None:
     says: dict[str, Says] = {f"p{at}": package(f"p{at}") for at in range(count)}

@@ -63,6 +63,15 @@ class Cut(StrEnum):
     OUTPUT = "output"
 
 
+# What Nix says where nobody else is to blame than the machine that it runs on.
+_MACHINES: Final = (
+    "cannot connect to",
+    "cannot open connection",
+    "No space left",
+    "read-only file",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     code: int  # of its exit; negative for a signal's
@@ -86,6 +95,11 @@ class Ended:
             or "Cannot allocate memory" in said
             or self.code in (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV)
         )
+
+    @property
+    def is_machines_fault(self) -> bool:
+        """Nix does not work here, whatever it is asked."""
+        return not self.is_good and any(said in error_of(self.stderr) for said in _MACHINES)
 
     @property
     def is_missing(self) -> bool:

@@ -34,8 +34,6 @@ EXPRESSION: Final = (Path(__file__).parent / "packages.nix").read_text()
 MESSAGE_CHARS_MAX: Final = 2_000
 BLAMED_MAX: Final = 20  # of one job, for each is a process; an image with one is refused anyway
 
-# What Nix says where the fault is neither the set's nor a package's.
-_MACHINE: Final = ("cannot connect to", "cannot open connection", "No space left", "read-only file")
 _WORDS: Final = {
     Lack.UNFREE: "its license is not free",
     Lack.BROKEN: "it is marked as broken",
@@ -154,8 +152,6 @@ class PackageEvaluator:
         except _SpoiltError as error:
             self._refuse_too_much("the set", error.ended)
             why = error_of(error.ended.stderr)
-        if any(text in why for text in _MACHINE):
-            raise JobError("evaluator", f"Nix does not work where it evaluates: {why}")
         raise JobError("source", f"the set ends with an error: {why}")
 
     async def _halve(self, items: tuple[Item, ...], found: _Found) -> None:
@@ -221,7 +217,10 @@ class PackageEvaluator:
                 "timeout", f"the evaluation takes longer than {self._job.timeout_s:.0f} s"
             )
         if ended.is_missing:
-            raise JobError("evaluator", "there is no nix-instantiate where it evaluates")
+            raise JobError("evaluator", "there is no nix-instantiate where packages are evaluated")
+        if ended.is_machines_fault and not items:  # else a package may have said so
+            why = error_of(ended.stderr)
+            raise JobError("evaluator", f"Nix does not work where packages are evaluated: {why}")
         if not ended.is_good:
             raise _SpoiltError(ended)
         try:

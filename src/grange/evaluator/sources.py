@@ -162,7 +162,10 @@ class Sources:
         if ended.cut is Cut.TIME:
             raise JobError("timeout", "to fetch the package set takes longer than there is time")
         if ended.is_missing:
-            raise JobError("evaluator", f"there is no {command[0]} where it evaluates")
+            raise JobError("evaluator", f"there is no {command[0]} where packages are evaluated")
+        if ended.is_machines_fault:
+            why = error_of(ended.stderr)
+            raise JobError("evaluator", f"Nix does not work where packages are evaluated: {why}")
         return ended
 
     @contextmanager
