@@ -7,20 +7,15 @@ import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import ExitStack
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import pytest
 
 from grange.client.image_models import GcRequest, MakeAnswer, MakeRequest
 from grange.client.images import ImageClient
 from tests.certificates import Authority
 from tests.integration.farm import GRANGE, Farm, make_farm, until
-from tests.integration.test_farm_failover import Coordinator, SharedFarm
-from tests.postgres import running_postgres
 
 pytestmark = pytest.mark.peer
 
@@ -145,55 +140,3 @@ def add_a_source(farm: Farm, folder: Path) -> None:
         coordinator,
     )
     assert "holds from the next start" not in coordinator.log
-
-
-# --- Several coordinators ---------------------------------------------------------------------
-
-PLAIN: Final = """\
-[images]
-wait_s = 60
-
-[images.sources.main]
-path = "packages"
-"""
-
-
-def test_a_standby_has_images_made_and_makes_them_when_it_leads(tmp_path: Path) -> None:
-    config = tmp_path / "farm.toml"
-    config.write_text(PLAIN)
-    shutil.copytree(PACKAGES, tmp_path / "packages")
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, tmp_path / "farm", ignore_errors=True)
-        postgres = stack.enter_context(running_postgres())
-        farm = make_farm(tmp_path / "farm")
-        stack.callback(farm.stop)
-        shared = SharedFarm(farm, postgres.new_database(), "--config", str(config))
-        stack.callback(shared.stop)
-        shared.add_agent("one")
-        standby, leader = shared.other, shared.lead
-        first = pulled(standby, "hello")
-        assert first == pulled(leader, "hello")
-        for digest in first:
-            body = get(standby, f"/v2/hello/blobs/{digest}").content
-            assert f"sha256:{sha256(body).hexdigest()}" == digest
-        leader.process.kill()
-        shared.await_takeover()
-        farm.await_agent("one")
-        assert pulled(standby, "hello") == first
-        assert pulled(standby, "nano/hello") != first, "by itself, from here on"
-
-
-def pulled(coordinator: Coordinator, name: str) -> list[str]:
-    """Digests of the layers."""
-
-    def ask() -> list[str] | None:
-        answer = get(coordinator, f"/v2/{name}/manifests/latest")
-        assert answer.status_code in (200, 429, 503), answer.text
-        is_there = answer.status_code == 200
-        return [each["digest"] for each in answer.json()["layers"]] if is_there else None
-
-    return until(ask, f"{name} should be made", coordinator.process)
-
-
-def get(coordinator: Coordinator, path: str) -> httpx.Response:
-    return httpx.get(coordinator.url + path, trust_env=False, timeout=120)

@@ -201,7 +201,7 @@ def test_every_command_but_the_servers_speaks_json() -> None:
         return [] if any("--json" in each.opts for each in command.params) else [path]
 
     silent = without(make_cli(Adapters(None, None, no_store, journal_tools)), "")  # type: ignore[arg-type]
-    assert silent == [" serve", " agent run", " autoscaler", " cache"]
+    assert silent == [" serve", " agent run", " autoscaler", " cache", " registry"]
 
 
 def test_an_agents_certificate_and_key_are_looked_at_before_they_are_used(tmp_path: Path) -> None:
