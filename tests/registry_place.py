@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from grange.cache.alone import MayRead
 from grange.coordinator.http_protocol import http_config
@@ -150,9 +151,15 @@ async def serving(images: FakeImages, may_pull: MayRead | None = None) -> AsyncI
     async def opened() -> AsyncIterator[FakeImages]:
         yield images
 
-    app = make_registry_app(opened, may_pull)
+    async with listening(make_registry_app(opened, may_pull), has_lifespan=True) as url:
+        yield url
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp, *, has_lifespan: bool = False) -> AsyncIterator[str]:
+    """The URL of `app`, served as our commands do."""
     bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(http_config(app, 1, has_lifespan=True))
+    server = uvicorn.Server(http_config(app, 1, has_lifespan=has_lifespan))
     running = asyncio.create_task(server.serve([bound]))
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
