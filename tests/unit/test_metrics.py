@@ -16,6 +16,7 @@ from grange.errors import OutsideError
 from grange.images.metrics import ImageMetrics
 from grange.objects.cloud import CloudObjects
 from grange.ports import ObjectEntry, Shelf, StoreOptions
+from grange.registry.metrics import RegistryMetrics
 from grange.scheduler.core import Scheduler
 from grange.scheduler.events import ProjectPaused, ProjectsChanged
 from grange.scheduler.facts import AttemptId
@@ -34,7 +35,8 @@ def shown(registry: CollectorRegistry) -> set[tuple[str, str]]:
 
 def test_the_page_has_every_metric_and_no_other() -> None:
     metrics = Metrics()
-    for more in (HookMetrics, StoreMetrics, CollectionMetrics, CapacityMetrics, ImageMetrics):
+    kinds = (HookMetrics, StoreMetrics, CollectionMetrics, CapacityMetrics, ImageMetrics)
+    for more in (*kinds, RegistryMetrics):
         more(metrics.registry)
     rows = [(name, kind) for name, kind, _ in _ROW.findall(PAGE.read_text())]
     assert len(rows) == len(set(rows))

@@ -13,7 +13,7 @@ class RegistryMetrics:
         )
         self._bytes = Counter(
             "grange_registry_sent_bytes",
-            "Bytes of manifests and blobs that were sent",
+            "Bytes of answers that were sent",
             ["what"],
             registry=registry,
         )
