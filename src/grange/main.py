@@ -240,7 +240,7 @@ async def _serve(config: "ServeConfig", http: Any, url: str) -> None:
                 None if images is None else images.registry,
             )
             if images is not None:
-                images.evaluate(app)
+                images.evaluate(app, _nix_config(is_sandboxed=True))
             try:
                 await serve_farm(
                     farm,

@@ -13,19 +13,15 @@ from typing import Final
 import aiohttp
 import httpx
 
+from grange.agent.daemons import Store
 from grange.cli.image_tables import ImageFile
 from grange.client.app_transport import AppTransport
-from grange.client.closure import StorePlace
 from grange.client.credentials import bearer, token_in
 from grange.client.image_models import EvaluationJob, EvaluationResult
-from grange.client.images import ImageClient
 from grange.coordinator.farm import Farm
 from grange.coordinator.images import FarmBuilds, evaluation_tokens
 from grange.coordinator.own_tokens import ADMIN_FILE
-from grange.daemon.client import Daemon
-from grange.daemon.local import LocalStore
 from grange.errors import OutsideError
-from grange.evaluator.service import EvaluatorConfig, run_evaluator
 from grange.images.answers import read
 from grange.images.collect import Collector
 from grange.images.evaluations import Evaluations
@@ -39,6 +35,7 @@ from grange.images.remote import RemoteMaker
 from grange.images.service import Images
 from grange.images.settings import ImageSettings
 from grange.images.sources import Sources
+from grange.main_evaluator import evaluate_for
 from grange.oci.segments import GZIP, ZSTD
 from grange.ports import Catalog, Clock, ImageRequest, Made, Maker, Objects, Pending
 from grange.registry.app import RegistryOptions
@@ -177,39 +174,29 @@ class FarmImages:
             farm.uploads.want_diff_ids(self._filler.verified)
         farm.while_leading += [self._maker.run, self._filler.run, self._collector.run]
 
-    def evaluate(self, app: object) -> None:
+    def evaluate(self, app: object, nix_config: str) -> None:
         """Evaluate packages here while this process leads, if the file says so or nothing of it and
-        Nix is here; `app` is the farm's own application."""
+        Nix is here. `app` is the farm's own application; `nix_config` is for Nix, beyond what this
+        machine says."""
         is_here = self._file.evaluates_here
         if is_here or (is_here is None and shutil.which(NIX) is not None):
-            self._farm.while_leading.append(lambda: self._evaluate(app))
+            self._farm.while_leading.append(lambda: self._evaluate(app, nix_config))
         else:
             log.info("packages of images are evaluated by agents with the feature grange-eval")
 
-    async def _evaluate(self, app: object) -> None:
+    async def _evaluate(self, app: object, nix_config: str) -> None:
         """Whatever fails of it ends no build: it begins anew."""
         transport = AppTransport(app, asyncio.get_running_loop())
-        url, store_dir = self._farm.settings.cache_url, self._farm.settings.store_dir
-        root = None if self._file.store is None else str(self._file.store)
-        command = ["nix-daemon", "--stdio", *(() if root is None else ("--store", root))]
-        config = EvaluatorConfig(
-            f"coordinator on {socket.gethostname()}",
-            self._folder / "evaluator",
-            StorePlace(store_dir, (root or "") + store_dir.root),
-            root or "",
-        )
+        store = "" if self._file.store is None else str(self._file.store)
         while True:
             try:
-                await run_evaluator(
-                    config,
-                    client=lambda: ImageClient(
-                        url, authorization=self._token(), transport=transport
-                    ),
-                    client_with=lambda shown: ImageClient(
-                        url, authorization=shown, transport=transport
-                    ),
-                    open_store=lambda: LocalStore(root, store_dir),
-                    open_roots=lambda: Daemon.connect_stdio(command, store_dir),
+                await evaluate_for(
+                    self._farm.settings.cache_url,
+                    self._token(),
+                    name=f"coordinator on {socket.gethostname()}",
+                    folder=self._folder / "evaluator",
+                    store=Store(store, self._farm.settings.store_dir, nix_config),
+                    transport=transport,
                 )
             except Exception:
                 log.exception("packages of images are not evaluated here just now")
