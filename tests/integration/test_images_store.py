@@ -24,8 +24,9 @@ from grange.images.filler import Filler, Policy
 from grange.images.layers import Layers
 from grange.images.mirror import Mirror
 from grange.oci.descriptor import Member, layer_key
+from grange.oci.manifest import OCI_GZIP, Document
 from grange.oci.segments import GZIP, ZSTD, Codec
-from grange.ports import Catalog, Objects, StoredLayer
+from grange.ports import Catalog, ImageKey, ImageRecord, Objects, PackageSet, StoredLayer
 from grange.scheduler.facts import AttemptId
 from grange.store.content import ContentAddress, Method
 from grange.store.hash import Hash
@@ -94,6 +95,14 @@ class Images:
         while len(await self.catalog.layers(keys)) < len(keys):
             self.made.clear()
             await self.made.wait()
+
+    async def blobs(self, layers: Sequence[StoredLayer]) -> list[bytes]:
+        found = []
+        for layer in layers:
+            blob = await self.layers.blob(layer.descriptor.digest)
+            assert blob is not None
+            found.append(b"".join([piece async for piece in blob.read(0, blob.size)]))
+        return found
 
     async def keys(self) -> set[str]:
         return {each.key async for each in self.farm.objects.list("images/segments/")}
@@ -253,3 +262,30 @@ async def test_segments_go_with_their_paths(
     blob = await images.layers.blob(row.descriptor.digest)  # it is made again, of its NAR
     assert blob is not None
     assert sum([len(piece) async for piece in blob.read(0, blob.size)]) == blob.size
+
+
+async def test_an_image_is_whole_after_a_deep_collection_and_goes_when_nobody_uses_it(
+    images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect_module, "GRACE_S", -60.0)
+    members = [await images.upload("small", SMALL), await images.upload("large", LARGE)]
+    layers = [await images.layers.layer(GZIP, members), await images.layers.root(GZIP, members)]
+    manifest, config = Document("manifest", b"{}"), Document("config", b"{ }")
+    key = ImageKey("x", PackageSet("nixpkgs", "0" * 64, "1" * 40), OCI_GZIP)
+    keys = tuple([layer.key for layer in layers])
+    roots = tuple([member.path for member in members])
+    await images.catalog.save_image(
+        ImageRecord(key, manifest, config, keys, roots, 1_000_000.0, 1_000_000.0)
+    )
+    before = await images.blobs(layers)
+    await images.farm.journal.forget_paths([members[0].path])
+    deep = await images.collector.collect(is_deep=True)
+    # The segment of what is there, but not of what is gone, nor the small root.
+    assert (deep.images, deep.blobs, deep.irreproducible) == ((), 1, 1)
+    assert await images.blobs(layers) == before
+    for is_dry in (True, False):
+        done = await images.collector.collect(is_dry=is_dry, unused_s=1.0)
+        assert done.images == (manifest.digest,)
+        assert done.blobs == 2  # the segment of what is in the cache is of use to others
+    assert await images.catalog.images(limit=1) == []
+    assert await images.catalog.document(manifest.digest) is None
