@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from grange.cli.registry import registry
 from grange.client.image_models import RegistrySettings, SourceSettings, SourceSpec
 from grange.clock import SystemClock
-from grange.db.journal import SqliteJournal
+from grange.db.open import open_journal
 from grange.errors import OperatorError, OutsideError
 from grange.identity import Role
 from grange.images.layers import CODECS
@@ -50,6 +50,7 @@ from grange.web.images import ImageParts
 from grange.web.registry import RegistryParts, may_pull
 from tests.images_cache import Place, filled
 from tests.images_fakes import MemoryCatalog
+from tests.postgres import Postgres
 from tests.registry_place import FakeImages, digest_of, listening
 from tests.web_place import NoImages, web_place
 
@@ -78,7 +79,7 @@ class FakeMaker:
         self.is_noted.set()
 
 
-async def fill(folder: Path) -> dict[Variant, ImageRecord]:
+async def fill(folder: Path, database: str | None = None) -> dict[Variant, ImageRecord]:
     """A journal and a store as a farm leaves them that has made the image `hello`."""
     place = Place()
     members = filled(place)
@@ -90,7 +91,7 @@ async def fill(folder: Path) -> dict[Variant, ImageRecord]:
     ]
     rows.append(await layers.root(CODECS[Compression.GZIP], [members["hello"]]))
     await layers.close()
-    journal = SqliteJournal.open(str(folder / "journal.db"))
+    journal = await open_journal(database or str(folder / "journal.db"))
     try:
         await journal.add_paths([*place.nars.values()], "source")
         for row in rows:
@@ -179,10 +180,11 @@ async def coordinator(folder: Path, maker: FakeMaker) -> AsyncIterator[Coordinat
 
 
 @asynccontextmanager
-async def running(folder: Path, *options: str) -> AsyncIterator[str]:
+async def running(folder: Path, *options: str, database: str | None = None) -> AsyncIterator[str]:
     """The URL of a `grange registry` over what lies in `folder`."""
     command = [str(GRANGE), "registry", "--listen", "127.0.0.1:0"]
-    command += ["--database", str(folder / "journal.db"), "--store", str(folder / "store")]
+    command += ["--database", database or str(folder / "journal.db")]
+    command += ["--store", str(folder / "store")]
     process = await asyncio.create_subprocess_exec(
         *command, *options, stderr=asyncio.subprocess.PIPE, env=os.environ | {"HOME": str(folder)}
     )
@@ -265,6 +267,36 @@ async def test_several_processes_serve_one_address(tmp_path: Path) -> None:
         for _ in range(4):
             async with http.get(f"/v2/hello/manifests/{digest}") as answer:
                 assert (answer.status, digest_of(await answer.read())) == (200, digest)
+
+
+async def test_a_database_that_goes_and_comes_back(tmp_path: Path, postgres: Postgres) -> None:
+    database = postgres.new_database()
+    images = await fill(tmp_path, database)
+    said = json.loads(images[OCI_GZIP].manifest.body)
+    paths = [f"/v2/hello/blobs/{each['digest']}" for each in (said["config"], *said["layers"])]
+    options = ("--coordinator", "http://127.0.0.1:9")
+    async with (
+        running(tmp_path, *options, database=database) as url,
+        aiohttp.ClientSession(url) as http,
+    ):
+        assert await statuses(http, paths) == {200}
+        postgres.stop()
+        try:
+            assert await statuses(http, [*paths, "/healthz"]) == {503}
+        finally:
+            postgres.start()
+        async with asyncio.timeout(READY_S):
+            while await statuses(http, [*paths, "/healthz"]) != {200}:
+                pass
+
+
+async def statuses(http: aiohttp.ClientSession, paths: Sequence[str]) -> set[int]:
+    found = set()
+    for path in paths:
+        async with http.get(path) as answer:
+            await answer.read()
+            found.add(answer.status)
+    return found
 
 
 # --- skopeo -----------------------------------------------------------------------------------
