@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from grange.evaluator.packages import EXPRESSION
+from grange.oci.names import folded, spelled
 from tests.integration.evaluating import PACKAGES, Place, a_place, job, source
 from tests.peers import NixStore
 
@@ -60,6 +61,28 @@ async def test_one_process_finds_all_packages_as_their_set_spells_them(place: Pl
     assert ways["python3Packages", "inner"] == ["Deep"]
     assert {"Fox", 'quote"d', "${system}", "c++filt"} <= {*ways[()]}
     assert not {"a b", "ümlaut"} & {*ways[()]}  # nobody could ask for them
+
+
+async def test_nix_folds_names_as_the_farm_does(place: Place, tmp_path: Path) -> None:
+    words = (
+        "ab aB Ab AB CD cD EfG 1x _1x _1X 1Y _1Y __2 _2z _a a'b a+b A-b ÄB x_Y X_y 9 _9 K".split()
+    )
+    made = 'builtins.mapAttrs (name: _: derivation { name = "p"; inherit system; builder = "/b"; })'
+    attributes = " ".join(f'"{word}" = 1;' for word in words)
+    text = f"{{ system, ... }}: let made = {made} {{ {attributes} }}; in made // {{ Set = made; }}"
+    spec = source("path", set_of(tmp_path / "set", text))
+    asked = ["ab", "cd", "efg", "1x", "1y", "2z", "a-b", "x_y", "9", "k", "none", "7none"]
+    asked += [f"set.{each}" for each in asked]
+    nix = place.nix()
+    names, found = await place.evaluate(job(*asked, spec=spec), nix=nix)
+    assert nix.ran == ["nix-instantiate"]  # a second one would ask for what it spelled otherwise
+    spellings = {tuple(each.way): folded(each.names) for each in names}
+    meant = {".".join(spelled(each, spellings)) for each in asked}
+    assert found.keys() == meant
+    assert {"CD", "1x", "1Y", "_2z", "X_y", "9", "Set.9", "ab", "Set.CD"} <= meant
+    assert {name for name, each in found.items() if each.lack} == {
+        "none", "_7none", "Set.none", "Set.7none"
+    }  # fmt: skip
 
 
 async def test_a_set_is_called_with_what_its_source_says(place: Place) -> None:
@@ -165,7 +188,7 @@ async def test_who_ends_nix_is_blamed_and_the_others_are_had(place: Place) -> No
 @pytest.mark.parametrize(
     ("package", "more", "kind", "words"),
     [
-        ("hungry", {"memory_bytes": 400 << 20}, "too much", "takes more than 400 MiB of memory"),
+        ("hungry", {"memory_bytes": 100 << 20}, "too much", "takes more than 100 MiB of memory"),
         ("loud", {}, "too much", "see what it traces"),
         ("wide.attribute", {}, "too much", "its answer has more than 16"),
         ("endless", {"timeout_s": 1.5}, "timeout", "takes longer than 2 s"),
@@ -198,6 +221,11 @@ async def test_a_set_that_is_none_is_to_blame_itself(
     kind, said = await place.failure(job("hello", "git", "htop", spec=spec))
     assert kind == "source"
     assert words in said, said
+
+
+async def test_a_small_set_takes_little_memory(place: Place) -> None:
+    _, found = await place.evaluate(job("hello", "git", memory_bytes=64 << 20))
+    assert not [each.message for each in found.values() if each.lack]
 
 
 async def test_an_overlay_with_an_error_is_the_sets_fault(place: Place) -> None:

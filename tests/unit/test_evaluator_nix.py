@@ -102,7 +102,7 @@ async def test_a_missing_command_is_told_from_one_that_fails() -> None:
 
 
 async def test_memory_is_limited_before_the_command_begins() -> None:
-    assert (await sh("ulimit -v; ulimit -c", memory_bytes=300 << 20)).stdout == b"307200\n0\n"
+    assert (await sh("ulimit -d; ulimit -c", memory_bytes=300 << 20)).stdout == b"307200\n0\n"
 
 
 async def test_nothing_is_started_when_the_time_is_over() -> None:
@@ -232,6 +232,7 @@ def test_an_error_is_never_long(stderr: str) -> None:
     [
         (Ended(1, b"", "error: out of memory"), True),
         (Ended(1, b"", "GC Warning: Out of Memory! Heap size: 2649 MiB. Returning NULL!"), True),
+        (Ended(1, b"", "GC Warning: Out of Memory!\nerror: stack overflow (possible infi"), True),
         (Ended(-signal.SIGABRT, b"", ""), True),
         (Ended(1, b"", "error: stack overflow (possible infinite recursion)"), False),
         (Ended(-signal.SIGSEGV, b"", "error: stack overflow; max-call-depth exceeded"), False),

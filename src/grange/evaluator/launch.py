@@ -23,9 +23,10 @@ def main() -> None:
     if os.getppid() != parent:
         sys.exit("whoever wanted this has gone")
     if memory_bytes:
-        # Address space, for Nix's collector answers that with an error; a limit of data alone
-        # would not count what it maps. No core file of that size is of use either.
-        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        # Linux counts with data all that a process may write and shares with nobody, which is how
+        # Nix's collector gets memory, and it answers a want of it with an error. A limit of address
+        # space would count libraries too, and end Nix's stack, which it takes for a recursion.
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         os.execvp(command[0], command)

@@ -25,6 +25,7 @@ STDOUT_BYTES_MAX: Final = 16 << 20  # nixpkgs has 25,000 names, which are 0.5 MB
 STDERR_BYTES_MAX: Final = 1 << 20  # more than any error; beyond it somebody traces in a loop
 PIECE_BYTES: Final = 64 << 10
 GRACE_S: Final = 0.5  # for Nix to stop builders that it started; one that evaluates does not listen
+HEAP_BYTES: Final = 384 << 20
 ERROR_CHARS_MAX: Final = 1_000
 ERROR_LINES_MAX: Final = 12
 
@@ -86,12 +87,13 @@ class Ended:
     @property
     def is_out_of_memory(self) -> bool:
         """As far as that shows: Nix says so, or is ended by the collector or the kernel."""
+        said = self.stderr[-4096:]
         if self.cut is not None or self.code == 0:
             return False
-        said = self.stderr[-4096:]
+        if "Out of Memory!" in said:  # the collector's words, whatever Nix makes of it
+            return True
         return "stack overflow" not in said and (
-            "Out of Memory!" in said
-            or "out of memory" in said.lower()
+            "out of memory" in said.lower()
             or "Cannot allocate memory" in said
             or self.code in (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGSEGV)
         )
@@ -135,6 +137,9 @@ class Nix:
     ) -> Ended:
         """Run `command` to its end, `settings` being lines of nix.conf. Cancelling kills it."""
         whole = self.environment(settings) | dict(environment or {})
+        # What Nix takes at once: by itself a quarter of the machine's memory, up to this.
+        heap_bytes = min(HEAP_BYTES, limits.memory_bytes // 4)
+        whole["GC_INITIAL_HEAP_SIZE"] = str(heap_bytes)
         return await run(command, whole, limits, self.home)
 
     def environment(self, settings: Sequence[str] = ()) -> dict[str, str]:

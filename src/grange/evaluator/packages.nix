@@ -50,39 +50,46 @@ let
   # The value if it can be had without an error that Nix can catch, else `other`.
   caught = other: value: let tried = tryEval value; in if tried.success then tried.value else other;
 
-  # How `part`, as a name of an image has it, is spelled in a set.
-  spelled = way: value: part:
-    let
-      found = filter (name: asked name == part) (namesIn value);
-      plain = if way == [ ] && isDigit (substring 0 1 part) then "_${part}" else part;
-    in
-    if !(isAttrs value) then plain
-    else if hasAttr part value then part
-    else if found != [ ] then head found
-    else plain;
-
   # What lies at `part` below `at`, both being { way, has, value }.
   below = at: part:
     let has = at.has && isAttrs at.value && hasAttr part at.value; in
     { way = at.way ++ [ part ]; inherit has; value = if has then at.value.${part} else null; };
   top = { way = [ ]; has = true; value = set; };
-  valueAt = at: caught null (if at.has then at.value else null);
 
-  wayTo = package:
-    (foldl' (at: part: below at (spelled at.way (valueAt at) part)) top
-      (filter isString (split "\\." package))).way;
+  # Every set on the way to a package, once, by how it is asked for; `folded` finds the first of the
+  # names that fold to one, for Nix sorts them, and of equal names takes the first.
+  place = at:
+    let
+      value = caught null (if at.has then at.value else null);
+      names = if isAttrs value then namesIn value else [ ];
+    in
+    {
+      inherit at names value;
+      folded = listToAttrs (map (name: { name = asked name; value = name; }) names);
+    };
+  parts = package: filter isString (split "\\." package);
+  key = builtins.concatStringsSep ".";
+  first = count: list: genList (elemAt list) count;
+  outer = way: genList (count: first count way) (length way);
+  places = listToAttrs (map (way: { name = key way; value = placeOf way; })
+    ([ [ ] ] ++ concatMap (package: outer (parts package)) told.packages));
+  placeOf = way: place (if way == [ ] then top else meant way);
 
-  outer = way: genList (count: genList (elemAt way) count) (length way);
-  unique = foldl' (known: each: if elem each known then known else known ++ [ each ]) [ ];
-  asIs = map wayTo told.packages;
-  ways = unique (told.attributes ++ asIs);
-  sets = unique ([ [ ] ] ++ concatMap outer asIs);
+  # What is meant by a way whose parts are written as names of images have them.
+  meant = way:
+    let
+      last = length way - 1;
+      part = elemAt way last;
+      above = places.${key (first last way)};
+      plain = if last == 0 && isDigit (substring 0 1 part) then "_${part}" else part;
+      isThere = isAttrs above.value && hasAttr part above.value;
+    in
+    below above.at (if isThere then part else above.folded.${part} or plain);
 
-  names = map
-    (way:
-      let value = valueAt (foldl' below top way); in
-      { inherit way; names = if isAttrs value then namesIn value else [ ]; })
-    sets;
+  unique = ways: builtins.attrValues
+    (listToAttrs (map (way: { name = builtins.toJSON way; value = way; }) ways));
+  ways = unique (told.attributes ++ map (package: (meant (parts package)).way) told.packages);
+  names = map (each: { way = each.at.way; inherit (each) names; }) (builtins.attrValues places);
 
   # --- Packages -----------------------------------------------------------------------------------
 
