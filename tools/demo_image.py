@@ -94,6 +94,9 @@ def start_farm(farm: ExitStack) -> Ports:
 def show(ports: Ports) -> None:
     say(f"skopeo pulls {HELLO}, of which nothing is built yet")
     pull(ports, HELLO, HERE / "pulled")
+    with GrangeClient(ports.url, token_file=ADMIN_TOKEN) as client:
+        builds = len(client.builds())
+    print(f"  for that the package set was evaluated, and {builds} of its packages were built")
     pulled = Pulled.read(HERE / "pulled")
     print(f"  manifest {pulled.digest}")
     print(f"  {len(pulled.layers)} layers, {kilobytes(sum(pulled.layers.values()))}")
