@@ -168,14 +168,16 @@ async def test_an_unknown_tag_is_told_with_what_is_near(place: Place, commits: l
     assert (kind, said) == ("unknown tag", f"its repository has no commit {'0' * 40}")
 
 
-async def test_an_old_server_gives_its_branches(tmp_path: Path) -> None:
+async def test_an_old_server_gives_its_branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, middle, _ = repository(tmp_path / "set", *(f"{{ }}: {{ a = {at}; }}" for at in range(3)))
     spec = source("git", f"file://{tmp_path}/set")
+    # As its user has set it up; in this version a server gives no commit that it has not named.
+    (tmp_path / ".gitconfig").write_text("[protocol]\n\tversion = 0\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
     with a_place(tmp_path / "old") as old:
-        nix = old.nix()
-        # In this version a server gives no commit that it has not named.
-        (nix.home / "gitconfig").write_text("[protocol]\n\tversion = 0\n")
-        sources = old.sources(nix)
+        sources = old.sources()
         assert await text_of(old, spec, middle, sources) == "{ }: { a = 1; }"
         assert (old.folder / "sources" / f"{key_of(spec)}-all.git").exists()
         with pytest.raises(JobError, match="has no commit"):

@@ -5,6 +5,7 @@ find a commit of which it is not told where it lies.
 """
 
 import difflib
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -157,9 +158,14 @@ class GitSource:
         return ended
 
     def _environment(self) -> Mapping[str, str]:
-        """Has git believe a repository of another user on this machine: the operator names it."""
+        """Git as its user has set it up, keys and passwords included, which here decides nothing
+        of what packages are. It also believes a repository of somebody else on this machine: the
+        operator has named it."""
+        user = Path.home()
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or user / ".config")
+        includes = (config / "git/config", user / ".gitconfig")
+        lines = [f"[include]\n\tpath = {_quoted(str(file))}\n" for file in includes]
         location = self.spec.location.removeprefix("file://")
-        lines = [f"[include]\n\tpath = {_quoted(str(self.nix.home / 'gitconfig'))}\n"]
         if location.startswith("/"):
             places = (location, f"{location.rstrip('/')}/.git")
             lines += [f"[safe]\n\tdirectory = {_quoted(place)}\n" for place in places]
@@ -168,7 +174,7 @@ class GitSource:
         text = "".join(lines)
         if not file.exists() or file.read_text() != text:
             file.write_text(text)
-        return {"GIT_CONFIG_GLOBAL": str(file)}
+        return {"HOME": str(user), "GIT_CONFIG_GLOBAL": str(file), "GIT_CONFIG_NOSYSTEM": "0"}
 
     def _error(self, what: str) -> JobError:
         shown = without_user(self.spec.location)

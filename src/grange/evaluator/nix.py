@@ -164,12 +164,11 @@ class Nix:
             "NIX_USER_CONF_FILES": "",
             "NO_COLOR": "1",
             "LC_ALL": "C.UTF-8",
-            # A question that nobody can answer must fail, and a repository must not say which
-            # programs run here.
+            # A question must fail, for nobody is there to answer it, and a URL must not say which
+            # program runs here. (A session of its own has no terminal that ssh could ask at.)
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "true",
-            "SSH_ASKPASS": "true",
-            "GIT_SSH_COMMAND": "ssh -oBatchMode=yes",
+            "SSH_ASKPASS_REQUIRE": "never",
             "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh",
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_GLOBAL": str(self.home / "gitconfig"),
