@@ -162,6 +162,11 @@ class Place:
         """Let whatever goes on beside go on."""
         await asyncio.sleep(0)
 
+    async def rest(self) -> None:
+        """Until nothing is made or looked up any more."""
+        while tasks := self.maker.tasks():
+            await asyncio.wait(tasks)
+
     def usual(self) -> None:
         """What every image has, and a shell; `hello` needs `glibc`."""
         self.builds.have(narinfo_of("glibc", nar_bytes=30_000))

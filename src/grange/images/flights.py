@@ -124,10 +124,13 @@ class Flights(Generic[K, V]):
             raise error.with_traceback(None)
         del self._failures[key]
 
+    def tasks(self) -> list[asyncio.Task[V]]:
+        return [flight.task for flight in self._flights.values() if flight.task is not None]
+
     async def give_up(self) -> None:
         """End all, and forget what failed."""
         self._failures.clear()
-        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        tasks = self.tasks()
         for task in tasks:
             task.cancel()
         if tasks:

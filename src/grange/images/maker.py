@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
@@ -91,6 +91,11 @@ class FarmMaker:
     def under_way(self) -> int:
         """Images that are being made."""
         return len(self._images)
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """All that goes on, to be waited for."""
+        flights = self._images, self._plans, self._lookups
+        return [task for each in flights for task in each.tasks()]
 
     async def run(self) -> None:
         """While this process leads, until cancelled: then all that is under way is given up."""
