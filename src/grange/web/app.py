@@ -24,7 +24,7 @@ from grange.web.builds import build_calls
 from grange.web.capacity import capacity_calls, no_pools
 from grange.web.capacity_claims import AutoscalerOf, SlotOf
 from grange.web.copies import copy_calls
-from grange.web.door import Door
+from grange.web.door import Door, FarmKeeper
 from grange.web.farm import farm_calls
 from grange.web.forward import Forwarder
 from grange.web.hooks import hook_calls
@@ -75,7 +75,7 @@ def make_app(
     )
     app.add_middleware(First, reader=farm.cache.reader, may_read=_may_fetch)
     app.add_middleware(Forwarder, farm=farm)
-    app.add_middleware(Door, farm=farm)  # the last one added is the first one met
+    app.add_middleware(Door, keeper=FarmKeeper(farm))  # the last one added is the first one met
     views = Views(farm)
     # One flat list, whose rights can be read.
     api = _api(farm, views, autoscaler_of, images)

@@ -13,10 +13,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Final
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, generate_latest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from grange import __version__
 from grange.autoscaler.service import Autoscaler
@@ -25,19 +25,18 @@ from grange.identity import ANONYMOUS, PEOPLE, Identity, Role
 from grange.web.answers import problem
 from grange.web.app import ERRORS, tell_errors
 from grange.web.capacity import capacity_calls
-from grange.web.intake import STRANGERS_BYTES_MAX, Intake
-from grange.web.rights import CALLER, DID, ROUTE, UNRECORDED, needs, open_to_all, rights
+from grange.web.door import Door
+from grange.web.intake import STRANGERS_BYTES_MAX
+from grange.web.rights import CALLER, needs, open_to_all, rights
 
 log = logging.getLogger(__name__)
 
 Identify = Callable[[Scope], Identity]  # raises UnauthenticatedError
 
-DID_CHARS_MAX: Final = 500
 # What a token alone may be good for: to read, to reserve, to steer, and to warn of an instance.
 ROLES: Final = (Role.READ, Role.SUBMIT, Role.OPERATE, Role.BUILD)
 _OPENER: Final = Identity("the socket", PEOPLE | {Role.BUILD})
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
-_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def make_capacity_app(
@@ -52,7 +51,7 @@ def make_capacity_app(
         openapi_url="/api/v1/openapi.json",
         redoc_url=None,
     )
-    app.add_middleware(_Door, identify=door)
+    app.add_middleware(Door, keeper=_Keeper(door))
     api = APIRouter(prefix="/api/v1", responses=ERRORS)
     capacity_calls(api, lambda: autoscaler)
     app.router.routes.extend(api.routes)
@@ -78,41 +77,23 @@ def _watch_calls(app: FastAPI, autoscaler: Autoscaler, registry: CollectorRegist
         return PlainTextResponse("ok\n")
 
 
-class _Door:
-    """An ASGI application: `app`, for callers who are who they say. What they change is logged."""
+class _Keeper:
+    """Implements `grange.web.door.Keeper`. What callers change is logged."""
 
-    def __init__(self, app: ASGIApp, identify: Identify) -> None:
-        self._app = app
+    def __init__(self, identify: Identify) -> None:
         self._identify = identify
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        try:
-            scope[CALLER] = self._identify(scope)
-        except GrangeError as error:
-            await problem(error)(scope, receive, send)
-            return
-        if scope["method"] in _READING:
-            await self._app(scope, receive, send)
-            return
+    async def identify(self, scope: Scope) -> Identity:
+        return self._identify(scope)
 
-        async def tell(message: Message) -> None:
-            is_start = message["type"] == "http.response.start"
-            if is_start and message["status"] < HTTPStatus.MULTIPLE_CHOICES:
-                _record(scope)
-            await send(message)
+    def refusal(self, _: Scope, error: GrangeError) -> ASGIApp:
+        return problem(error)
 
-        await self._app(scope, Intake(receive, STRANGERS_BYTES_MAX), tell)
+    def bytes_max(self, _: Scope) -> int:
+        return STRANGERS_BYTES_MAX
 
-
-def _record(scope: Scope) -> None:
-    if getattr(scope.get(ROUTE), "path", "") in UNRECORDED:
-        return
-    text = scope.get(DID) or f"{scope['method']} {Request(scope).url.path}"
-    shown = "".join(char if char.isprintable() else "?" for char in text[:DID_CHARS_MAX])
-    log.info("%s %s", scope[CALLER].name, shown)
+    async def record(self, scope: Scope, done: str) -> None:
+        log.info("%s %s", scope[CALLER].name, done)
 
 
 # --- Doors --------------------------------------------------------------------------------------
