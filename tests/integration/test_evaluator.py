@@ -1,7 +1,9 @@
 """Packages of the test set, evaluated by a real Nix: names, outputs, and every bad end there is."""
 
 import asyncio
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -297,15 +299,58 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def processes_of(place: Place) -> list[str]:
     """Processes of Nix that evaluate here."""
-    found = []
+    lines = command_lines().items()
+    mark = str(place.folder).encode()
+    return [pid for pid, line in lines if line.startswith(b"nix-instantiate") and mark in line]
+
+
+def command_lines() -> dict[str, bytes]:
+    """Of all processes, by number."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if line.startswith(b"nix-instantiate") and str(place.folder).encode() in line:
-            found.append(entry.name)
+        with contextlib.suppress(OSError):
+            found[entry.name] = (entry / "cmdline").read_bytes()
     return found
+
+
+# A package that imports what it builds first: a script of busybox says how.
+IMPORTING = """{ system, ... }: let
+  busybox = builtins.path {
+    name = "busybox"; path = /usr/bin; filter = path: _: baseNameOf path == "busybox";
+  };
+  run = script: derivation {
+    name = "expression"; inherit system; builder = "${busybox}/busybox";
+    args = [ "sh" "-euc" script ]; b = "${busybox}/busybox";
+  };
+  named = name: derivation { inherit name system; builder = "/b"; };
+in {
+  good = named (import (run ''echo '"imported"' > $out''));
+  waiting = import (run "$b sleep SECONDS");
+}"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to build in a store of its own")
+async def test_what_is_imported_is_built_only_where_that_is_allowed(
+    place: Place, tmp_path: Path
+) -> None:
+    seconds = str(98_000_000 + os.getpid())  # that nobody else sleeps for
+    text = IMPORTING.replace("SECONDS", seconds)
+    spec = source("path", set_of(tmp_path / "set", text))
+    _, refused = await place.evaluate(job("good", spec=spec))
+    assert "'allow-import-from-derivation' is disabled" in refused["good"].message
+    _, allowed = await place.evaluate(job("good", spec=spec, may_import=True))
+    assert allowed["good"].drv_path.endswith("-imported.drv")
+
+    waiting = asyncio.create_task(place.evaluate(job("waiting", spec=spec, may_import=True)))
+
+    def is_building() -> bool:
+        return any(f"sleep\0{seconds}".encode() in line for line in command_lines().values())
+
+    await until(is_building)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await until(lambda: not is_building())
 
 
 # --- Every Nix there is ---------------------------------------------------------------------------

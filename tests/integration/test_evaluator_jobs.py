@@ -140,7 +140,7 @@ async def test_a_farm_that_refuses_derivations_is_quoted(place: Place, farm: Fak
     ("asked", "failure", "words"),
     [
         (job("hello", tag="nonsense"), "unknown tag", "only 'latest' and commits"),
-        (job("hello", spec=source("path", "/nowhere")), "source", "does not exist"),
+        (job("hello", spec=source("path", "/nowhere")), "source", "No such file"),
         (job("hello", timeout_s=0.0), "timeout", "longer than"),
         (job("hello", commit="0" * 40), "unknown tag", "has changed"),
         (job("hello", commit="../../etc"), "evaluator", "which is no commit"),

@@ -90,6 +90,15 @@ async def test_a_directory_is_what_its_files_are(place: Place, tmp_path: Path) -
     assert (kind, two in said) == ("unknown tag", True)
 
 
+async def test_a_symlink_is_what_it_points_to(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/default.nix").write_text("{ }: { }")
+    (tmp_path / "link").symlink_to("set")
+    commit = await commit_of(place, source("path", tmp_path / "link"))
+    assert commit == await commit_of(place, source("path", tmp_path / "set"))
+    assert await text_of(place, source("path", tmp_path / "link"), commit) == "{ }: { }"
+
+
 def nar_hash(folder: Path) -> str:
     command = ["nix-hash", "--type", "sha256", str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -106,7 +115,7 @@ async def test_a_directory_that_cannot_be_read_is_for_its_operator(
     place: Place, tmp_path: Path
 ) -> None:
     kind, said = await failure(place, source("path", tmp_path / "nowhere"), "latest")
-    assert (kind, "does not exist where it is evaluated" in said) == ("source", True)
+    assert (kind, "No such file or directory" in said) == ("source", True)
     assert "[images.sources.set]" in said
     os.mkfifo(tmp_path / "pipe")
     kind, said = await failure(place, source("path", tmp_path), "latest")

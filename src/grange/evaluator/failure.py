@@ -1,8 +1,6 @@
 """What ends a whole job: whose fault it is, and words for whoever wanted the image."""
 
-from typing import Literal
-
-Failure = Literal["unknown tag", "source", "timeout", "too much", "evaluator"]
+from grange.client.image_models import Failure
 
 
 class JobError(Exception):

@@ -23,10 +23,10 @@ from grange.evaluator.failure import JobError
 from grange.evaluator.nix import Limits, Nix
 from grange.evaluator.packages import PackageEvaluator
 from grange.evaluator.sources import Sources
+from grange.oci.refusal import MESSAGE_CHARS_MAX
 from grange.ports.images import Lack
 from grange.store.path import StorePath
 
-MESSAGE_CHARS_MAX: Final = 2_000
 TRIES: Final = 2  # of an evaluation whose derivations are collected before they are held
 
 log: Final = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Jobs:
         commit = ""
         try:
             commit = await self._sources.commit_of(job, limits)
-            if not (job.packages or job.has_shell or job.is_image):
+            if job.is_lookup:
                 return EvaluationResult(commit=commit)
             names, packages = await self._evaluated(job, commit, limits)
             return EvaluationResult(commit=commit, names=names, packages=packages)

@@ -26,12 +26,13 @@ from grange.evaluator.nix import (
     evaluation_settings,
 )
 from grange.oci.names import EVERY_IMAGE, Attribute, ImageName, Spellings, folded, spelled
+from grange.oci.refusal import MESSAGE_CHARS_MAX
 from grange.ports.images import Lack
 from grange.store.derivation import DRV_SUFFIX
+from grange.store.outputs import output_name
 from grange.store.path import StoreDir
 
 EXPRESSION: Final = (Path(__file__).parent / "packages.nix").read_text()
-MESSAGE_CHARS_MAX: Final = 2_000
 BLAMED_MAX: Final = 20  # of one job, for each is a process; an image with one is refused anyway
 
 _WORDS: Final = {
@@ -270,6 +271,6 @@ def _checked(answer: EvaluatedView, store_dir: StoreDir) -> EvaluatedView:
         return _failed(way, f"its drvPath {answer.drv_path!r} is no derivation")
     name = drv_path.name.removesuffix(DRV_SUFFIX)
     for output, path in outputs.items():
-        if path.name != (name if output == "out" else f"{name}-{output}"):
+        if path.name != output_name(name, output):
             return _failed(way, f"{path} is said to be its output {output!r}, and cannot be")
     return answer

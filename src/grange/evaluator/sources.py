@@ -100,12 +100,11 @@ class Sources:
 
     async def _imported(self, spec: SourceSpec, limits: Limits) -> Tree:
         """A directory of this machine as it is now. What it is by name is its NAR hash."""
-        where = Path(spec.location)
-        whose = f"its directory {where}"
-        _see(where, whose, spec)
+        whose = f"its directory {spec.location}"
+        where = _seen(spec, whose)
         with self._scratch() as scratch:
             job = scratch / "job.json"
-            job.write_text(json.dumps({"path": spec.location}))
+            job.write_text(json.dumps({"path": where}))
             command = ["nix-instantiate", "--eval", "--json", "--read-write-mode"]
             command += ["--argstr", "job", str(job), "--expr", IMPORT]
             for _ in range(ROOT_TRIES):
@@ -207,10 +206,13 @@ class Sources:
         return (await self._run(command, limits)).is_good
 
 
-def _see(where: Path, whose: str, spec: SourceSpec) -> None:
-    if not where.exists():
+def _seen(spec: SourceSpec, whose: str) -> str:
+    """Where it lies: of a symlink Nix would take nothing but where that points to."""
+    try:
+        return str(Path(spec.location).resolve(strict=True))
+    except OSError as error:
         raise JobError(
             "source",
-            f"{whose} does not exist where it is evaluated; make it, or correct path in "
-            f"[images.sources.{spec.name}] of the farm file",
-        )
+            f"{whose} cannot be found where packages are evaluated: {error.strerror}; make it, or "
+            f"correct path in [images.sources.{spec.name}] of the farm file",
+        ) from error
