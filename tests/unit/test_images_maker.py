@@ -180,6 +180,7 @@ async def test_what_is_not_there_is_built_and_the_puller_may_go_meanwhile() -> N
         place.builds.may_end.set()
         await made(place, "git")
         assert place.builds.built == [drv_of("git")]
+        assert place.builds.asked["promise"] == 2  # the build may have taken longer than one lasts
 
 
 async def test_what_only_an_upstream_has_is_mirrored_first() -> None:

@@ -67,11 +67,9 @@ class PackageBook:
     async def _as_asked(self, packages: PackageSet, name: ImageName) -> Known | None:
         """Without the names of a large set, which take a while to read. None where they decide.
 
-        A package that is there just as it is asked for is the one that is meant, but for those
-        that may have an underscore before them.
+        A package that was evaluated just as it is asked for is the one that is meant: by another
+        spelling nobody asks for it.
         """
-        if any(package[0].isdigit() for package in name.packages):
-            return None
         attributes = name.attributes({})
         found = await self._catalog.evaluated(packages, name.system, attributes)
         if all(isinstance(found.get(each), Package) for each in attributes):
