@@ -15,7 +15,7 @@ from grange.client.image_models import (
     SourceSpec,
     TakeRequest,
 )
-from grange.images.answers import asked_for, checking, is_lookup
+from grange.images.answers import asked_for, checking
 from grange.images.evaluations import Evaluations
 from grange.images.maker import FarmMaker
 from grange.images.service import Images
@@ -72,7 +72,7 @@ class FakeEvaluator:
         commit = job.commit or (job.tag if Tag(job.tag).is_commit else self.commits.get(job.tag))
         if commit is None:
             return EvaluationResult(failure="unknown tag", message=f"no branch {job.tag!r}")
-        if is_lookup(job):
+        if job.is_lookup:
             return EvaluationResult(commit=commit)
         names: dict[Attribute, set[str]] = {}
         for attribute in self.packages:

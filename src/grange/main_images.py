@@ -17,12 +17,11 @@ from grange.agent.daemons import Store
 from grange.cli.image_tables import ImageFile
 from grange.client.app_transport import AppTransport
 from grange.client.credentials import bearer, token_in
-from grange.client.image_models import EvaluationJob, EvaluationResult
 from grange.coordinator.farm import Farm
 from grange.coordinator.images import FarmBuilds, evaluation_tokens
 from grange.coordinator.own_tokens import ADMIN_FILE
 from grange.errors import OutsideError
-from grange.images.answers import read
+from grange.images.answers import checking
 from grange.images.collect import Collector
 from grange.images.evaluations import Evaluations
 from grange.images.explain import Explainer
@@ -108,12 +107,7 @@ class FarmImages:
         )
         project = file.settings.project
         builds = FarmBuilds(farm, project)
-
-        def check(job: EvaluationJob, result: EvaluationResult) -> None:
-            if not result.failure:
-                read(job, result, store_dir)
-
-        evaluations = Evaluations(evaluation_tokens(farm, project), check)
+        evaluations = Evaluations(evaluation_tokens(farm, project), checking(store_dir))
         self._sources = Sources(
             file.settings,
             catalog=catalog,

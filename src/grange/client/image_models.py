@@ -147,13 +147,18 @@ class EvaluationJob(BaseModel):
     tag: str
     commit: str = ""  # known already: the tag is not looked up
     system: str
-    packages: list[str]  # as `ImageName.packages`; none: only the tag is looked up
+    packages: list[str]  # as `ImageName.packages`
     has_shell: bool = False
     is_image: bool = True  # with what every image has
     timeout_s: float
     memory_bytes: int
     token: str  # may submit derivations and their sources until the time is over
     may_import: bool = False  # import-from-derivation, which builds on the evaluator's machine
+
+    @property
+    def is_lookup(self) -> bool:
+        """Only what its tag stands for is asked."""
+        return not (self.packages or self.has_shell or self.is_image)
 
 
 class EvaluatedView(BaseModel):
@@ -170,15 +175,18 @@ class NamesView(BaseModel):
     names: list[str]
 
 
+Failure = Literal["unknown tag", "source", "timeout", "too much", "evaluator"]
+"""What ended a whole job: whose fault it is."""
+
+
 class EvaluationResult(BaseModel):
     """What came of a job; the derivations were sent to the farm before."""
 
     commit: str = ""
     names: list[NamesView] = []
     packages: list[EvaluatedView] = []
-    # Where the whole job failed, whose fault that is, and what to say.
-    failure: Literal["", "unknown tag", "source", "timeout", "too much", "evaluator"] = ""
-    message: str = ""
+    failure: Literal["", Failure] = ""
+    message: str = ""  # of a failure, for whoever wanted the image
 
 
 class TakeRequest(BaseModel):

@@ -17,14 +17,15 @@ from grange.oci.names import (
     folded,
     spelled,
 )
+from grange.oci.refusal import MESSAGE_CHARS_MAX
 from grange.ports import Evaluated, Lack, NoPackage, Package
 from grange.store.derivation import DRV_SUFFIX
-from grange.store.path import StoreDir, StorePath
+from grange.store.outputs import output_name
+from grange.store.path import StoreDir
 
 NAMES_MAX: Final = 500_000  # of all sets that were asked for; nixpkgs has 25,000
 NAME_CHARS_MAX: Final = 255
 OUTPUTS_MAX: Final = 64
-MESSAGE_CHARS_MAX: Final = 2_000  # what a client shows
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 _OUTPUT: Final = re.compile(r"[0-9A-Za-z+._?=-]{1,100}\Z")
@@ -47,7 +48,7 @@ def read(job: EvaluationJob, result: EvaluationResult, store_dir: StoreDir) -> A
     """
     if _COMMIT.match(result.commit) is None or (job.commit and result.commit != job.commit):
         raise PeerError(f"it was to be about {job.commit or 'a commit'}, not {result.commit[:80]}")
-    if is_lookup(job):
+    if job.is_lookup:
         return Answer(result.commit, {}, ())
     names = _names(result)
     spellings = {way: folded(each) for way, each in names.items()}
@@ -68,11 +69,6 @@ def checking(store_dir: StoreDir) -> Callable[[EvaluationJob, EvaluationResult],
             read(job, result, store_dir)
 
     return check
-
-
-def is_lookup(job: EvaluationJob) -> bool:
-    """Only what its tag stands for is asked."""
-    return not (job.packages or job.has_shell or job.is_image)
 
 
 def asked_for(job: EvaluationJob, spellings: Spellings) -> set[Attribute]:
@@ -116,18 +112,14 @@ def _evaluated(view: EvaluatedView, attribute: Attribute, store_dir: StoreDir) -
         raise PeerError(f"{view.drv_path!r} is no derivation")
     if not 0 < len(view.outputs) <= OUTPUTS_MAX:
         raise PeerError(f"{view.drv_path} has {len(view.outputs)} outputs")
+    drv_name = drv_path.name.removesuffix(DRV_SUFFIX)
     outputs = []
     for name, text in sorted(view.outputs.items()):
+        if _OUTPUT.match(name) is None:
+            raise PeerError(f"{name[:80]!r} is no output of a derivation")
         path = store_dir.parse(text)
-        if path.name != _output_name(drv_path, name):
-            raise PeerError(f"{text} cannot be the output {name[:80]!r} of {view.drv_path}")
+        if path.name != output_name(drv_name, name):
+            raise PeerError(f"{text} cannot be the output {name!r} of {view.drv_path}")
         outputs.append((name, path))
     program = view.program if _PROGRAM.match(view.program) else ""
     return Package(attribute, drv_path, tuple(outputs), program)
-
-
-def _output_name(drv_path: StorePath, output: str) -> str:
-    if _OUTPUT.match(output) is None:
-        raise PeerError(f"{output[:80]!r} is no output of a derivation")
-    name = drv_path.name.removesuffix(DRV_SUFFIX)
-    return name if output == "out" else f"{name}-{output}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Final
 
-from grange.client.image_models import EvaluationJob, EvaluationResult, TakeRequest
+from grange.client.image_models import EvaluationJob, EvaluationResult, Failure, TakeRequest
 from grange.errors import NotFoundError, OutsideError, PeerError
 
 log = logging.getLogger(__name__)
@@ -261,8 +261,8 @@ def _fits(entry: _Job, taker: _Taker) -> bool:
     return not taker.systems or entry.job.system in taker.systems
 
 
-def _failure(why: str, message: str) -> EvaluationResult:
-    return EvaluationResult.model_validate({"failure": why, "message": message})
+def _failure(why: Failure, message: str) -> EvaluationResult:
+    return EvaluationResult(failure=why, message=message)
 
 
 def _too_long(job: EvaluationJob) -> EvaluationResult:
