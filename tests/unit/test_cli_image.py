@@ -6,12 +6,13 @@ import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 from pydantic import BaseModel
@@ -34,6 +35,7 @@ from grange.client.image_models import (
     MakeAnswer,
     MakeRequest,
 )
+from grange.client.image_pull import Blob, ImagePuller
 from grange.client.images import ImageClient
 from grange.client.models import Problem
 from grange.client.sources import LocalStore
@@ -218,7 +220,9 @@ def test_one_that_starts_in_a_way_of_its_own_has_no_tag(farm: Farm) -> None:
         "reference": f"{host}/shell/hello@{digest}",
         "file": None,
     }
-    [asked] = farm.asked
+    plain = run(farm, "build", "hello", *arguments)
+    assert plain.stdout == f"{host}/shell/hello@{digest}\n{digest}\n"
+    asked, _ = farm.asked
     assert asked.entrypoint == ["sh", "-c", "exec hello"]
     assert (asked.command, asked.user, asked.compression) == (["a", "b"], "1:2", "zstd")
 
@@ -274,10 +278,19 @@ def test_a_farm_that_restarts_is_waited_for_and_one_that_stays_away_is_not(farm:
         wanted = MakeRequest(name="hello")
         answer = made(client, wanted, lambda each: heard.append(each.words), 1, sleep=slept.append)
         assert (answer.state, heard, slept) == ("ready", ["building"], [1, 1])
+        farm.answers = [pending, *[gone] * 100, pending, *[gone] * 100, ready(farm)]
+        slept.clear()
+        made(client, wanted, lambda _: None, 1, sleep=slept.append)
+        assert sum(slept) == 200, "it came back in between"
         farm.answers = [pending, gone]
+        slept.clear()
         with pytest.raises(OutsideError, match="starting"):
             made(client, wanted, lambda _: None, 1, sleep=slept.append)
-    assert sum(slept) == 122
+        assert sum(slept) == 120
+        slept.clear()
+        with pytest.raises(OutsideError, match="starting"):
+            made(client, wanted, lambda _: None, 1, sleep=slept.append)
+        assert slept == [], "one that was never there is not waited for"
 
 
 def test_somebody_at_a_terminal_sees_what_is_done(farm: Farm) -> None:
@@ -399,6 +412,26 @@ def test_nothing_is_left_of_an_image_that_did_not_come(
     assert words in result.stderr
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_text() == "the one before"
+
+
+async def test_no_more_is_taken_than_a_blob_has() -> None:
+    async def without_end() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 600
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=without_end())
+
+    taken: list[bytes] = []
+
+    async def take(piece: bytes) -> None:
+        taken.append(piece)
+
+    transport = httpx.MockTransport(answer)
+    async with ImagePuller("http://farm.example", "hello", None, transport=transport) as puller:
+        with pytest.raises(OutsideError, match="is something else"):
+            await puller.fetch(Blob("", digest_of(b""), 1_000), take)
+    assert len(taken) == 1
 
 
 def test_a_layer_that_holds_something_else_than_its_image_says_is_told(
