@@ -22,6 +22,8 @@ from grange.store.path import StorePath
 from tests.images_cache import TREES, Place, count, filled
 from tests.images_fakes import MemoryCatalog
 
+CODECS = (GZIP, ZSTD)
+
 
 class Catalog(MemoryCatalog):
     """Tells when something was saved, and may fail."""
@@ -330,26 +332,26 @@ async def test_what_no_image_can_have_is_left_alone(world: World) -> None:
 async def test_a_database_that_says_nonsense_is_not_asked_for_ever(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A path whose layer is known, and that is listed all the same."""
+    """For each codec a path whose layer is known, and that is listed all the same."""
     monkeypatch.setattr(filler_module, "SCAN_MAX", 1)
-    member = world.place.add("a", File(b"a"))
+    lists = {codec.version: world.place.add(codec.compression, File(b"a")) for codec in CODECS}
 
     async def listed(codec: str, limit: int) -> list[StorePath]:
         world.catalog.asked["listed"] += 1
         world.catalog.news.set()
-        return [member.path]
+        return [lists[codec].path]
 
     world.catalog.paths_without_segments = listed  # type: ignore[method-assign]
-    filler = world.filler()
+    filler = world.filler(codecs=CODECS)
     async with running(filler):
-        await world.until(lambda: world.catalog.asked["listed"] == 2)
+        await world.until(lambda: world.catalog.asked["listed"] == 4)
         other = world.place.add("b", File(b"b"))
         world.publish(filler, other)
-        await world.until_saved(2)
+        await world.until_saved(6)
         for _ in range(200):  # in which it would be asked again
             await asyncio.sleep(0)
-    assert world.catalog.asked["listed"] == 2
-    assert world.paths == [member.path, other.path]
+    assert world.catalog.asked["listed"] == 4
+    assert set(world.paths) == {other.path, *(each.path for each in lists.values())}
 
 
 async def test_a_database_that_fails_is_asked_again(

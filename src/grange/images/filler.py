@@ -82,7 +82,8 @@ class Filler:
         self._waiting: OrderedDict[Member, None] = OrderedDict()
         self._skipped: set[StorePath] = set()  # that failed; not tried again in this lead
         self._is_behind = True  # paths may have been published that never waited
-        self._scanned: list[StorePath] = []  # by the latest look into the database that saw no end
+        # By the latest look into the database, where that saw no end.
+        self._scanned: dict[Codec, list[StorePath]] = {}
         self._diff_ids: OrderedDict[Member, str] = OrderedDict()
         self._unsaved: dict[Member, str] = {}
         self._news = asyncio.Event()
@@ -173,8 +174,9 @@ class Filler:
             for codec in self._codecs:
                 await self._turn()
                 paths = await self._catalog.paths_without_segments(codec.version, SCAN_MAX)
-                is_more = is_more or (len(paths) == SCAN_MAX and paths != self._scanned)
-                self._scanned = paths if is_more else []
+                has_more = len(paths) == SCAN_MAX and paths != self._scanned.get(codec)
+                is_more = is_more or has_more
+                self._scanned[codec] = paths if has_more else []
                 for start in range(0, len(paths), BATCH):
                     found = await self._narinfos(paths[start : start + BATCH])
                     made += await self._make_all(layers, found.values())
