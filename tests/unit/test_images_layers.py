@@ -250,6 +250,10 @@ async def test_a_lost_or_damaged_segment_is_made_of_its_nar(place: Place, codec:
     made = await layers.layer(codec, list(members.values()))
     assert made.descriptor.digest == expected(codec, TREES)[1]
     assert place.objects.stored == before
+    del place.objects.stored[key("large")]
+    made = await layers.layer(codec, [members["large"], members["link"]])
+    assert made.descriptor.digest == expected(codec, ["large", "link"])[1]
+    assert place.objects.stored == before
 
 
 async def test_a_diff_id_found_at_upload_is_compared(place: Place) -> None:
@@ -292,6 +296,7 @@ async def test_a_root_layer_links_to_its_packages(place: Place, codec: Codec) ->
     assert f"/nix/store/{path_of('hello')}/bin".encode() in tar
     assert f"/nix/store/{path_of('large')}/noise".encode() in tar
     assert f"/nix/store/{path_of('single')}".encode() not in tar
+    place.catalog = MemoryCatalog()
     again = await place.layers().root(codec, [members[name] for name in reversed(names)])
     assert again == made
 

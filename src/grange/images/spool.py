@@ -48,8 +48,14 @@ class Spool:
         """Raises OutsideError where it is too much, or the disk fails."""
         if self._written + len(data) > self.size:
             raise self._other()
+        writing = asyncio.create_task(asyncio.to_thread(self._append, data))
         try:
-            await asyncio.to_thread(self._append, data)
+            # Whoever is cancelled closes the file next, which no thread may be using then.
+            await asyncio.wait((writing,))
+            writing.result()
+        except asyncio.CancelledError:
+            await asyncio.wait((writing,))
+            raise
         except OSError as error:
             raise OutsideError(
                 f"a layer that the store has lost cannot be made again in "
