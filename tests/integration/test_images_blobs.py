@@ -276,7 +276,8 @@ async def test_a_nar_that_no_longer_matches(place: Place, objects: Objects, tmp_
         await blob_of(layers, made.descriptor.digest)
     with pytest.raises(OutsideError, match="not the one that was verified"):
         await layers.layer(GZIP, [noisy])
-    assert not list(tmp_path.glob("store/.incoming/*"))
+    incoming = f"{tmp_path}/store/.incoming"
+    assert not os.path.exists(incoming) or not os.listdir(incoming)
     await lose(objects, "nar/")
     with pytest.raises(OutsideError):
         await blob_of(layers, made.descriptor.digest)
