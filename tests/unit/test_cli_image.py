@@ -203,7 +203,7 @@ def test_what_to_pull_is_said_once_it_is_there(farm: Farm) -> None:
     assert [each.tag for each in farm.asked] == ["v1"] * 3
     first, *others = farm.asked
     assert (first.name, first.system, first.family) == ("hello/shell", "x86_64-linux", "oci")
-    assert (first.wait_s, [each.wait_s for each in others]) == (0, [30, 30])
+    assert (first.wait_s, [each.wait_s for each in others]) == (0, [0.2, 0.4])
 
 
 def test_one_that_starts_in_a_way_of_its_own_has_no_tag(farm: Farm) -> None:

@@ -37,6 +37,7 @@ from grange.errors import OutsideError, PeerError
 
 WATCHED_S: Final = 1.0  # between two looks where somebody watches
 UNWATCHED_S: Final = 30.0
+SOON_S: Final = 0.2  # for the second look: much is over by then
 RECONNECT_S: Final = 120.0  # a farm that restarts is back in seconds
 RETRY_S: Final = 1.0
 USUAL_TAG: Final = "latest"
@@ -204,7 +205,8 @@ def made(
     *,
     sleep: Callable[[float], None] = time.sleep,
 ) -> MakeAnswer:
-    """The answer when it is no more that it is being made; `tell` hears each until then.
+    """The answer when it is no more that it is being made; `tell` hears each until then, after
+    `look_s` at most where nothing changes.
 
     Asks again where the farm goes away and comes back. OutsideError after two minutes without it.
     """
@@ -222,7 +224,7 @@ def made(
         if answer.state != "pending":
             return answer
         tell(answer)
-        waited_s, wait_s = 0.0, look_s
+        waited_s, wait_s = 0.0, min(look_s, max(SOON_S, 2 * wait_s))
 
 
 def _puller(url: str, name: str) -> ImagePuller:
