@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from grange.errors import GrangeError, OutsideError
@@ -91,8 +92,13 @@ class Flights(Generic[K, V]):
             raise BusyError(f"{len(self._flights)} images are being made, which is the most")
         flight = self._flights[key] = Flight()
         flight.task = asyncio.create_task(self._fly(key, begin, flight))
-        flight.task.add_done_callback(_look_at)
+        flight.task.add_done_callback(partial(self._end, key, flight))
         return flight
+
+    def _end(self, key: K, flight: Flight[V], task: asyncio.Task[V]) -> None:
+        if self._flights.get(key) is flight:  # it was given up before it began
+            del self._flights[key]
+        _look_at(task)
 
     async def _fly(
         self, key: K, begin: Callable[[Flight[V]], Awaitable[V]], flight: Flight[V]
