@@ -177,6 +177,31 @@ async def test_who_is_busy_is_there() -> None:
 
 
 @virtually
+async def test_who_asks_again_in_a_moment_is_there() -> None:
+    queue = evaluations()
+    assert await queue.take(asked_by("one", wait_s=1.0)) is None
+    waiting = asyncio.create_task(queue.evaluate(a_job()))
+    await asyncio.sleep(LEASE_S - 1)
+    queue.finish((await taken(queue)).id, DONE)
+    assert await waiting == DONE
+
+
+@virtually
+async def test_a_lost_evaluators_job_goes_before_those_that_wait() -> None:
+    queue = evaluations()
+    first = asyncio.create_task(queue.evaluate(a_job()))
+    lost = await taken(queue)
+    second = asyncio.create_task(queue.evaluate(a_job("aarch64-linux")))
+    await asyncio.sleep(LEASE_S - 1)
+    await asyncio.sleep(1.5)
+    again = await taken(queue, "two")
+    assert (again.system, again.id != lost.id) == ("x86_64-linux", True)
+    queue.finish(again.id, DONE)
+    queue.finish((await taken(queue, "two")).id, DONE)
+    assert await first == await second == DONE
+
+
+@virtually
 async def test_only_so_many_wait() -> None:
     queue = evaluations(waiting_max=2)
     waiting = [asyncio.create_task(queue.evaluate(a_job())) for _ in range(2)]

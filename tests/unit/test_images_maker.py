@@ -76,6 +76,7 @@ async def test_how_it_starts_follows_from_the_name_and_the_wish() -> None:
         assert shell["Cmd"] == ["bash"]
         assert shell["Labels"]["grange.packages"] == "shell hello"
         assert "Cmd" not in await config_of("git/hello")
+        assert "Cmd" not in await config_of("entrypoint.git/git")
         named = await config_of("entrypoint.git/user.web.1000/git/hello")
         assert (named["Entrypoint"], named["User"]) == (["git"], "web:1000")
         assert "Cmd" not in named
@@ -285,6 +286,14 @@ async def test_what_every_image_has_is_left_out_where_there_is_none() -> None:
         assert "has no 'cacert'" in str(await refused(place, "cacert/hello"))
         del place.evaluator.packages[("bashInteractive",)]
         assert "has no 'bashInteractive'" in str(await refused(place, "shell", "a" * 40))
+
+
+async def test_what_every_image_has_and_may_not_be_had_is_told() -> None:
+    async with image_place() as place:
+        place.lacks("nano", Lack.BROKEN)
+        error = await refused(place, "shell/hello")
+        assert error.code is Code.DENIED
+        assert "'nano' is broken" in str(error)
 
 
 @pytest.mark.parametrize(

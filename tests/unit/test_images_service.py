@@ -83,6 +83,22 @@ async def test_a_warm_manifest_asks_nobody() -> None:
         assert len(place.evaluator.jobs) == 1
 
 
+async def test_what_is_kept_is_bounded_and_goes_with_the_settings() -> None:
+    async with image_place() as place:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("grange.images.service.KEPT_MAX", 2)
+            for name in ("hello", "shell", "shell/hello", "hello"):
+                await pulled(place, name)
+            assert len(place.images._kept) == 2
+        first = await pulled(place, "hello")
+        main = place.settings.sources["main"]
+        other = {"main": replace(main, settings="7" * 64)}
+        place.sources.settings = replace(place.settings, sources=other)
+        place.images.settings = place.sources.settings
+        assert await pulled(place, "hello") is not first
+        assert len(place.evaluator.jobs) == 3  # of another package set nothing is known
+
+
 async def test_both_machines_are_one_index_once_both_are_known() -> None:
     async with image_place() as place:
         alone = await pulled(place, "hello", COMMIT, accept=EITHER)
@@ -157,6 +173,7 @@ async def test_a_tag_that_cannot_be_looked_up_again_is_served_with_a_warning() -
         first = await pulled(place, "hello")
         place.evaluator.fails = EvaluationResult(failure="source", message="unreachable")
         place.clock.now += 3600.0
+        place.evaluator.has_job.clear()
         assert await pulled(place, "hello") == first
         await place.evaluator.has_job.wait()
         place.clock.now += LATE_S
@@ -355,7 +372,8 @@ async def test_a_coordinator_that_makes_no_sense_is_outsides_fault(
         here = Coordinators(place)
         here.answers["one"] = answer
         with pytest.raises(OutsideError, match=words):
-            await here.remote("http://one").make(place.request("hello"), 1.0)
+            await here.remote().make(place.request("hello"), 1.0)
+        assert len(here.asked) == 1  # another of the farm would say the same
 
 
 async def test_pending_and_wishes_travel() -> None:

@@ -1,7 +1,7 @@
 """What evaluators answer, read into facts. Nothing they say is taken whose shape is not right."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,19 +86,18 @@ def _names(result: EvaluationResult) -> dict[Attribute, tuple[str, ...]]:
         raise PeerError(f"it has the names of {len(result.names)} sets, which nobody asked for")
     if sum(len(each.names) for each in result.names) > NAMES_MAX:
         raise PeerError(f"it has more than {NAMES_MAX} names of attributes")
-    names = {tuple(each.way): tuple(each.names) for each in result.names}
-    _check_names(names.keys())
-    _check_names(names.values())
+    # Odd names are left out: nobody can ask for them.
+    names = {tuple(each.way): tuple(filter(_is_name, each.names)) for each in result.names}
+    for way in names:
+        if not all(map(_is_name, way)):
+            raise PeerError(f"{'.'.join(way)[:80]!r} is no way to a set of attributes")
     if () not in names:
         raise PeerError("it lacks the names of the package set")
     return names
 
 
-def _check_names(names: Collection[tuple[str, ...]]) -> None:
-    for each in names:
-        for name in each:
-            if not 0 < len(name) <= NAME_CHARS_MAX or _NO_TEXT.search(name) is not None:
-                raise PeerError(f"{name[:80]!r} is no name of an attribute")
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= NAME_CHARS_MAX and _NO_TEXT.search(name) is None
 
 
 def _evaluated(view: EvaluatedView, attribute: Attribute, store_dir: StoreDir) -> Evaluated:

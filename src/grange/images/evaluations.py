@@ -118,7 +118,10 @@ class Evaluations:
 
     def _is_evaluated_here(self, system: str) -> bool:
         now = asyncio.get_running_loop().time()
-        self._seen = {name: seen for name, seen in self._seen.items() if seen.until > now}
+        busy = {entry.evaluator for entry in self._running.values()}
+        self._seen = {
+            name: seen for name, seen in self._seen.items() if seen.until > now or name in busy
+        }
         present: Iterable[frozenset[str]] = [
             *[taker.systems for taker in self._takers],
             *[seen.systems for seen in self._seen.values()],
@@ -143,7 +146,7 @@ class Evaluations:
         finally:
             if taker in self._takers:
                 self._takers.remove(taker)
-            self._note(taker.name, taker.systems)
+                self._note(taker.name, taker.systems)
         if not taker.given.done():
             return None
         entry = taker.given.result()
@@ -191,7 +194,7 @@ class Evaluations:
         return entry
 
     def _note(self, evaluator: str, systems: frozenset[str] | None = None) -> None:
-        """It was here just now."""
+        """It was here just now, and is expected again."""
         seen = self._seen.setdefault(evaluator, _Seen(0.0))
         seen.until = asyncio.get_running_loop().time() + self._lease_s
         if systems is not None:
@@ -211,6 +214,7 @@ class Evaluations:
                 now = asyncio.get_running_loop().time()
                 entry.ends = now + entry.job.timeout_s + TELL_S
             entry.id, entry.evaluator = token_hex(16), taker.name
+            self._note(taker.name, taker.systems)
             self._running[entry.id] = entry
             self._lease(entry)
             taker.given.set_result(entry)
@@ -228,7 +232,8 @@ class Evaluations:
 
     def _lost(self, entry: _Job) -> None:
         log.warning("the evaluator %s is lost, with an evaluation under way", entry.evaluator)
-        self._seen.pop(entry.evaluator, None)
+        now = asyncio.get_running_loop().time()
+        self._seen[entry.evaluator].until = now + self._patience_s  # to come back
         self._again(entry)
 
     def _again(self, entry: _Job) -> None:
