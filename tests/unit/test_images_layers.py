@@ -20,7 +20,7 @@ from grange.ports import StoredLayer
 from grange.store.compression import compress
 from grange.store.nar import Directory, File
 from tests.images_cache import TREES, Place, blob_of, count, expected, filled, undone
-from tests.images_fakes import MemoryCatalog, MemoryObjects, path_of
+from tests.images_fakes import MemoryCatalog, MemoryObjects, MemoryWriter, path_of
 
 CODEC = pytest.mark.parametrize("codec", [GZIP, ZSTD], ids=lambda codec: codec.compression)
 
@@ -281,6 +281,29 @@ async def test_a_store_that_fails_half_way_leaves_nothing(place: Place) -> None:
     assert not place.catalog.asked["save_layer"]
     made = await layers.layer(ZSTD, [members["large"]])
     assert made.descriptor.digest == expected(ZSTD, ["large"])[1]
+
+
+async def test_what_ends_before_its_segment_is_put_leaves_nothing_half_written(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers: list[MemoryWriter] = []
+
+    class Objects(MemoryObjects):
+        def writer(self, *, encoding: str = "") -> MemoryWriter:
+            writers.append(super().writer(encoding=encoding))
+            return writers[-1]
+
+    def fail() -> None:
+        raise OutsideError("it ends here")
+
+    place.objects = Objects()
+    members = filled(place)
+    layers = place.layers()
+    monkeypatch.setattr(layers.metrics, "segment_made", fail)  # its put has not begun
+    with pytest.raises(OutsideError, match="ends here"):
+        await layers.layer(ZSTD, [members["large"]])
+    assert [each.is_over for each in writers] == [True]
+    assert not any(key.startswith("images/") for key in place.objects.stored)
 
 
 @CODEC
