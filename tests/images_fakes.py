@@ -257,9 +257,9 @@ class MemoryObjects:
         self.trouble: OutsideError | None = None
         self.bytes_read = 0
 
-    def writer(self, *, encoding: str = "") -> "_MemoryWriter":
+    def writer(self, *, encoding: str = "") -> "MemoryWriter":
         self._ask("writer")
-        return _MemoryWriter(self)
+        return MemoryWriter(self)
 
     async def put_if_absent(self, key: str, data: bytes, *, encoding: str = "") -> bool:
         self._ask("put_if_absent")
@@ -303,8 +303,9 @@ class MemoryObjects:
             raise self.trouble
 
 
-class _MemoryWriter:
+class MemoryWriter:
     def __init__(self, objects: MemoryObjects) -> None:
+        self.is_over = False
         self._objects = objects
         self._data = bytearray()
 
@@ -320,6 +321,7 @@ class _MemoryWriter:
         return True
 
     async def discard(self) -> None:
+        self.is_over = True
         self._data.clear()
 
 

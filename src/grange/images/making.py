@@ -1,7 +1,7 @@
 """One layer, of the segments that are there and of NARs for the rest, in a stream."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -167,7 +167,7 @@ class LayerMaker:
         except BaseException:
             await put.discard()
             raise
-        await puts.start(put.commit(segment_key(codec.version, segment.digest)))
+        await puts.start(put, segment_key(codec.version, segment.digest))
         self._metrics.segment_made()
 
 
@@ -180,23 +180,26 @@ class _Puts:
     """Objects on their way into the store, while the next are made."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._puts: dict[asyncio.Task[None], Put] = {}
 
-    async def start(self, commit: Coroutine[None, None, None]) -> None:
-        self._tasks.add(asyncio.create_task(commit))
-        while len(self._tasks) > PUTS_WAITING_MAX:
-            done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+    async def start(self, put: Put, key: str) -> None:
+        self._puts[asyncio.create_task(put.commit(key))] = put
+        while len(self._puts) > PUTS_WAITING_MAX:
+            done, _ = await asyncio.wait(self._puts, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+                del self._puts[task]
 
     async def finish(self) -> None:
         """Wait for all; raises OutsideError where one failed."""
-        tasks, self._tasks = self._tasks, set()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        for outcome in await asyncio.gather(*self._puts, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
 
     async def cancel(self) -> None:
-        for task in self._tasks:
+        """Leave nothing behind of those that are not in the store."""
+        for task in self._puts:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._puts, return_exceptions=True)
+        for put in self._puts.values():  # a commit that had not begun has not given it up
+            await put.discard()
