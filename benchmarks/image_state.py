@@ -19,7 +19,7 @@ from grange.db.journal import SqliteJournal
 from grange.images.layers import Layers
 from grange.objects.directory import DirectoryObjects
 from grange.oci.descriptor import Member
-from grange.oci.segments import GZIP
+from grange.oci.segments import GZIP, ZSTD
 from grange.ports import Package, PackageSet
 from grange.scheduler.facts import Limits
 from grange.store.compression import NAR_SUFFIXES, compress
@@ -35,6 +35,7 @@ SOURCE: Final = Path("/usr/lib")  # what programs consist of, on every machine
 CONFIG: Final = """\
 [images]
 precompute = "never"
+zstd = {zstd}
 [images.evaluation]
 here = false
 [images.sources.bench]
@@ -57,10 +58,12 @@ class Known:
 class ImageState:
     """A state directory in the making; `fill` it, then run a farm in it."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, is_zstd: bool = False) -> None:
+        """`is_zstd`: there are segments in zstd, too, and whoever takes that gets it."""
         self.state = place.folder("farm")
         self.config = place.root / "farm.toml"
-        self.config.write_text(CONFIG)
+        self.config.write_text(CONFIG.format(zstd=str(is_zstd).lower()))
+        self._codecs = [GZIP, ZSTD] if is_zstd else [GZIP]
         self._nars = place.folder("nars")
         self._cache = DirectoryObjects(self.state / "cache")
         self._text = _text(64 << 20)
@@ -103,7 +106,8 @@ class ImageState:
         await journal.add_paths([each.narinfo for each in self.known], "source")
         layers = Layers(catalog=journal.images, objects=self._cache, narinfos=journal.narinfos)
         try:
-            await asyncio.gather(*(layers.layer(GZIP, [each.member]) for each in self.known))
+            for codec in self._codecs:
+                await asyncio.gather(*(layers.layer(codec, [each.member]) for each in self.known))
         finally:
             await layers.close()
         images = read_farm_file(self.config, Limits()).images
