@@ -306,6 +306,14 @@ async def test_a_farm_without_images_has_no_such_routes(tmp_path: Path) -> None:
         running = asyncio.create_task(farm.run())
         await farm.loop.ready.wait()
         assert (await http.get("/api/v1/images")).status_code == HTTPStatus.NOT_FOUND
+        inside = AppTransport(transport.app, asyncio.get_running_loop())
+
+        def ask() -> None:
+            with ImageClient("http://farm.example", transport=inside) as client:
+                client.images()
+
+        with pytest.raises(PeerError, match=r"makes no images: .* has no \[images\]"):
+            await asyncio.to_thread(ask)
         running.cancel()
         await asyncio.wait((running,))
     await farm.journal.close()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 
 from grange.client.image_models import GcRequest, MakeAnswer, MakeRequest
@@ -31,6 +32,7 @@ anonymous = "none"
 
 [images]
 fresh_s = 0
+anonymous_pulls = true
 
 [images.evaluation]
 here = true
@@ -113,6 +115,9 @@ def test_a_farm_makes_images_that_its_file_tells_of(farm: Farm, tmp_path: Path) 
         after = client.explain_image(hello)
         assert (after.is_made, after.digest) == (True, oci.digest)
         assert all(layer.is_known for layer in after.layers)
+        anyone = httpx.get(f"{farm.url}/v2/shell/hello/manifests/latest")
+        assert anyone.headers["docker-content-digest"] == oci.digest
+        assert httpx.get(f"{farm.url}/api/v1/images").status_code == 401
         assert {each.family for each in client.images()} == {"oci", "docker"}
         assert client.collect_images(GcRequest(is_dry=True)).blobs == 0
 

@@ -23,12 +23,24 @@ from grange.client.image_models import (
     TakeRequest,
     UsedRequest,
 )
+from grange.errors import PeerError
 
 BEYOND_S: Final = 30.0  # that a farm may be late with an answer which was to wait for something
 
 
 class ImageClient(GrangeClient):
     """A farm that makes images."""
+
+    def _call(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            return super()._call(method, path, **request)
+        except PeerError as error:
+            if str(error) != HTTPStatus.NOT_FOUND.phrase:  # nobody says so who knows of images
+                raise
+            raise PeerError(
+                f"the farm at {self.url} makes no images: the file of its --config has no [images] "
+                "(docs/operating/images.md), or it is older than this client"
+            ) from None
 
     def make_image(self, wanted: MakeRequest) -> MakeAnswer:
         """Have it made, and wait for at most `wanted.wait_s`; what is refused is an answer too."""
