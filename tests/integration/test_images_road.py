@@ -28,6 +28,10 @@ let make = "$b mkdir -p $out/bin; echo $name > $out/bin/$name"; in rec {
   flopper = step "flopper" { inherit flop; } make;
   lost = step "lost" { } make;
   loser = step "loser" { inherit lost; } "${make}; echo $lost >> $out/bin/loser";
+  stopped = step "stopped" { } ''STOP
+    ${make}'';
+  sourced = step "sourced" { text = builtins.path { name = "text"; path = ./text; }; }
+    "$b cp $text $out";
   capitalLetters = step "capitals" { } make;
 }
 """
@@ -37,10 +41,15 @@ wait_s = 1
 precompute = "never"
 
 [images.sources.main]
-path = "packages.nix"
+path = "packages"
 
 [images.evaluation]
 here = {here}
+
+[retention]
+keep = {{ last = 0, days = 0 }}
+unreferenced_days = 0
+promise_s = 0.001
 """
 
 
@@ -56,7 +65,10 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     config = write_config(folder, here=True)
     with running_farm(folder / "farm", "--config", config) as farm:
         text = PACKAGES.replace("PRELUDE", farm.prelude).replace("GATE", wait_at("gated"))
-        (folder / "packages.nix").write_text(text)
+        packages = folder / "packages"
+        packages.mkdir()
+        (packages / "default.nix").write_text(text.replace("STOP", wait_at("stopped")))
+        (packages / "text").write_text("a source\n")
         yield farm
 
 
@@ -137,7 +149,7 @@ def test_a_build_that_fails_is_told_with_its_log_and_what_to_do(farm: Farm) -> N
 
 def test_what_was_lost_of_the_cache_is_built_again(farm: Farm) -> None:
     manifest(farm, "hello")  # so that the packages are evaluated
-    drv = farm.drv(f"(import {farm.root.parent}/packages.nix {{ }}).loser")
+    drv = farm.drv(f"(import {farm.root.parent}/packages {{ }}).loser")
     build = farm.succeed(farm.submit(drv))
     [loser] = build.outputs.values()
     references = farm.narinfo(loser).text.split("References: ")[1].split("\n")[0].split()
@@ -149,6 +161,34 @@ def test_what_was_lost_of_the_cache_is_built_again(farm: Farm) -> None:
     assert len(manifest(farm, "loser")["layers"]) == 5  # with lost, cacert, iana-etc and the root
     assert len(farm.attempts(build, "loser")) == 2
     assert len(farm.attempts(build, "lost")) == 2
+
+
+def test_a_build_that_is_cancelled_is_told_as_such(farm: Farm) -> None:
+    farm.shut("stopped")
+    assert asked(farm, "stopped").status_code == 429
+    [build] = until(lambda: builds_of(farm, "stopped"), "it should be submitted")
+    farm.client.cancel(build.id)
+    error = error_of(pulled(farm, "stopped"))
+    assert (error["code"], error["message"]) == (
+        "MANIFEST_UNKNOWN",
+        f"the build of stopped was cancelled (build {build.id}); it is built anew when the image "
+        "is asked for again",
+    )
+    farm.open("stopped")
+
+
+def test_an_image_whose_sources_were_collected_is_evaluated_and_built_anew(farm: Farm) -> None:
+    first = manifest(farm, "sourced")
+    dropped = farm.post("/api/v1/images/gc", json={"unused_s": 0}).json()
+    assert dropped["images"]
+    gone = farm.client.collect().paths
+    for name in ("-sourced", "-text"):
+        assert any(path.endswith(name) for path in gone), (name, gone)
+    again = manifest(farm, "user.7/sourced")  # which is not in memory, as the first is
+    assert again["layers"] == first["layers"]
+    assert len(builds_of(farm, "sourced")) == 2
+    assert farm.coordinator is not None
+    assert "sourced is evaluated again: sources" in farm.coordinator.log
 
 
 def test_a_known_commit_takes_no_evaluator(farm: Farm) -> None:
