@@ -1,12 +1,16 @@
 """The registry in a farm's application: behind its doors, by its rights, in its errors' form."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from grange.identity import Role
+from grange.oci.refusal import Code
 from grange.web.app import make_app
 from tests.registry_place import FakeImages
 from tests.web_place import WebPlace, make_farm, shown, web_place
@@ -73,6 +77,47 @@ async def test_nothing_is_written_and_all_errors_are_a_registrys(place: WebPlace
     assert refused(await place.http.get("/v2/_catalog", headers=headers)) == (404, "NAME_UNKNOWN")
     assert "error" in (await place.http.get("/v3/", headers=headers)).json()
     assert (await place.http.get("/api/v1/audit", headers=headers)).json() == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/\udcff/manifests/main",
+        "/v2/git/manifests/\0",
+        "/v2/git/manifests/main\r\nx: y",
+        "/v2/" + "a/" * 20_000 + "manifests/main",
+        "/v2/git/blobs/sha256:" + "\u0660" * 64,
+        "/v2/git/tags/list/",
+        "/v2//",
+        "/v2/v2/",
+        "/v2/.narinfo",
+        "/v2/nar/x.narinfo",
+    ],
+)
+async def test_odd_paths_through_all_doors(tmp_path: Path, path: str) -> None:
+    async with web_place(tmp_path, may_all_pull=True) as place:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "raw_path": b"/",
+            "query_string": b"",
+            "headers": [],
+            "client": ("192.0.2.9", 1),
+            "server": ("farm.example", 80),
+            "scheme": "http",
+            "http_version": "1.1",
+            "root_path": "",
+        }
+        await place.app(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+        assert sent[0]["status"] in (400, 404)
+        [error] = json.loads(sent[1]["body"])["errors"]
+        assert error["code"] in {code.value for code in Code}
 
 
 async def test_a_coordinator_that_stands_by_answers_by_itself(

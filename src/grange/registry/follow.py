@@ -39,6 +39,8 @@ class FollowedImages:
                 self._learn(await self._ask())
             except GrangeError as error:
                 log.warning("which images there are is not known anew: %s", error)
+            except Exception:  # a bug must not end this unheard, while all else goes on
+                log.exception("which images there are is not known anew")
             await asyncio.sleep(SOON_S if self._known is None else ASK_S)
 
     def _learn(self, told: RegistrySettings) -> None:
