@@ -39,6 +39,7 @@ from grange.oci.manifest import (
     Variant,
     image,
 )
+from grange.oci.refusal import RefusedError
 from grange.ports import ImageKey, ImageRecord, ImageRequest, Made, Pending, Resolution, RuntimeWish
 from grange.registry.app import RegistryOptions
 from grange.registry.follow import FollowedImages
@@ -366,7 +367,7 @@ def followed(
 
 
 async def test_settings_are_heeded_as_they_change_and_kept_while_nobody_answers(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("grange.registry.follow.SOON_S", 0)
     monkeypatch.setattr("grange.registry.follow.ASK_S", 0)
@@ -383,7 +384,11 @@ async def test_settings_are_heeded_as_they_change_and_kept_while_nobody_answers(
     wish = RuntimeWish()
     with pytest.raises(OutsideError, match="no coordinator has told"):
         await one.manifest("hello", "latest", [], wish, 1)
-    asks += [settings, away, settings.model_copy(update={"fresh_s": 6})]
+    with pytest.raises(OutsideError, match="no coordinator has told"):
+        await one.tags("hello")
+    with pytest.raises(RefusedError, match="no image here has the digest"):
+        await one.manifest("hello", "sha256:" + "0" * 64, [], wish, 1)
+    asks += [away, settings, away, settings.model_copy(update={"fresh_s": 6})]
     following = asyncio.create_task(one.follow())
     await asyncio.wait_for(is_over.wait(), READY_S)
     following.cancel()
@@ -391,6 +396,8 @@ async def test_settings_are_heeded_as_they_change_and_kept_while_nobody_answers(
     assert [*images.settings.sources] == ["b", "a"], "the first stays the first"
     assert images.settings.fresh_s == 6
     assert images.settings.is_zstd_allowed
+    assert len(caplog.records) == 2, "each time that it goes away is told once"
+    assert await one.tags("hello") == []
 
 
 # --- The command ------------------------------------------------------------------------------

@@ -31,17 +31,25 @@ class FollowedImages:
         self._images = images
         self._ask = ask
         self._known: RegistrySettings | None = None
+        self._trouble = ""  # that the log has been told of
 
     async def follow(self) -> None:
         """Until cancelled: ask for the settings, and go by them."""
         while True:
             try:
                 self._learn(await self._ask())
+                self._tell("")
             except GrangeError as error:
-                log.warning("which images there are is not known anew: %s", error)
+                self._tell(str(error))
             except Exception:  # a bug must not end this unheard, while all else goes on
-                log.exception("which images there are is not known anew")
+                log.exception("which package sources there are is not known anew")
             await asyncio.sleep(SOON_S if self._known is None else ASK_S)
+
+    def _tell(self, trouble: str) -> None:
+        """Once for each trouble, however often it is met."""
+        if trouble and trouble != self._trouble:
+            log.warning("which package sources there are is not known anew: %s", trouble)
+        self._trouble = trouble
 
     def _learn(self, told: RegistrySettings) -> None:
         if told == self._known:
@@ -56,19 +64,26 @@ class FollowedImages:
     async def manifest(
         self, name: str, reference: str, accept: Sequence[str], wish: RuntimeWish, wait_s: float
     ) -> Served:
-        if self._known is None and not isinstance(parse_reference(reference), Digest):
-            raise OutsideError(
-                "no coordinator has told this registry yet which package sources there are; ask "
-                "again in a moment"
-            )
-        held_s = wait_s if self._known is None else self._known.wait_s
+        if isinstance(parse_reference(reference), Digest):
+            held_s = wait_s
+        else:
+            held_s = self._settings().wait_s
         return await self._images.manifest(name, reference, accept, wish, held_s)
 
     async def blob(self, digest: str) -> BlobBytes | Document | None:
         return await self._images.blob(digest)
 
     async def tags(self, name: str) -> list[str]:
+        self._settings()
         return await self._images.tags(name)
+
+    def _settings(self) -> RegistrySettings:
+        if self._known is None:
+            raise OutsideError(
+                "no coordinator has told this registry yet which package sources there are; ask "
+                "again in a moment"
+            )
+        return self._known
 
 
 def _source(name: str, settings: str) -> PackageSource:
