@@ -168,16 +168,16 @@ class Blob:
                 at = self._starts[index]
                 part = self._parts[index]
                 span = max(start - at, 0), min(end - at, part.size)
-                if data is not None:
+                if isinstance(data, bytes):
                     yield data[slice(*span)]
                     continue
                 assert isinstance(part, Stored)
-                async with aclosing(self._stream(part, *span)) as pieces:
+                async with aclosing(self._stream(part, *span, is_there=data)) as pieces:
                     async for piece in pieces:
                         yield piece
 
-    async def _load(self, part: Part) -> bytes | None:
-        """A small part, whole; of a large one just that it is there, or on its way."""
+    async def _load(self, part: Part) -> bytes | bool:
+        """A small part, whole; of a large one just whether it is there, or else on its way."""
         if isinstance(part, Constant):
             return part.data
         if part.size <= SMALL_BYTES:
@@ -186,16 +186,18 @@ class Blob:
                 return data
         spool = await self._lost.find(part)
         if spool is None:
-            return None
+            return True
         try:
             if part.size > SMALL_BYTES:
-                return None
+                return False
             return b"".join([piece async for piece in spool.read(0, part.size)])
         finally:
             spool.release()
 
-    async def _stream(self, part: Stored, start: int, end: int) -> AsyncGenerator[bytes, None]:
-        spool = await self._lost.find(part)
+    async def _stream(
+        self, part: Stored, start: int, end: int, *, is_there: bool
+    ) -> AsyncGenerator[bytes, None]:
+        spool = None if is_there else await self._lost.find(part)
         if spool is None:
             async for piece in self._lost.objects.read(part.key, start, end):
                 yield piece
