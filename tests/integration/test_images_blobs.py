@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import tracemalloc
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
@@ -303,6 +305,28 @@ async def test_layers_of_another_release(place: Place, objects: Objects) -> None
     await objects.delete(frame_key(OLD, "end"))
     with pytest.raises(OutsideError, match="this release would make other bytes"):
         await layers.blob(made.descriptor.digest)
+
+
+@CODEC
+async def test_memory_is_bounded_whatever_the_size(
+    place: Place, tmp_path: Path, codec: Codec
+) -> None:
+    huge = place.add("huge", Directory({b"noise": File(NOISE), b"zeros": File(bytes(64 << 20))}))
+    objects = DirectoryObjects(tmp_path / "store")
+    await place.copy(objects)
+    layers = place.layers(objects=objects)
+    tracemalloc.start()
+    made = await layers.layer(codec, [huge])
+    await lose(objects, "images/segments")
+    blob = await layers.blob(made.descriptor.digest)
+    assert blob is not None
+    hasher = sha256()
+    async for piece in blob.read(0, blob.size):
+        hasher.update(piece)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert f"sha256:{hasher.hexdigest()}" == made.descriptor.digest
+    assert peak < 32 << 20
 
 
 class FullWriter:
