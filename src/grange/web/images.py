@@ -95,7 +95,7 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
     async def make(wanted: MakeRequest) -> MakeAnswer:
         """Have an image made, and wait for it for `wait_s`. It is made however the caller goes."""
         try:
-            request = _request(wanted, parts.sources())
+            request = request_of(wanted, parts.sources())
             made = await parts.maker.make(request, wanted.wait_s)
         except RefusedError as error:
             return MakeAnswer(
@@ -119,7 +119,7 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
     @api.post("/images/explain", dependencies=[needs(Role.READ)])
     async def explain(wanted: MakeRequest) -> ExplainAnswer:
         """Which layers an image has, or would have, and why; `wait_s` means nothing here."""
-        return await parts.explainer.explain(_request(wanted, parts.sources()))
+        return await parts.explainer.explain(request_of(wanted, parts.sources()))
 
     @api.get("/images", dependencies=[needs(Role.READ)])
     async def images(
@@ -176,8 +176,9 @@ def _evaluation_calls(api: APIRouter, evaluations: Evaluations) -> None:
         evaluations.finish(id, result)
 
 
-def _request(wanted: MakeRequest, sources: Collection[str]) -> ImageRequest:
-    """Raises RefusedError for what is no image, or no way to start one."""
+def request_of(wanted: MakeRequest, sources: Collection[str]) -> ImageRequest:
+    """What is asked for; `sources` as of `ImageParts`. Raises RefusedError for what is no image, or
+    no way to start one."""
     family, compression = Family(wanted.family), Compression(wanted.compression)
     if (family, compression) == (Family.DOCKER, Compression.ZSTD):
         raise RefusedError(
@@ -187,7 +188,8 @@ def _request(wanted: MakeRequest, sources: Collection[str]) -> ImageRequest:
     cut = len(wanted.entrypoint)
     user = parse_user(wanted.user) if wanted.user else ""
     name = parse_name(wanted.name, sources)
-    if name.source == next(iter(sources), None):
+    is_usual = name.source == next(iter(sources), None)
+    if is_usual and set(sources).isdisjoint(name.packages):  # else it must be said
         name = replace(name, source=None)
     if wanted.system:
         name = replace(name, is_arm64=wanted.system == "aarch64-linux")
