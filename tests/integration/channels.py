@@ -17,6 +17,7 @@ class Channels:
         self.url = f"{origin}/channel"
         self.files: dict[str, bytes] = {}
         self.target = ""
+        self.next_target = ""  # from the first answer on
 
     def release(self, name: str, commit: str, text: str) -> None:
         self.files[f"/releases/{name}/git-revision"] = commit.encode()
@@ -25,9 +26,10 @@ class Channels:
     def archive(self, commit: str, text: str) -> None:
         self.files[f"/archive/{commit}.tar.gz"] = _tar(text, "gz")
 
-    def point(self, name: str) -> None:
-        """Have the channel be at this release."""
+    def point(self, name: str, then: str = "") -> None:
+        """Have the channel be at this release, and at the next as soon as somebody has asked."""
         self.target = f"{self.origin}/releases/{name}"
+        self.next_target = f"{self.origin}/releases/{then}" if then else ""
 
 
 def _tar(text: str, compression: str) -> bytes:
@@ -54,6 +56,7 @@ def running_channels() -> Iterator[Channels]:
                 self.send_header("location", target)
                 self.send_header("content-length", "0")
                 self.end_headers()
+                channels.target = channels.next_target or channels.target
                 return
             body = channels.files.get(self.path)
             self.send_response(404 if body is None else 200)

@@ -277,6 +277,14 @@ async def test_a_channel_is_the_release_it_redirects_to(place: Place, channels: 
     assert (kind, "only 'latest' and commits" in said) == ("unknown tag", True)
 
 
+async def test_a_channel_may_move_on_at_any_time(place: Place, channels: Channels) -> None:
+    one, two = "1" * 40, "2" * 40
+    channels.release("24.11.1", one, "{ }: { one = 1; }")
+    channels.release("24.11.2", two, "{ }: { two = 2; }")
+    channels.point("24.11.1", then="24.11.2")
+    assert await text_of(place, source("channel", channels.url), one) == "{ }: { one = 1; }"
+
+
 @pytest.mark.parametrize(
     ("says", "words"),
     [(b"<html>", "no commit"), (b"x" * 100_000, "no commit"), (None, "it answers 404")],

@@ -43,21 +43,23 @@ let
       why = refusal name meta;
       refused = throw "Package ‘${name}’ in ${toString ./default.nix} ${why}, refusing to evaluate.";
       checked = value: if why == null then value else refused;
+      described = one: one // {
+        drvPath = checked one.drvPath;
+        outPath = checked one.outPath;
+        meta = {
+          outputsToInstall =
+            if builtins.elem "bin" outputs then [ "bin" ] ++ (if builtins.elem "man" outputs then [ "man" ] else [ ])
+            else [ "out" ];
+          unfree = false;
+          broken = false;
+          insecure = meta ? knownVulnerabilities;
+          unsupported = meta ? platforms && !(builtins.elem system meta.platforms);
+          available = why == null;
+        } // meta;
+      };
+      output = name: { inherit name; value = described drv.${name} // { outputSpecified = true; }; };
     in
-    drv // {
-      drvPath = checked drv.drvPath;
-      outPath = checked drv.outPath;
-      meta = {
-        outputsToInstall =
-          if builtins.elem "bin" outputs then [ "bin" ] ++ (if builtins.elem "man" outputs then [ "man" ] else [ ])
-          else [ "out" ];
-        unfree = false;
-        broken = false;
-        insecure = meta ? knownVulnerabilities;
-        unsupported = meta ? platforms && !(builtins.elem system meta.platforms);
-        available = why == null;
-      } // meta;
-    };
+    described drv // builtins.listToAttrs (map output outputs);
 
   prelude = ''
     mkdir() { "$busybox" mkdir "$@"; }

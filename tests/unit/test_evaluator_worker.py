@@ -231,8 +231,10 @@ async def test_it_outlives_a_farm_that_cannot_be_reached(caplog: pytest.LogCaptu
             "no evaluation can be taken: no farm answers",
         ]
         stage.farm.troubles["finish"] += [away, away]
+        stage.farm.troubles["take"].append(away)
         assert await stage.end("a") == FOUND
-        assert stage.paused[4:] == [*BACK_OFF_S[:2]]
+        await stage.begin("b")
+        assert stage.paused[4:] == [*BACK_OFF_S[:2], BACK_OFF_S[0]]
 
 
 async def test_a_finish_that_is_not_wanted_is_not_tried_again() -> None:
