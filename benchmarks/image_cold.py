@@ -29,9 +29,10 @@ def image_cold(place: Place, runs: int) -> Result:
     megabytes = sum(nar.nar_bytes for nar in nars) / 1e6
     archive = root.parent / "image.tar.gz"
     pipe = f"tar --create --sort=name --directory={root} nix | gzip > {archive}"
-    ours, rival, layers, blob_mb = [], [], 0.0, 0.0
+    ours, in_zstd, rival, layers, blob_mb = [], [], [], 0.0, 0.0
     for _ in range(runs):
         rival.append(megabytes / place.run(["sh", "-c", pipe])[0])
+        in_zstd.append(megabytes / layers_of(place, store, "zstd", nars)[0])
         wall_s, _, _, _, layers, blob_bytes = layers_of(place, store, "gzip", nars)
         ours.append(megabytes / wall_s)
         blob_mb = blob_bytes / 1e6
@@ -41,6 +42,7 @@ def image_cold(place: Place, runs: int) -> Result:
         aim="ratio >= 1.0",
         ours=Series("layers of an image", "MB/s", ours),
         rival=Series("tar | gzip", "MB/s", rival),
+        others=(Series("layers of an image, in zstd", "MB/s", in_zstd),),
         also={"blob_mb": blob_mb, "rival_mb": rival_mb},
         notes=(
             f"{len(nars)} store paths, {megabytes:.0f} MB, of files of {SOURCE}; ours without "
