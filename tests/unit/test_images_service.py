@@ -186,6 +186,34 @@ async def test_a_tag_that_cannot_be_looked_up_again_is_served_with_a_warning() -
         place.evaluator.fails = None
 
 
+async def test_a_tag_nobody_pulled_for_long_is_no_reason_to_warn() -> None:
+    async with image_place() as place:
+        first = await pulled(place, "hello")
+        place.clock.now += 30 * 86_400.0
+        place.evaluator.has_job.clear()
+        assert await pulled(place, "hello") == first
+        await place.evaluator.has_job.wait()
+        await place.rest()
+        place.clock.now += LATE_S
+        assert await pulled(place, "hello") == first  # it was looked up, and is the same
+
+
+async def test_where_nothing_is_to_be_old_tags_are_looked_up_before_they_are_served() -> None:
+    async with image_place(fresh_s=0.0) as place:
+        first = await pulled(place, "hello")
+        place.clock.now += TAG_KEPT_S
+        assert await pulled(place, "hello") == first
+        moved = place.evaluator.commits["latest"] = "d" * 40
+        place.clock.now += TAG_KEPT_S
+        assert (await pulled(place, "hello")).commit == moved
+        place.evaluator.fails = EvaluationResult(failure="source", message="unreachable")
+        place.clock.now += TAG_KEPT_S
+        old = await pulled(place, "hello")
+        assert (old.commit, old.warnings) == (moved, ())
+        place.clock.now += LATE_S
+        assert len((await pulled(place, "hello")).warnings) == 1
+
+
 async def test_tags_are_those_of_the_source_with_their_commits() -> None:
     async with image_place() as place:
         place.evaluator.commits["release"] = "e" * 40

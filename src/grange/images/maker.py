@@ -81,7 +81,7 @@ class FarmMaker:
         self._metrics = metrics or ImageMetrics(CollectorRegistry())
         self._images: Flights[_ImageFlight, Made] = Flights(flights_max)
         self._plans: Flights[tuple[ImageName, Tag], Plan] = Flights(flights_max)
-        self._lookups: Flights[tuple[str, Tag], None] = Flights(flights_max)
+        self._lookups: Flights[tuple[str, Tag], str] = Flights(flights_max)
 
     @property
     def settings(self) -> ImageSettings:
@@ -139,7 +139,7 @@ class FarmMaker:
         settings = self.settings
         source = settings.source_of(request.name)
         wanted = Wanted(settings.usual_name(request.name), request.tag, source)
-        known = await self._known_commit(request, source)
+        known = await self._known_commit(request, source, flight)
         if known is not None:
             packages = source.at(known)
             record = await self._catalog.image(key_of(wanted.name, packages, request.variant, wish))
@@ -186,27 +186,35 @@ class FarmMaker:
 
     # --- What a tag stands for -----------------------------------------------------------------
 
-    async def _known_commit(self, request: ImageRequest, source: PackageSource) -> str | None:
-        """What the tag stood for when it was last looked up. Where that is long ago, it is looked
-        up again meanwhile."""
+    async def _known_commit(
+        self, request: ImageRequest, source: PackageSource, flight: Flight[Made]
+    ) -> str | None:
+        """What the tag stands for. Where that was found long ago, it is looked up again meanwhile;
+        where nothing is to be old, before."""
         if request.tag.is_commit:
             return str(request.tag)
         known = await self._catalog.resolution(source.spec.name, request.tag)
         if known is None:
             return None
-        if self._clock.wall_s() - known.resolved >= self.settings.fresh_s:
-            try:
-                self._lookups.join(
-                    (source.spec.name, request.tag),
-                    lambda _: self._look_up(request, source, known.commit),
-                )
-            except GrangeError:
-                pass  # it failed a moment ago, which the log tells
+        if self._clock.wall_s() - known.resolved < self.settings.fresh_s:
+            return known.commit
+        try:
+            looking = self._lookups.join(
+                (source.spec.name, request.tag),
+                lambda own: self._look_up(request, source, known.commit, own),
+            )
+            if not self.settings.fresh_s:
+                return await flight.after(looking)
+        except GrangeError as error:
+            log.info("%s of %s stays %s: %s", request.tag, source.spec.name, known.commit, error)
         return known.commit
 
-    async def _look_up(self, request: ImageRequest, source: PackageSource, before: str) -> None:
-        """Where the tag has moved, it stands for the new commit once this image of it is made, or
-        cannot be: until then all get the old one at once."""
+    async def _look_up(
+        self, request: ImageRequest, source: PackageSource, before: str, flight: Flight[str]
+    ) -> str:
+        """What the tag stands for now. Where it has moved, that is remembered once this image of
+        the new commit is made, or cannot be: until then all get the old one at once."""
+        flight.tell(Progress(f"looking up what {request.tag} stands for"))
         commit = await self._sources.commit_of(source, request.tag, request.name.system)
         if commit != before:
             log.info("%s of %s is now %s", request.tag, source.spec.name, commit)
@@ -215,12 +223,13 @@ class FarmMaker:
                 wish = wished(request.name, request.wish)
                 name = self.settings.usual_name(request.name)
                 key = name, pinned.tag, request.variant, wish
-                await landed(
-                    self._images.join(key, lambda flight: self._make(pinned, wish, flight))
+                await flight.after(
+                    self._images.join(key, lambda own: self._make(pinned, wish, own))
                 )
             except GrangeError as error:
                 log.warning("%s at %s: %s", request.name.show(), commit, error)
         await self._sources.resolved(source, request.tag, commit)
+        return commit
 
     # --- What the image has in it ----------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from grange.ports import (
     Maker,
     PackageSet,
     Pending,
+    Resolution,
     RuntimeWish,
 )
 from grange.scheduler.facts import BuildId
@@ -84,6 +85,8 @@ class Images:
         self._layers = layers
         self._clock = clock
         self._kept: OrderedDict[_Key, tuple[float, Served]] = OrderedDict()
+        # Since when tags are known to be old, and when those had been looked up; oldest first.
+        self._stale_since: dict[tuple[str, str], tuple[float, float]] = {}
         self._used: set[str] = set()  # since the last note
         self._noted = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -200,16 +203,30 @@ class Images:
         known = await self._catalog.resolution(source.spec.name, tag)
         if known is None:
             return None, ()
-        late_s = self._clock.wall_s() - known.resolved - self._settings.fresh_s
-        if late_s < 0:
+        age_s = self._clock.wall_s() - known.resolved
+        if age_s < self._settings.fresh_s:
             return known.commit, ()
+        warnings = self._stale(known, age_s)
+        if not self._settings.fresh_s:
+            return None, warnings  # who makes images looks it up, and waits for that
         self._spawn(self._refresh(request))
-        if late_s < LATE_S:
-            return known.commit, ()
-        hours = (late_s + self._settings.fresh_s) / 3600
-        return known.commit, (
-            f"{tag} of {source.spec.name} was last looked up {hours:.1f} hours ago, and since then "
-            "that has failed; the coordinator's log says why",
+        return known.commit, warnings
+
+    def _stale(self, known: Resolution, age_s: float) -> tuple[str, ...]:
+        """What to say of a tag that is being looked up again, once that takes too long."""
+        tag, now = (known.source, known.tag), self._clock.monotonic_s()
+        since, resolved = self._stale_since.get(tag, (now, 0.0))
+        if resolved != known.resolved:
+            self._stale_since.pop(tag, None)
+            self._stale_since[tag] = now, known.resolved
+            if len(self._stale_since) > KEPT_MAX:
+                del self._stale_since[next(iter(self._stale_since))]
+            return ()
+        if now - since < LATE_S:
+            return ()
+        return (
+            f"{known.tag} of {known.source} was last looked up {age_s / 3600:.1f} hours ago, and "
+            "since then that has failed; the coordinator's log says why",
         )
 
     async def _refresh(self, request: ImageRequest) -> None:
