@@ -1,4 +1,4 @@
-"""image-changes: what clients fetch again after one file of one of 200 paths has changed.
+"""image-changes: what clients fetch again after one file of one path of an image has changed.
 
 A file that changes makes a path and all that needs it anew: their hashes change, as Nix has it.
 The rival puts the whole closure into one layer. As others do it: so many layers for the largest
@@ -21,6 +21,8 @@ from grange.store.narinfo import PathInfo
 from grange.store.path import StorePath
 
 PATHS: Final = 200
+MANY: Final = 1_500  # paths, so that few of them can have a layer of their own
+MANY_CHANGES: Final = 30  # tried of those
 NEAR: Final = 30  # how far back what a path needs may be
 Split = Callable[[list[PathInfo]], Iterable[list[PathInfo]]]
 
@@ -32,39 +34,52 @@ def image_changes(_place: Place, runs: int) -> Result:
         "one": lambda closure: [closure],
         "largest": _largest_alone,
     }
-    shares: dict[str, list[float]] = {name: [] for name in (*splits, "least")}
+    few: dict[str, list[float]] = {name: [] for name in (*splits, "least")}
+    many: dict[str, list[float]] = {name: [] for name in (*splits, "least")}
     for run in range(runs):
-        for name, share in _shares(random.Random(run), splits).items():
-            shares[name].append(share)
+        for name, share in _shares(random.Random(run), splits, PATHS, PATHS).items():
+            few[name].append(share)
+        for name, share in _shares(random.Random(run), splits, MANY, MANY_CHANGES).items():
+            many[name].append(share)
+    largest = f"the {BUDGET - 2} largest alone, one of the rest"
     return Result(
         bench="image-changes",
         aim="little more than what is built anew",
-        ours=Series(f"layers by size and need, {BUDGET} at most", "%", shares["ours"]),
-        rival=Series("one layer of everything", "%", shares["one"]),
+        ours=Series(f"{PATHS} paths: layers by size and need", "%", few["ours"]),
+        rival=Series(f"{PATHS} paths: one layer", "%", few["one"]),
         others=(
-            Series(f"the {BUDGET - 2} largest alone, one of the rest", "%", shares["largest"]),
-            Series("only what is built anew", "%", shares["least"]),
+            Series(f"{PATHS} paths: {largest}", "%", few["largest"]),
+            Series(f"{PATHS} paths: only what is built anew", "%", few["least"]),
+            Series(f"{MANY:,} paths: layers by size and need", "%", many["ours"]),
+            Series(f"{MANY:,} paths: {largest}", "%", many["largest"]),
+            Series(f"{MANY:,} paths: only what is built anew", "%", many["least"]),
         ),
-        notes=(f"each of {PATHS} paths changed in turn; a run is another closure",),
+        notes=(
+            f"{BUDGET} layers at most; each of {PATHS} paths changed in turn, {MANY_CHANGES} of "
+            f"{MANY:,}; a run is another closure",
+        ),
     )
 
 
-def _shares(drawn: random.Random, splits: dict[str, Split]) -> dict[str, float]:
-    sizes = [int(10 ** drawn.uniform(3, 7.5)) for _ in range(PATHS)]
+def _shares(
+    drawn: random.Random, splits: dict[str, Split], paths: int, changes: int
+) -> dict[str, float]:
+    sizes = [int(10 ** drawn.uniform(3, 7.5)) for _ in range(paths)]
     needs: list[set[int]] = [set()]
-    for number in range(1, PATHS):
+    for number in range(1, paths):
         earlier = range(max(0, number - NEAR), number)
         needs.append({drawn.choice(earlier) for _ in range(2)})
     before = _closure(sizes, needs, None)
     known = {name: set(map(_key, split(before))) for name, split in splits.items()}
     fetched = dict.fromkeys([*splits, "least"], 0)
-    for changed in range(PATHS):
+    there = set(before)
+    for changed in range(0, paths, paths // changes):
         after = _closure(sizes, needs, changed)
-        fetched["least"] += _weight(info for info in after if info not in before)
+        fetched["least"] += _weight(info for info in after if info not in there)
         for name, split in splits.items():
             new = (group for group in split(after) if _key(group) not in known[name])
             fetched[name] += sum(map(_weight, new))
-    return {name: 100 * size / (PATHS * sum(sizes)) for name, size in fetched.items()}
+    return {name: 100 * size / (changes * sum(sizes)) for name, size in fetched.items()}
 
 
 def _closure(sizes: list[int], needs: list[set[int]], changed: int | None) -> list[PathInfo]:
