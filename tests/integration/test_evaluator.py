@@ -188,6 +188,7 @@ async def test_who_ends_nix_is_blamed_and_the_others_are_had(place: Place) -> No
         "importing": "because the option 'allow-import-from-derivation' is disabled",
         "misspelled": "attribute 'helo' missing",
         "pretender": "attribute 'drvPath' missing",
+        "unending": "infinite recursion encountered",
         "typing": "value is a string while a set was expected",
         "wordy": "attribute 'outPath' missing",
     }
@@ -263,19 +264,21 @@ async def test_a_tree_that_others_write_sees_nothing_of_this_machine(
     place: Place, tmp_path: Path
 ) -> None:
     (tmp_path / "secret").write_text("a key")
-    text = """{ system, ... }: {
+    text = """{ system, overlays, ... }: let set = {
       outside = derivation { name = builtins.readFile SECRET; inherit system; builder = "/a"; };
       linked = derivation { name = builtins.readFile ./link; inherit system; builder = "/a"; };
       fetched = builtins.fetchTarball "file://SECRET";
       inside = derivation { name = builtins.readFile ./name; inherit system; builder = "/a"; };
-    }""".replace("SECRET", f"{tmp_path}/secret")
+    }; in set // builtins.head overlays set set""".replace("SECRET", f"{tmp_path}/secret")
     tree = set_of(tmp_path / "set", text)
     (tree / "name").write_text("inside")
     (tree / "link").symlink_to(tmp_path / "secret")
     asked = ("inside", "outside", "linked", "fetched")
-    spec = source("git", "https://example.org/set.git")
-    _, found = await place.evaluate(job(*asked, spec=spec), tree)
+    overlay = "final: prev: { added = prev.inside; }"
+    spec = source("git", "https://example.org/set.git", overlays=[overlay])
+    _, found = await place.evaluate(job("added", *asked, spec=spec), tree)
     assert found["inside"].drv_path
+    assert found["added"].drv_path == found["inside"].drv_path
     for name in ("outside", "linked", "fetched"):
         assert "restricted mode" in found[name].message, name
         assert "a key" not in found[name].message

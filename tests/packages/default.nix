@@ -270,14 +270,15 @@ let
     typing = self.hello.name.version;
     misspelled = { }.helo;
     circular = self.circular;
+    unending = let more = [ self.hello ] ++ more; in more;
     bottomless = let dig = number: 1 + dig (number + 1); in dig 0;
     importing = import (self.hello + "/expression.nix");
 
     # Evaluations that do not end, or not soon, or not quietly.
     endless = builtins.foldl' (sum: number: sum + add 100000) 0 (builtins.genList (number: number) 1000000);
     hungry = builtins.length (builtins.concatLists (builtins.genList (number: builtins.genList (n: [ n ]) 1000000) 4000));
-    loud = builtins.foldl' (sum: number: builtins.trace loudly (sum + number)) 0 (builtins.genList (number: number) 100000);
-    wide = builtins.listToAttrs (builtins.genList (number: { name = "attribute-with-a-long-name-of-its-own-${toString number}"; value = self.hello; }) 400000);
+    loud = builtins.foldl' (sum: number: builtins.trace (loudly 1024) (sum + number)) 0 (builtins.genList (number: number) 100000);
+    wide = builtins.listToAttrs (builtins.genList (number: { name = "${loudly 12}${toString number}"; value = self.hello; }) 90000);
 
     # Builds that fail, or wait for a test.
     failing = package {
@@ -298,7 +299,7 @@ let
   };
 
   add = to: builtins.foldl' (sum: number: sum + number) 0 (builtins.genList (number: number) to);
-  loudly = builtins.concatStringsSep "" (builtins.genList (number: "0123456789abcdef") 1024);
+  loudly = times: builtins.concatStringsSep "" (builtins.genList (number: "0123456789abcdef") times);
 
   extended = builtins.foldl'
     (set: overlay: self: let before = set self; in before // overlay self before)
