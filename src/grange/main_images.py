@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -166,7 +167,11 @@ class FarmImages:
         farm.on_published = self._filler.published
         if self._filler.wants_diff_ids:
             farm.uploads.want_diff_ids(self._filler.verified)
-        farm.while_leading += [self._maker.run, self._filler.run, self._collector.run]
+        farm.while_leading += [
+            partial(_kept_up, "what makes images", self._maker.run),
+            partial(_kept_up, "what makes layers ahead of need", self._filler.run),
+            partial(_kept_up, "the collection of images", self._collector.run),
+        ]
 
     def evaluate(self, app: object, nix_config: str) -> None:
         """Evaluate packages here while this process leads, if the file says so or nothing of it and
@@ -174,27 +179,21 @@ class FarmImages:
         machine says."""
         is_here = self._file.evaluates_here
         if is_here or (is_here is None and shutil.which(NIX) is not None):
-            self._farm.while_leading.append(lambda: self._evaluate(app, nix_config))
+            evaluate = partial(self._evaluate, app, nix_config)
+            self._farm.while_leading.append(partial(_kept_up, "the evaluator here", evaluate))
         else:
             log.info("packages of images are evaluated by agents with the feature grange-eval")
 
     async def _evaluate(self, app: object, nix_config: str) -> None:
-        """Whatever fails of it ends no build: it begins anew."""
-        transport = AppTransport(app, asyncio.get_running_loop())
         store = "" if self._file.store is None else str(self._file.store)
-        while True:
-            try:
-                await evaluate_for(
-                    self._farm.settings.cache_url,
-                    self._token(),
-                    name=f"coordinator on {socket.gethostname()}",
-                    folder=self._folder / "evaluator",
-                    store=Store(store, self._farm.settings.store_dir, nix_config),
-                    transport=transport,
-                )
-            except Exception:
-                log.exception("packages of images are not evaluated here just now")
-            await asyncio.sleep(AGAIN_S)
+        await evaluate_for(
+            self._farm.settings.cache_url,
+            self._token(),
+            name=f"coordinator on {socket.gethostname()}",
+            folder=self._folder / "evaluator",
+            store=Store(store, self._farm.settings.store_dir, nix_config),
+            transport=AppTransport(app, asyncio.get_running_loop()),
+        )
 
     def change(self, file: ImageFile) -> None:
         """Go by what this says of sources, evaluation and layers from now on."""
@@ -222,6 +221,16 @@ class FarmImages:
         under_way = self._maker.under_way or self._mirror.under_way
         is_loaded = os.getloadavg()[0] > (os.cpu_count() or 1)
         return bool(under_way or self._farm.deliveries.pending or is_loaded)
+
+
+async def _kept_up(what: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Until cancelled: `run`. A defect in what makes images ends no build: it begins anew."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            log.exception("%s failed, and begins anew in %g s", what, AGAIN_S)
+        await asyncio.sleep(AGAIN_S)
 
 
 class _LeadersMaker:
