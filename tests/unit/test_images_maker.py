@@ -470,7 +470,6 @@ async def test_a_leader_that_goes_away_lets_go_of_all_and_the_next_one_begins_an
             await pull
         assert place.maker.under_way == 0
         place.builds.may_end.set()
-        place.maker = place.new_maker()
         await made(place, "git")
         assert len(place.evaluator.jobs) == 1
 

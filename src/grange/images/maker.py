@@ -164,8 +164,8 @@ class FarmMaker:
         for left in reversed(range(LOST_MAX)):
             planning = self._plans.join(key, lambda own: self._plan(wanted, commit, own))
             try:
-                plan = await flight.after(planning)
-                return plan, await self._made_layers(plan, codec, flight)
+                found = await flight.after(planning)
+                return found, await self._made_layers(found, codec, flight)
             except LostPathError as error:
                 if not left or not await self._builds.forget_lost([error.path]):
                     raise
