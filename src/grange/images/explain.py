@@ -1,5 +1,6 @@
 """What an image is made of, and why: told without making anything of it."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -79,7 +80,7 @@ class Explainer:
     ) -> list[LayerView]:
         infos = {narinfo.info.path: narinfo.info for narinfo in closure.narinfos}
         try:
-            groups = plan(infos.values(), budget)
+            groups = await asyncio.to_thread(plan, infos.values(), budget)
         except PeerError as error:
             raise RefusedError(Code.MANIFEST_UNKNOWN, str(error)) from error
         members = [Member(path, info.nar_hash) for path, info in infos.items()]
