@@ -52,9 +52,19 @@ _HANDED_ON: Final = (
     "NO_PROXY",
     "TMPDIR",
 )
-_FETCHED_BY: Final = (
-    "https:// http:// ssh:// git:// git+https:// git+http:// git+ssh:// github: gitlab:"
-)
+# What a restricted evaluation may fetch is what anybody on the internet may. Plain HTTP is what
+# this machine's own programs and its cloud's metadata speak, and keys, passwords and tokens are
+# lent to nobody who writes packages.
+_FETCHED_BY: Final = "https:// git+https:// github: gitlab:"
+_NOWHERE: Final = "http://127.0.0.1:9"  # the port of discard: redirections come to plain HTTP, too
+_WITHOUT_KEYS: Final = {
+    "GIT_ALLOW_PROTOCOL": "https",  # submodules are none of Nix's allowed URIs
+    "http_proxy": _NOWHERE,
+    "HTTP_PROXY": _NOWHERE,
+    "no_proxy": "",
+    "NO_PROXY": "",
+    "SSH_AUTH_SOCK": "",
+}
 
 
 class Cut(StrEnum):
@@ -183,7 +193,13 @@ def evaluation_settings(*, may_import: bool, is_restricted: bool) -> list[str]:
         lines.append("substituters =")
     if is_restricted:
         lines += ["restrict-eval = true", f"allowed-uris = {_FETCHED_BY}"]
+        lines += ["netrc-file = /dev/null", "access-tokens ="]
     return lines
+
+
+def evaluation_environment(*, is_restricted: bool) -> dict[str, str]:
+    """What an evaluation finds otherwise than what else is run here."""
+    return dict(_WITHOUT_KEYS) if is_restricted else {}
 
 
 def _lacks_build_users() -> bool:
@@ -291,6 +307,8 @@ async def _end(process: Process, reading: "asyncio.Future[Any]") -> None:
 
 async def _buried(process: Process, reading: "asyncio.Future[Any]") -> None:
     await asyncio.wait((reading,))
+    with contextlib.suppress(asyncio.CancelledError):
+        reading.exception()  # it has been seen
     await process.wait()
 
 

@@ -23,6 +23,7 @@ from grange.evaluator.nix import (
     Limits,
     Nix,
     error_of,
+    evaluation_environment,
     evaluation_settings,
 )
 from grange.oci.names import EVERY_IMAGE, Attribute, ImageName, Spellings, folded, spelled
@@ -108,9 +109,9 @@ class PackageEvaluator:
             "overlays": list(map(str, overlays)),
         }
         # Trees that others may change are read by an evaluation which sees nothing else.
-        self._settings = evaluation_settings(
-            may_import=job.may_import, is_restricted=job.source.kind != "path"
-        )
+        is_restricted = job.source.kind != "path"
+        self._settings = evaluation_settings(may_import=job.may_import, is_restricted=is_restricted)
+        self._environment = evaluation_environment(is_restricted=is_restricted)
         self._paths = ["-I", f"grange-job={folder}", "-I", f"grange-set={tree}"]
 
     async def evaluate(self) -> tuple[list[NamesView], list[EvaluatedView]]:
@@ -151,8 +152,7 @@ class PackageEvaluator:
         try:
             return await self._ask((), evaluate=False)
         except _SpoiltError as error:
-            self._refuse_too_much("the set", error.ended)
-            why = error_of(error.ended.stderr)
+            why = self._words_of("the set", error.ended)
         raise JobError("source", f"the set ends with an error: {why}")
 
     async def _halve(self, items: tuple[Item, ...], found: _Found) -> None:
@@ -170,8 +170,7 @@ class PackageEvaluator:
             return
         [item] = items
         shown = item if isinstance(item, str) else ".".join(item)
-        self._refuse_too_much(f"the package {shown!r}", ended)
-        why = error_of(ended.stderr)
+        why = self._words_of(f"the package {shown!r}", ended)
         if not isinstance(item, str):
             found.packages[item] = _failed(item, why)
             return
@@ -182,7 +181,9 @@ class PackageEvaluator:
             except _SpoiltError:
                 pass
 
-    def _refuse_too_much(self, what: str, ended: Ended) -> None:
+    def _words_of(self, what: str, ended: Ended) -> str:
+        """Nix's words of its end; raises JobError where `what` may do better another time, since
+        what is said of a package is kept for as long as its commit."""
         if ended.cut is Cut.OUTPUT:
             raise JobError(
                 "too much",
@@ -212,16 +213,15 @@ class PackageEvaluator:
         self._file.write_text(json.dumps(question))
         command = ["nix-instantiate", "--eval", "--strict", "--json", "--read-write-mode"]
         command += [*self._paths, "--argstr", "job", str(self._file), "--expr", EXPRESSION]
-        ended = await self._nix.run(command, self._limits, settings=self._settings)
+        ended = await self._nix.run(
+            command, self._limits, settings=self._settings, environment=self._environment
+        )
         if ended.cut is Cut.TIME:
             raise JobError(
                 "timeout", f"the evaluation takes longer than {self._job.timeout_s:.0f} s"
             )
         if ended.is_missing:
             raise JobError("evaluator", "there is no nix-instantiate where packages are evaluated")
-        if ended.is_machines_fault and not items:  # else a package may have said so
-            why = error_of(ended.stderr)
-            raise JobError("evaluator", f"Nix does not work where packages are evaluated: {why}")
         if not ended.is_good:
             raise _SpoiltError(ended)
         try:
@@ -250,7 +250,7 @@ class PackageEvaluator:
         try:
             await self._ask((way,), blame=True)
         except _SpoiltError as error:
-            return error_of(error.ended.stderr)
+            return self._words_of(f"the package {'.'.join(way)!r}", error.ended)
         return "its evaluation ends with an error, and did not when that was looked at again"
 
 
