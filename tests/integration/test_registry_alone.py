@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
+from grange import asgi
 from grange.cli.registry import registry
 from grange.client.image_models import RegistrySettings, SourceSettings, SourceSpec
 from grange.clock import SystemClock
@@ -268,6 +269,23 @@ async def test_several_processes_serve_one_address(tmp_path: Path) -> None:
         for _ in range(4):
             async with http.get(f"/v2/hello/manifests/{digest}") as answer:
                 assert (answer.status, digest_of(await answer.read())) == (200, digest)
+
+
+async def test_another_server_runs_the_factory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OperatorError, match="GRANGE_REGISTRY_DATABASE says no"):
+        asgi.registry()
+    record = (await fill(tmp_path))[OCI_GZIP]
+    monkeypatch.setenv("GRANGE_REGISTRY_DATABASE", str(tmp_path / "journal.db"))
+    monkeypatch.setenv("GRANGE_REGISTRY_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("GRANGE_URL", "http://127.0.0.1:9")
+    async with (
+        listening(asgi.registry(), has_lifespan=True) as url,
+        aiohttp.ClientSession(url) as http,
+        http.get(f"/v2/hello/manifests/{record.manifest.digest}") as answer,
+    ):
+        assert await answer.read() == record.manifest.body
 
 
 async def test_a_database_that_goes_and_comes_back(tmp_path: Path, postgres: Postgres) -> None:
