@@ -332,3 +332,27 @@ async def test_a_machine_that_cannot_evaluate_is_not_the_sets_fault(
     found, said = await failure(nix, job(["hello"]))
     assert found == "evaluator"
     assert words in said
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("unable to download 'https://a.b/c': Couldn't resolve host name (6)", "source"),
+        ("unable to download 'https://a.b/c': HTTP error 503", "source"),
+        ("unable to download 'https://a.b/c': HTTP error 404", ""),
+        ("writing to file: No space left on device", "evaluator"),
+        ("no such thing", ""),
+    ],
+)
+@pytest.mark.parametrize("is_caught", [False, True])
+async def test_what_may_be_otherwise_tomorrow_is_not_said_of_a_package(
+    said: str, kind: str, is_caught: bool
+) -> None:
+    bad = {"lack": "failed", "message": "", "thrown": said} if is_caught else error(said)
+    nix = nix_with(hello=package("hello"), fetching=bad)
+    wanted = job(["hello", "fetching"])
+    if kind:
+        found, words = await failure(nix, wanted)
+        assert (found, said in words) == (kind, True)
+    else:
+        assert (await evaluate(nix, wanted))["fetching"].message == said

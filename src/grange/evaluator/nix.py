@@ -81,6 +81,7 @@ _MACHINES: Final = (
     "No space left",
     "read-only file",
 )
+_NETWORKS: Final = ("unable to download", "resolve host", "Failed to connect", "timed out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,12 @@ class Ended:
     def is_machines_fault(self) -> bool:
         """Nix does not work here, whatever it is asked."""
         return not self.is_good and any(said in error_of(self.stderr) for said in _MACHINES)
+
+    @property
+    def is_networks_fault(self) -> bool:
+        """What is fetched cannot be had just now, though it may be there."""
+        said = error_of(self.stderr)
+        return not self.is_good and "HTTP error 4" not in said and any(w in said for w in _NETWORKS)
 
     @property
     def is_missing(self) -> bool:

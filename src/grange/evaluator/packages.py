@@ -196,6 +196,12 @@ class PackageEvaluator:
                 f"to evaluate {what} takes more than {self._limits.memory_bytes >> 20} MiB of "
                 "memory; memory_bytes in [images.evaluation] of the farm file allows more",
             )
+        why = error_of(ended.stderr)
+        if ended.is_networks_fault:
+            raise JobError("source", f"{what} fetches what cannot be had just now: {why}")
+        if ended.is_machines_fault:
+            raise JobError("evaluator", f"Nix does not work where packages are evaluated: {why}")
+        return why
 
     # --- Asking -------------------------------------------------------------------------------
 
