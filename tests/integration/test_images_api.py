@@ -78,6 +78,8 @@ class Everything:
     used: list[str] = field(default_factory=list)
     jobs: list[EvaluationJob] = field(default_factory=list)
     heard: list[object] = field(default_factory=list)
+    is_taking: asyncio.Event = field(default_factory=asyncio.Event)
+    is_taken: bool = False  # whoever was to be given a job was let go
 
     async def make(self, request: ImageRequest, wait_s: float) -> Made | Pending:
         self.requests.append(request)
@@ -99,6 +101,12 @@ class Everything:
 
     async def take(self, wanted: TakeRequest) -> EvaluationJob | None:
         self.heard.append(wanted)
+        if wanted.wait_s:
+            self.is_taking.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.is_taken = True
         return self.jobs.pop() if self.jobs else None
 
     def beat(self, job: str) -> None:
@@ -286,6 +294,43 @@ async def test_an_evaluator_takes_work_and_tells_what_came_of_it(place: Place) -
     assert place.all.heard == [wanted, wanted, JOB.id, JOB.id, result]
     with pytest.raises(PeerError, match="nobody waits for job 2"):
         await place.ask(lambda client: client.beat_evaluation("job 2"), Role.ADMINISTER)
+
+
+async def test_who_waits_for_work_is_let_go_when_the_lead_ends(place: Place) -> None:
+    body = TakeRequest(evaluator="one", wait_s=60).model_dump()
+    headers = await place.web.token(Role.ADMINISTER)
+    asking = asyncio.create_task(
+        place.web.http.post("/api/v1/evaluations/take", json=body, headers=headers)
+    )
+    await place.all.is_taking.wait()
+    place.web.farm.term.set()
+    assert (await asking).status_code == HTTPStatus.NO_CONTENT
+    assert place.all.is_taken
+
+
+async def test_nobody_is_given_work_who_has_hung_up(place: Place) -> None:
+    """Else a job would be his until he is missed."""
+    body = TakeRequest(evaluator="one", wait_s=60).model_dump_json().encode()
+    shown = (await place.web.token(Role.ADMINISTER))["authorization"].encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/v1/evaluations/take",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"authorization", shown)],
+    }
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> dict[str, object]:
+        for message in messages:
+            return message
+        await place.all.is_taking.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(_: object) -> None: ...
+
+    await asyncio.wait_for(place.web.app(scope, receive, send), 60)
+    assert place.all.is_taken
 
 
 async def test_an_agent_evaluates_and_a_reader_does_not(place: Place) -> None:

@@ -109,7 +109,7 @@ def _api(
     retention_calls(api, farm, views)
     capacity_calls(api, autoscaler_of, _slot_of(farm))
     if images is not None:
-        image_calls(api, images)
+        image_calls(api, images, lambda: farm.term)
     return api
 
 

@@ -1,13 +1,16 @@
 """Images: made, explained, listed and collected; and the evaluations that making them takes."""
 
+import asyncio
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Final, Protocol
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from grange.cache.ranges import while_there
 from grange.client.image_models import (
     EvaluationJob,
     EvaluationResult,
@@ -85,9 +88,12 @@ class ImageParts:
     collector: Collector
 
 
-def image_calls(api: APIRouter, parts: ImageParts) -> None:
+Term = Callable[[], asyncio.Event]  # of this lead: set when that has ended
+
+
+def image_calls(api: APIRouter, parts: ImageParts, term: Term) -> None:
     _image_calls(api, parts)
-    _evaluation_calls(api, parts.evaluations)
+    _evaluation_calls(api, parts.evaluations, term)
 
 
 def _image_calls(api: APIRouter, parts: ImageParts) -> None:
@@ -151,14 +157,18 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
         )
 
 
-def _evaluation_calls(api: APIRouter, evaluations: Evaluations) -> None:
+def _evaluation_calls(api: APIRouter, evaluations: Evaluations, term: Term) -> None:
     # The farm's own evaluator shows the administrator's token, those elsewhere an agent's password.
     may_evaluate = [needs(Role.BUILD, Role.ADMINISTER)]
 
     @api.post("/evaluations/take", dependencies=may_evaluate, response_model=EvaluationJob | None)
-    async def take(wanted: TakeRequest) -> EvaluationJob | Response:
-        """The next job, once there is one; 204 where none came in `wait_s`."""
-        job = await evaluations.take(wanted)
+    async def take(request: Request, wanted: TakeRequest) -> EvaluationJob | Response:
+        """The next job, once there is one; 204 where none came in `wait_s`, or while this
+        coordinator leads."""
+        job: EvaluationJob | None = None
+        # A job that nobody hears of would wait until its lease has ended.
+        async with while_there(request.receive), _while(term()):
+            job = await evaluations.take(wanted)
         return Response(status_code=HTTPStatus.NO_CONTENT) if job is None else job
 
     @api.post(
@@ -174,6 +184,28 @@ def _evaluation_calls(api: APIRouter, evaluations: Evaluations) -> None:
     async def finish(id: JobPath, result: EvaluationResult) -> None:  # noqa: A002
         """What came of it."""
         evaluations.finish(id, result)
+
+
+@asynccontextmanager
+async def _while(term: asyncio.Event) -> AsyncIterator[None]:
+    """Do a block until `term` is set: then it is left, wherever it waits."""
+    limit = asyncio.timeout(None)
+
+    async def leave() -> None:
+        await term.wait()
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with limit:
+            leaving = asyncio.create_task(leave())
+            try:
+                yield
+            finally:
+                leaving.cancel()
+                await asyncio.wait((leaving,))
+    except TimeoutError:
+        if not limit.expired():
+            raise
 
 
 def request_of(wanted: MakeRequest, sources: Collection[str]) -> ImageRequest:
