@@ -202,6 +202,11 @@ def test_a_known_commit_takes_no_evaluator(farm: Farm) -> None:
     assert manifest(farm, "hello") == known
     new = pulled(farm, "hello/capitalletters/loser", commit)
     assert new.status_code == 200, new.text
+    # Nor is any NAR read for it, or any layer made but the one of links.
+    metrics = farm.get("/metrics").text
+    assert "grange_image_nar_bytes_total 0.0" in metrics
+    assert 'grange_image_layers_total{kind="packages"} 0.0' in metrics
+    assert 'grange_image_layers_total{kind="root"} 1.0' in metrics
     missing = error_of(pulled(farm, "helo"))
     assert (missing["code"], missing["message"]) == (
         "MANIFEST_UNKNOWN",

@@ -8,9 +8,12 @@ from grange.client.image_models import ExplainAnswer, LayerView
 from grange.errors import PeerError
 from grange.images.assemble import key_of, wished
 from grange.images.layers import CODECS
-from grange.images.packages import contents
+from grange.images.packages import Contents, contents
+from grange.images.settings import PackageSource
 from grange.images.sources import Sources, Wanted
 from grange.oci.descriptor import Member, layer_key, root_key
+from grange.oci.manifest import Variant
+from grange.oci.names import Tag
 from grange.oci.plan import Group, plan
 from grange.oci.refusal import Code, RefusedError
 from grange.oci.root import ACCOUNTS
@@ -46,10 +49,7 @@ class Explainer:
         answer = ExplainAnswer(
             name=name.show(), tag=request.tag, source=source.spec.name, system=name.system
         )
-        commit: str | None = str(request.tag)
-        if not request.tag.is_commit:
-            known_tag = await self._catalog.resolution(source.spec.name, request.tag)
-            commit = None if known_tag is None else known_tag.commit
+        commit = await self._commit(source, request.tag)
         if commit is None:
             answer.unknown = [".".join(each) for each in name.attributes({})]
             return answer
@@ -64,20 +64,31 @@ class Explainer:
         answer.packages = {
             ".".join(each): [path for _, path in package.outputs] for each, package in found.items()
         }
-        if known.unknown:
-            return answer
-        inside = await contents(name, source.at(commit), known.spellings, known.found)
+        if not known.unknown:
+            inside = await contents(name, source.at(commit), known.spellings, known.found)
+            await self._add_layers(answer, inside, request.variant)
+        return answer
+
+    async def _commit(self, source: PackageSource, tag: Tag) -> str | None:
+        """What the tag stood for when it was last looked up."""
+        if tag.is_commit:
+            return str(tag)
+        known = await self._catalog.resolution(source.spec.name, tag)
+        return None if known is None else known.commit
+
+    async def _add_layers(self, answer: ExplainAnswer, inside: Contents, variant: Variant) -> None:
+        """Or what is missing for them."""
         roots = {path for package in inside.installed for _, path in package.outputs}
         closure = await self._builds.closure(roots)
         answer.missing = list(closure.missing)
         if not closure.missing:
-            codec = CODECS[request.variant.compression]
-            answer.layers = await self._layers(codec, closure, roots, settings.layer_budget)
-        return answer
+            codec = CODECS[variant.compression]
+            answer.layers = await self._layers(codec, closure, roots)
 
     async def _layers(
-        self, codec: Codec, closure: Closure, roots: set[StorePath], budget: int
+        self, codec: Codec, closure: Closure, roots: set[StorePath]
     ) -> list[LayerView]:
+        budget = self._sources.settings.layer_budget
         infos = {narinfo.info.path: narinfo.info for narinfo in closure.narinfos}
         try:
             groups = await asyncio.to_thread(plan, infos.values(), budget)
