@@ -140,6 +140,8 @@ def test_a_build_that_fails_is_told_with_its_log_and_what_to_do(farm: Farm) -> N
     assert f"grange retry {build.id}" in words
     log = farm.get(error["detail"]["log"].removeprefix(farm.url))
     assert "no luck today" in log.text
+    assert f"grange log {build.id}" in words
+    assert "no luck today" in farm.grange("log", build.id).stdout
     # Another image with it in: it would fail as it did, and that is not tried.
     again = error_of(pulled(farm, "flopper/hello"))
     assert again["detail"] == error["detail"]

@@ -197,7 +197,7 @@ class FarmBuilds:
         if cause is not None and cause.attempt is not None:
             url = self._farm.settings.cache_url
             detail["log"] = f"{url}/api/v1/attempts/{cause.attempt}/log"
-            words += f". Its log: {detail['log']}, or grange log {culprit}"
+            words += f". Its log: {detail['log']}, or grange log {record.id}"
         words += f". Once that is mended: grange retry {record.id}, and ask again"
         return RefusedError(Code.MANIFEST_UNKNOWN, words, detail)
 
