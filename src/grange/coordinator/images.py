@@ -121,7 +121,8 @@ class FarmBuilds:
         if record.outcome is None:
             return id_
         nodes = await self._journal.unfinished_graph([drv])
-        if any(node.remembered is not None for node in nodes):
+        is_remembered = any(node.remembered is not None for node in nodes)
+        if is_remembered and not record.outcome.is_success:
             await self._judge(record)
         del self._failed[drv]
         return None
