@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from grange.coordinator.doorkeeper import KNOWN_S, Doorkeeper, Shown, password_of
+from grange.coordinator.doorkeeper import KNOWN_S, NEARBY, Doorkeeper, Shown, password_of
 from grange.coordinator.throttle import FAILURES_MAX, FORGIVEN_S
 from grange.coordinator.tokens import HookTokens, digest_of, new_password, new_token
 from grange.db.accounts import SqlAccounts
@@ -113,6 +113,14 @@ async def test_who_shows_nothing_is_anonymous(place: Place) -> None:
     READER.demand(Role.READ)
     with pytest.raises(UnauthenticatedError, match="needs the right to submit, and no token"):
         READER.demand(Role.SUBMIT)
+
+
+async def test_whose_basic_authorization_is_empty_shows_nothing(place: Place) -> None:
+    """skopeo and podman do so where they have no password and are asked for one."""
+    for _ in range(FAILURES_MAX + 1):
+        assert await place.door.identify(Shown(basic("", "")), HERE) == READER
+    trusting = Doorkeeper(place.accounts, place.clock, place.hooks, READER, trusts_nearby=True)
+    assert await trusting.identify(Shown(basic("", ""), is_nearby=True), HERE) == NEARBY
 
 
 async def test_a_token_is_taken_by_bearer_and_as_a_basic_password(place: Place) -> None:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 KNOWN_S: Final = 5.0  # a revocation by another coordinator is heeded this late
 KNOWN_MAX: Final = 10_000  # of a kilobyte
 LAST_USED_S: Final = 60.0
+# What clients of registries show that have no password and are asked for one, too.
+_NOTHING: Final = ("", "Basic Og==")
 NAME_CHARS_MAX: Final = 200  # of an agent: host names have 253 at most, and few have 60
 
 # Programs of the coordinator's machine, where those are trusted: what the first release, which
@@ -92,7 +94,7 @@ class Doorkeeper:
     async def identify(self, shown: Shown, address: str) -> Identity:
         """Who it is. Raises UnauthenticatedError for a credential that is not good, ThrottledError
         where `address` has shown too many of those, OutsideError where nobody can tell now."""
-        if not shown.authorization:
+        if shown.authorization in _NOTHING:
             is_trusted = self._trusts_nearby and shown.is_nearby and shown.certificate is None
             return await self._nearby(shown, address) if is_trusted else self.anonymous
         key = sha256(shown.authorization.encode(errors="replace")).digest(), shown.certificate
