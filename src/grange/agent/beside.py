@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
+
+AGAIN_S: Final = 10.0  # after a defect
 
 log: Final = logging.getLogger(__name__)
 
@@ -13,8 +15,11 @@ Run = Callable[[str], Coroutine[Any, Any, None]]  # is told the URL of the farm;
 class Beside:
     """Runs one such thing, at the coordinator that the agent has joined."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(
+        self, run: Run, *, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self._run = run
+        self._pause = pause
         self._url = ""
         self._running: asyncio.Task[None] | None = None
 
@@ -34,7 +39,9 @@ class Beside:
 
     async def _guarded(self, url: str) -> None:
         """Builds go on, whatever happens to it."""
-        try:
-            await self._run(url)
-        except Exception:
-            log.exception("a defect in what runs beside the agent: it has ended")
+        while True:
+            try:
+                await self._run(url)
+            except Exception:
+                log.exception("what runs beside the agent has ended; it begins anew")
+            await self._pause(AGAIN_S)
