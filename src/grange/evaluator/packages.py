@@ -31,7 +31,6 @@ from grange.oci.refusal import MESSAGE_CHARS_MAX
 from grange.ports.images import Lack
 from grange.store.derivation import DRV_SUFFIX
 from grange.store.outputs import output_name
-from grange.store.outputs import output_name
 from grange.store.path import StoreDir
 
 EXPRESSION: Final = (Path(__file__).parent / "packages.nix").read_text()
