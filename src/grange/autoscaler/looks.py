@@ -16,6 +16,7 @@ from grange.autoscaler.acts import Acts, Doors
 from grange.autoscaler.metrics import CapacityMetrics
 from grange.autoscaler.sights import Seen
 from grange.autoscaler.troubles import Troubles
+from grange.capacity import effects as do
 from grange.capacity import events as on
 from grange.capacity.core import Capacity
 from grange.capacity.facts import (
@@ -43,6 +44,7 @@ PEEP_MAX_S: Final = 0.5
 PEEP_ANSWER_S: Final = 5.0
 DEMAND_S: Final = 1.0  # between two peeps at what the farm has to do
 SLOWER: Final = 1.3  # each time that nothing came of it
+_MOVED: Final = (SlotState.BOOTING, SlotState.BINDING, SlotState.DRAINING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,3 +350,17 @@ def _answer(asked: Iterable[asyncio.Future[None]], error: Exception | None) -> N
             done.set_result(None)
         else:
             done.set_exception(error)
+
+
+def calls_for_a_look(
+    core: Capacity, events: Sequence[on.Event], effects: Sequence[do.Effect]
+) -> bool:
+    """Something moved that the next look brings on; not that somebody was given a place."""
+    was_seen = any(isinstance(each, on.Observed) for each in events)
+    states = (SlotState.BINDING,) if was_seen else _MOVED
+    for each in effects:
+        if isinstance(each, do.SaveSlot) and (seat := core.seats.get(each.slot.id)) is not None:
+            is_shut = seat.slot.state is SlotState.READY and not seat.is_serving
+            if is_shut or seat.slot.state in states:
+                return True
+    return False

@@ -16,7 +16,7 @@ from grange.autoscaler.acts import Acts, Doors
 from grange.autoscaler.bounds import check_claim, check_hint, check_said
 from grange.autoscaler.chores import Chores
 from grange.autoscaler.decisions import Decisions
-from grange.autoscaler.looks import Looks
+from grange.autoscaler.looks import Looks, calls_for_a_look
 from grange.autoscaler.metrics import CapacityMetrics
 from grange.autoscaler.sights import (
     CostSight,
@@ -50,7 +50,6 @@ from grange.capacity.facts import (
     ServerMode,
     Slot,
     SlotId,
-    SlotState,
 )
 from grange.capacity.state import IN_FLIGHT
 from grange.errors import ConflictError, NotFoundError, OutsideError
@@ -67,7 +66,6 @@ from grange.ports import (
 HINTS_MAX: Final = 10_000
 ROUND_S: Final = 60.0  # for the acts of a round that somebody waits for
 WAIT_MAX_S: Final = 300.0  # proxies and clients give up sooner
-_MOVED: Final = (SlotState.BOOTING, SlotState.BINDING, SlotState.DRAINING)
 
 
 def _any(_: Reservation) -> bool:
@@ -343,7 +341,7 @@ class Autoscaler:
         self._acts.begin(effects)
         if any(isinstance(each, on.Observed) for each in events):
             self._metrics.show(core, now)
-        if _calls_for_a_look(core, events, effects):
+        if calls_for_a_look(core, events, effects):
             self._looks.want()
 
     def _is_open(self, slot: SlotId) -> None:
@@ -387,17 +385,3 @@ class Autoscaler:
         core = self._decisions.core
         seat = core.seats.get(order.slot) if core is not None else None
         return seat is not None and seat.slot.state in IN_FLIGHT and seat.slot.token == order.token
-
-
-def _calls_for_a_look(
-    core: Capacity, events: Sequence[on.Event], effects: Sequence[do.Effect]
-) -> bool:
-    """Something moved that the next look brings on; not that somebody was given a place."""
-    was_seen = any(isinstance(each, on.Observed) for each in events)
-    states = (SlotState.BINDING,) if was_seen else _MOVED
-    for each in effects:
-        if isinstance(each, do.SaveSlot) and (seat := core.seats.get(each.slot.id)) is not None:
-            is_shut = seat.slot.state is SlotState.READY and not seat.is_serving
-            if is_shut or seat.slot.state in states:
-                return True
-    return False

@@ -1,4 +1,4 @@
-"""Launches: tokens, orders, answers, and how long not to ask again.
+"""Launches: what may be, tokens, orders, answers, and how long not to ask again.
 
 A slot's generation advances only when what became of its launch is certain. Until then it is asked
 for with the same token and the same parameters, so that there is one instance at most.
@@ -60,6 +60,31 @@ def offered(memory: Memory, pool: PoolState, market: Market) -> tuple[Offering, 
     if pool.pool.is_zonal:
         free = [each for each in free if each.zone == free[0].zone]
     return tuple(free)
+
+
+def closed(memory: Memory, pool: PoolState) -> str:
+    """Why nothing at all is launched for this pool; "" where something may be."""
+    if pool.is_gone:
+        return "the pool is no longer configured"
+    if memory.pause is not None:
+        return f"all pools are paused: {memory.pause.reason}"
+    if pool.pause is not None:
+        return f"the pool is paused: {pool.pause}"
+    if pool.is_broken(memory.now):
+        return f"the cloud refuses its configuration: {pool.breaker}"
+    if memory.now < pool.hold_until:
+        wait_s = pool.hold_until - memory.now
+        return f"{pool.failures} instances in a row never became ready; next try in {wait_s:.0f} s"
+    if not pool.is_seen:
+        return "its instances of before were not looked for yet"
+    if memory.now < memory.launch_from:
+        wait_s = memory.launch_from - memory.now
+        return f"instances of before this start may not be listed yet; so for {wait_s:.0f} s more"
+    if budget.is_exhausted(memory, pool):
+        return f"monthly_budget of ${pool.pool.monthly_budget:.2f} is used up"
+    if market_of(memory, pool, is_on_demand=False) is None:
+        return "no offering has capacity or quota just now"
+    return ""
 
 
 def launch(memory: Memory, pool: PoolState, seat: Seat, market: Market) -> None:

@@ -5,7 +5,6 @@ is something launched. Nothing is launched or drained on a demand that is not kn
 """
 
 import math
-from dataclasses import dataclass, field
 from typing import Final
 
 from grange.capacity import budget, claims, draining, launching, look, patience
@@ -13,44 +12,11 @@ from grange.capacity.facts import DrainCause, Market, PoolName, ReservationState
 from grange.capacity.matching import Kind
 from grange.capacity.memory import Memory
 from grange.capacity.packing import Queues, assign
-from grange.capacity.state import IN_FLIGHT, STARTING, PoolState, Seat
+from grange.capacity.state import PoolState, Seat
+from grange.capacity.supply import Supply, supply_of
 
 RENEWALS: Final = (DrainCause.AGE, DrainCause.DRIFT, DrainCause.USES)
 RENEWED_SHARE: Final = 4  # one in so many slots is replaced at a time, for age or drift
-
-
-@dataclass(slots=True)
-class Supply:
-    """A pool's slots by what they are good for, and what is asked of it. Counts are of places."""
-
-    pool: PoolState
-    usable: list[Seat] = field(default_factory=list)
-    coming: list[Seat] = field(default_factory=list)  # and those that only just cannot be reached
-    idle_drained: list[Seat] = field(default_factory=list)
-    vacant: list[Seat] = field(default_factory=list)
-    in_flight: int = 0  # slots
-    live: int = 0  # slots
-    free: int = 0
-    free_on_demand: int = 0
-    wanted: int = 0
-    wanted_on_demand: int = 0
-    busy: int = 0  # of all its slots
-    hinted: int = 0
-    prewarmed: int = 0
-
-    @property
-    def capacity(self) -> int:
-        return self.pool.pool.capacity
-
-    def short_on_demand(self) -> int:
-        """Places asked for on demand that nothing there or on its way can give."""
-        coming = sum(seat.slot.market is Market.ON_DEMAND for seat in self.coming) * self.capacity
-        return max(0, self.wanted_on_demand - self.free_on_demand - coming)
-
-    def room(self) -> int:
-        """Places that it could still take, with all that it may launch."""
-        slots = len(self.coming) + len(self.idle_drained) + len(self.vacant)
-        return max(0, self.free + slots * self.capacity - self.wanted)
 
 
 def plan(memory: Memory, queues: Queues) -> None:
@@ -67,7 +33,7 @@ def plan(memory: Memory, queues: Queues) -> None:
     assign(memory, queues)
     if not memory.is_observed:
         return
-    supplies = {name: _supply(memory, pool) for name, pool in memory.pools.items()}
+    supplies = {name: supply_of(memory, pool) for name, pool in memory.pools.items()}
     _fail_hopeless(memory, queues, supplies)
     _spread(memory, queues, supplies)
     for supply in supplies.values():
@@ -92,69 +58,6 @@ def _drop_vacant(memory: Memory) -> None:
             memory.accounts[pool.pool.name] = pool.month, pool.spent
             if pool.pause is not None:
                 memory.pauses[pool.pool.name] = pool.pause
-
-
-def _supply(memory: Memory, pool: PoolState) -> Supply:
-    supply = Supply(pool)
-    capacity = pool.pool.capacity
-    for seat in pool.seats:
-        state = seat.slot.state
-        if state is SlotState.EMPTY:
-            if not seat.is_retired:
-                supply.vacant.append(seat)
-            continue
-        supply.busy += min(seat.busy, capacity)
-        if state is SlotState.COOLING:
-            continue
-        supply.live += 1
-        supply.in_flight += state in IN_FLIGHT
-        if seat.slot.is_quarantined or seat.is_retired:
-            continue
-        if seat.is_usable:
-            supply.usable.append(seat)
-            free = max(0, capacity - seat.busy)
-            supply.free += free
-            if seat.slot.market is Market.ON_DEMAND:
-                supply.free_on_demand += free
-        elif state in STARTING or state is SlotState.READY:
-            supply.coming.append(seat)
-        elif state is SlotState.DRAINING and seat.slot.drain_cause is DrainCause.IDLE:
-            supply.idle_drained.append(seat)
-    room = max(0, pool.pool.max - supply.live - pool.orphans)
-    if closed(memory, pool):
-        room = 0
-    del supply.vacant[room:]
-    return supply
-
-
-def closed(memory: Memory, pool: PoolState) -> str:
-    """Why nothing at all is launched for this pool; "" where something may be."""
-    if pool.is_gone:
-        return "the pool is no longer configured"
-    if memory.pause is not None:
-        return f"all pools are paused: {memory.pause.reason}"
-    if pool.pause is not None:
-        return f"the pool is paused: {pool.pause}"
-    if pool.is_broken(memory.now):
-        return f"the cloud refuses its configuration: {pool.breaker}"
-    if memory.now < pool.hold_until:
-        wait_s = pool.hold_until - memory.now
-        return f"{pool.failures} instances in a row never became ready; next try in {wait_s:.0f} s"
-    if not pool.is_seen:
-        return "its instances of before were not looked for yet"
-    if memory.now < memory.launch_from:
-        wait_s = memory.launch_from - memory.now
-        return f"instances of before this start may not be listed yet; so for {wait_s:.0f} s more"
-    if budget.is_exhausted(memory, pool):
-        return f"monthly_budget of ${pool.pool.monthly_budget:.2f} is used up"
-    if not any(launching.offered(memory, pool, market) for market in markets(pool)):
-        return "no offering has capacity or quota just now"
-    return ""
-
-
-def markets(pool: PoolState) -> tuple[Market, ...]:
-    fallback = pool.pool.fallback
-    return (pool.pool.market,) if fallback is None else (pool.pool.market, fallback)
 
 
 def _fail_hopeless(memory: Memory, queues: Queues, supplies: dict[PoolName, Supply]) -> None:
@@ -295,7 +198,7 @@ def _launch(memory: Memory, supply: Supply, n: int, n_on_demand: int) -> None:
         return
     if pool.failures >= draining.HOLD_FROM:
         n = min(n, 1 - supply.in_flight)  # one, to see whether it works again
-    pool.limit = closed(memory, pool)
+    pool.limit = launching.closed(memory, pool)
     vacant = iter(supply.vacant)
     for index in range(n):
         seat = next(vacant, None)
@@ -383,7 +286,7 @@ def _shrink(memory: Memory, supply: Supply) -> None:
 def _make_room(memory: Memory, supply: Supply) -> None:
     """Where all slots that there may be are spot, who must be on demand would wait for ever."""
     n, pool = math.ceil(supply.short_on_demand() / supply.capacity), supply.pool
-    if n and not supply.vacant and not closed(memory, pool):
+    if n and not supply.vacant and not launching.closed(memory, pool):
         draining.make_room(memory, pool.seats, supply.usable, n)
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from grange.capacity import plan
+from grange.capacity import launching
 from grange.capacity.facts import PoolName, ReservationId, ReservationState, SlotState
 from grange.capacity.matching import Kind, objection
 from grange.capacity.memory import Memory
@@ -66,7 +66,7 @@ def _look(memory: Memory, state: PoolState) -> str:
     starting = sum(seat.slot.state in STARTING for seat in state.seats)
     if starting and not state.limit:
         said.append(f"{starting} slots are on their way")
-    if limit := plan.closed(memory, state) or state.limit:
+    if limit := launching.closed(memory, state) or state.limit:
         said.append(limit)
     elif state.short_since is not None and not starting:
         said.append("demand is gathered before slots are launched for it")
