@@ -1,12 +1,14 @@
 """A registry that runs, over images that are made up."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+import aiohttp
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -141,6 +143,14 @@ class FakeImages:
 
 def pending(retry_after_s: int) -> PendingError:
     return PendingError(Pending("building git", (BuildId("b-1"),), retry_after_s))
+
+
+async def refused(answer: aiohttp.ClientResponse) -> tuple[int, str]:
+    """Status and code of an error in the specification's form."""
+    assert answer.headers["content-type"] == "application/json"
+    [error] = json.loads(await answer.read())["errors"]
+    assert error["message"]
+    return answer.status, error["code"]
 
 
 @asynccontextmanager
