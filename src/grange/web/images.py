@@ -132,7 +132,9 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
         *, limit: Annotated[int, Query(ge=1, le=PAGE_MAX)] = 100, before: float | None = None
     ) -> list[ImageView]:
         """The latest made first; `before` turns the page."""
-        return [_view(each) for each in await parts.catalog.images(limit=limit, before=before)]
+        found = await parts.catalog.images(limit=limit, before=before)
+        # Of each 30 KB of JSON are read: 0.2 s for a thousand of 96 layers.
+        return await asyncio.to_thread(lambda: [_view(each) for each in found])
 
     @api.post("/images/used", status_code=HTTPStatus.NO_CONTENT, dependencies=[needs(Role.READ)])
     async def used(wanted: UsedRequest) -> None:
