@@ -34,6 +34,7 @@ from grange.store.outputs import output_name
 from grange.store.path import StoreDir
 
 EXPRESSION: Final = (Path(__file__).parent / "packages.nix").read_text()
+SHOWN_MAX: Final = 5  # packages in a message
 BLAMED_MAX: Final = 20  # of one job, for each is a process; an image with one is refused anyway
 
 _WORDS: Final = {
@@ -169,8 +170,7 @@ class PackageEvaluator:
             await self._halve(items[middle:], found)
             return
         [item] = items
-        shown = item if isinstance(item, str) else ".".join(item)
-        why = self._words_of(f"the package {shown!r}", ended)
+        why = self._words_of(f"the package {_shown(items)}", ended)
         if not isinstance(item, str):
             found.packages[item] = _failed(item, why)
             return
@@ -224,7 +224,9 @@ class PackageEvaluator:
         )
         if ended.cut is Cut.TIME:
             raise JobError(
-                "timeout", f"the evaluation takes longer than {self._job.timeout_s:.0f} s"
+                "timeout",
+                f"to evaluate {_shown(items) or 'the set'} takes longer than {self._job.timeout_s:.0f} s; "
+                "timeout_s in [images.evaluation] of the farm file allows more",
             )
         if ended.is_missing:
             raise JobError("evaluator", "there is no nix-instantiate where packages are evaluated")
@@ -256,8 +258,14 @@ class PackageEvaluator:
         try:
             await self._ask((way,), blame=True)
         except _SpoiltError as error:
-            return self._words_of(f"the package {'.'.join(way)!r}", error.ended)
+            return self._words_of(f"the package {_shown([way])}", error.ended)
         return "its evaluation ends with an error, and did not when that was looked at again"
+
+
+def _shown(items: Sequence[Item]) -> str:
+    names = [repr(each if isinstance(each, str) else ".".join(each)) for each in items]
+    more = len(names) - SHOWN_MAX
+    return ", ".join(names[:SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def _failed(way: Attribute, why: str) -> EvaluatedView:
