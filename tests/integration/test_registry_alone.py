@@ -1,4 +1,4 @@
-"""`grange registry`: a process over a farm's database and store; skopeo pulls from it."""
+"""`grange registry`: a process of its own, over the database and the store of a farm."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The registry when something goes wrong: errors of all kinds, blobs that break, clients that go."""
+"""The registry when something goes wrong: errors, blobs that break off, clients that go."""
 
 import asyncio
 from collections.abc import AsyncIterator
