@@ -405,7 +405,10 @@ async def test_a_tag_means_what_it_meant_until_it_is_no_longer_fresh() -> None:
         assert (await made(place, "hello", COMMIT)).digest == first.digest
 
 
-async def test_a_look_up_that_fails_leaves_the_tag_as_it_is() -> None:
+async def test_a_look_up_that_fails_leaves_the_tag_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("grange.images.flights.TROUBLE_S", 1e9)
     async with image_place() as place:
         first = await made(place, "hello")
         place.clock.now += place.settings.fresh_s

@@ -426,6 +426,8 @@ async def test_pending_and_wishes_travel() -> None:
         )
         said = here.wanted[0]["entrypoint"], here.wanted[0]["command"]
         assert said == (["hello"], ["-g", "hi"])
+        await here.remote("http://one").make(request, 600.0)
+        assert here.wanted[1]["wait_s"] == 60.0
         long = replace(request, wish=RuntimeWish(("x",) * 1000))
         with pytest.raises(RefusedError):
             await here.remote().make(long, 1.0)

@@ -18,6 +18,7 @@ from grange.scheduler.facts import BuildId
 
 BEYOND_S: Final = 30.0  # that a coordinator may be late with an answer that was to wait
 CONNECT_S: Final = 5.0
+WAIT_S_MAX: Final = 60.0  # what `MakeRequest` takes
 REDIRECTS_MAX: Final = 3  # to the coordinator that leads
 USED_AT_ONCE: Final = 10_000  # what `UsedRequest` takes
 
@@ -57,7 +58,7 @@ class RemoteMaker:
                     "entrypoint": list(wish.entrypoint),
                     "command": list(wish.command),
                     "user": wish.user,
-                    "wait_s": wait_s,
+                    "wait_s": min(wait_s, WAIT_S_MAX),
                 }
             )
         except ValidationError as error:
