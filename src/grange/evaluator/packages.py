@@ -225,8 +225,9 @@ class PackageEvaluator:
         if ended.cut is Cut.TIME:
             raise JobError(
                 "timeout",
-                f"to evaluate {_shown(items) or 'the set'} takes longer than {self._job.timeout_s:.0f} s; "
-                "timeout_s in [images.evaluation] of the farm file allows more",
+                f"to evaluate {_shown(items) or 'the set'} takes longer than "
+                f"{self._job.timeout_s:.0f} s; timeout_s in [images.evaluation] of the farm file "
+                "allows more",
             )
         if ended.is_missing:
             raise JobError("evaluator", "there is no nix-instantiate where packages are evaluated")
