@@ -113,6 +113,7 @@ async def _images(
         followed = FollowedImages(images, _ask_settings(urls))
         following = asyncio.create_task(followed.follow())
         try:
+            await followed.begun()
             yield followed
         finally:
             following.cancel()

@@ -190,6 +190,8 @@ async def test_settings_are_heeded_as_they_change_and_kept_while_nobody_answers(
     asks: list[RegistrySettings | OutsideError] = [away]
     is_over = asyncio.Event()
     one, images = followed(asks, is_over)
+    monkeypatch.setattr("grange.registry.follow.FIRST_S", 0)
+    await one.begun()
     wish = RuntimeWish()
     with pytest.raises(OutsideError, match="no coordinator has told"):
         await one.manifest("hello", "latest", [], wish, 1)
@@ -198,7 +200,9 @@ async def test_settings_are_heeded_as_they_change_and_kept_while_nobody_answers(
     with pytest.raises(RefusedError, match="no image here has the digest"):
         await one.manifest("hello", "sha256:" + "0" * 64, [], wish, 1)
     asks += [away, settings, away, settings.model_copy(update={"fresh_s": 6})]
+    monkeypatch.setattr("grange.registry.follow.FIRST_S", READY_S)
     following = asyncio.create_task(one.follow())
+    await one.begun()
     await asyncio.wait_for(is_over.wait(), READY_S)
     following.cancel()
     await asyncio.wait((following,))

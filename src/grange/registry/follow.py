@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from grange.client.image_models import RegistrySettings, SourceSpec
@@ -17,6 +18,7 @@ from grange.ports import RuntimeWish
 log = logging.getLogger(__name__)
 
 ASK_S: Final = 60.0  # a change of the farm's file is heeded this late
+FIRST_S: Final = 10.0  # that a start waits for a coordinator
 SOON_S: Final = 2.0  # while nothing is known
 
 AskSettings = Callable[[], Awaitable[RegistrySettings]]
@@ -32,6 +34,7 @@ class FollowedImages:
         self._ask = ask
         self._known: RegistrySettings | None = None
         self._trouble = ""  # that the log has been told of
+        self._has_asked = asyncio.Event()
 
     async def follow(self) -> None:
         """Until cancelled: ask for the settings, and go by them."""
@@ -43,7 +46,13 @@ class FollowedImages:
                 self._tell(str(error))
             except Exception:  # a bug must not end this unheard, while all else goes on
                 log.exception("which package sources there are is not known anew")
+            self._has_asked.set()
             await asyncio.sleep(SOON_S if self._known is None else ASK_S)
+
+    async def begun(self) -> None:
+        """Wait for the first answer to `follow`, or for it to fail, but not for long."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._has_asked.wait(), FIRST_S)
 
     def _tell(self, trouble: str) -> None:
         """Once for each trouble, however often it is met."""
