@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grange.cache.app import NIX_CACHE_INFO, Cache, DerivationText, Sources
+from grange.cache.app import NIX_CACHE_INFO, Cache, Sources
 from grange.cache.copies import Copies
 from grange.cache.direct import keep_swept
 from grange.cache.publish import Publisher
@@ -36,6 +36,7 @@ from grange.coordinator.settings import FarmSettings
 from grange.coordinator.store_metrics import CollectionMetrics
 from grange.coordinator.submit import Submissions
 from grange.coordinator.sweep import Sweep
+from grange.coordinator.texts import Texts
 from grange.coordinator.tokens import HookTokens
 from grange.coordinator.watch import Watches
 from grange.errors import FencedError, OutsideError
@@ -62,7 +63,6 @@ from grange.scheduler.facts import (
     ProjectRule,
     QueueKey,
 )
-from grange.store.derivation import DRV_SUFFIX, parse
 from grange.store.keys import TrustedKeys
 from grange.store.narinfo import NarInfo
 from grange.store.path import StorePath
@@ -132,7 +132,8 @@ class Farm:
         options = shelves[0].options
         self._shelves = shelves
         self._clock = clock
-        self.publisher = Publisher(shelves, self._log, settings.store_dir)
+        texts = Texts(journal, logs, settings.store_dir)
+        self.publisher = Publisher(shelves, texts.log, settings.store_dir)
         self.holds = Holds(objects)
         # Hears of paths in the cache as they come; where images are made, the next one may need
         # them.
@@ -182,13 +183,12 @@ class Farm:
             metrics=CollectionMetrics(self.metrics.registry),
         )
         self.deliveries.publish_path = self.retention.publish
-        own = [key.public.show() for key in settings.keys]
         self.copies = Copies(
             objects=objects,
             journal=journal,
             add=self.deliveries.add_path,
             keys=settings.keys,
-            trusted=TrustedKeys.parse(" ".join([*own, *settings.upstream_keys])),
+            trusted=TrustedKeys.parse(" ".join([*self.public_keys, *settings.upstream_keys])),
             store_dir=settings.store_dir,
         )
         self.failure_logs = FailureLogs(journal, self.publisher)
@@ -254,7 +254,7 @@ class Farm:
         # How the pools stand that could start an agent for such steps, a line for each.
         self.pool_words: Callable[[QueueKey], Sequence[str]] = lambda _queue: ()
         self.cache = Cache(
-            Sources(journal.narinfo, self._derivation, self._log),
+            Sources(journal.narinfo, texts.derivation, texts.log),
             objects,
             self.uploads,
             settings.keys,
@@ -406,21 +406,6 @@ class Farm:
             settings.downloads_max,
             ping_s=self.ping_s,
         )
-
-    async def _derivation(self, hash_part: str) -> DerivationText | None:
-        path = await self.journal.derivation_path(hash_part)
-        aterm = await self.journal.aterm(path) if path is not None else None
-        if path is None or aterm is None:
-            return None
-        name = path.name.removesuffix(DRV_SUFFIX)
-        drv = parse(aterm, name, self.settings.store_dir)
-        return DerivationText(path, aterm, tuple(sorted({*drv.input_drvs, *drv.input_srcs})))
-
-    async def _log(self, drv_path: StorePath) -> AsyncIterator[bytes] | None:
-        step = await self.journal.step_of(drv_path)
-        attempts = await self.journal.attempts(step) if step is not None else []
-        logged = [attempt for attempt in attempts if self.logs.size(attempt.id)]
-        return self.logs.read(logged[-1].id) if logged else None
 
 
 def _excuse(error: BaseException) -> None:
