@@ -1,14 +1,16 @@
 """Layers as they are pulled: header, stored segments and end, one after another.
 
-A segment that the store has lost, or that was collected, is made again while it is read.
+A segment that the store has lost, or that was collected, is made again while it is read. So is one
+that is not what it was: whoever reads all of it has it held against its digest.
 """
 
 import asyncio
 import logging
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -75,22 +77,29 @@ class LostObjects:
         spool.hold()
         return spool
 
-    def _start(self, part: Stored) -> Spool:
+    def replace(self, part: Stored) -> Spool:
+        """As `find`, of one that is not what it was, and which stays until there is a better."""
+        log.warning("%s has other bytes than it had; it is made again", part.key)
+        spool = self._start(part, is_damaged=True)
+        spool.hold()
+        return spool
+
+    def _start(self, part: Stored, *, is_damaged: bool = False) -> Spool:
         spool = self._spools.get(part.key)
         if spool is None:
             spool = self._spools[part.key] = Spool(part.size, part.digest, self._folder)
-            task = asyncio.create_task(self._remake(part, spool))
+            task = asyncio.create_task(self._remake(part, spool, is_damaged=is_damaged))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return spool
 
-    async def _remake(self, part: Stored, spool: Spool) -> None:
+    async def _remake(self, part: Stored, spool: Spool, *, is_damaged: bool) -> None:
         """Goes on when nobody reads any more: what has been begun is wanted again soon."""
         try:
             async with self._remaking:
                 await part.remake(spool.append)
                 spool.prove()
-                await self._keep(part, spool)
+                await self._keep(part, spool, is_damaged=is_damaged)
         except GrangeError as error:
             log.warning("%s cannot be made again: %s", part.key, error)
             spool.fail(error)
@@ -101,12 +110,14 @@ class LostObjects:
             del self._spools[part.key]
             spool.release()
 
-    async def _keep(self, part: Stored, spool: Spool) -> None:
+    async def _keep(self, part: Stored, spool: Spool, *, is_damaged: bool) -> None:
         """Put it in the store; who reads has it, whatever the store says."""
         put = Put(self.objects)
         try:
             async for piece in spool.read(0, part.size):
                 await put.write(piece)
+            if is_damaged:  # one of the right size would stay
+                await self.objects.delete(part.key)
             await put.commit(part.key)
         except OutsideError as error:
             log.warning("%s was made again and cannot be kept: %s", part.key, error)
@@ -139,8 +150,8 @@ class Blob:
     async def read(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         """The bytes from `start` up to `end`, exclusive: few large pieces.
 
-        Raises OutsideError where they cannot be had. Of a part that is made again the last bytes
-        come only when all of it is known to be right.
+        Raises OutsideError where they cannot be had. Of a part that is made again, or read as a
+        whole, the last bytes come only when all of it is known to be right.
         """
         assert 0 <= start <= end <= self.size
         gathered: list[bytes] = []
@@ -183,23 +194,24 @@ class Blob:
         if part.size <= SMALL_BYTES:
             data = await self._lost.objects.get(part.key)
             if data is not None and len(data) == part.size:
-                return data
+                if f"sha256:{sha256(data).hexdigest()}" == part.digest:
+                    return data
+                return await _whole(part, self._lost.replace(part))
         spool = await self._lost.find(part)
         if spool is None:
             return True
-        try:
-            if part.size > SMALL_BYTES:
-                return False
-            return b"".join([piece async for piece in spool.read(0, part.size)])
-        finally:
-            spool.release()
+        if part.size <= SMALL_BYTES:
+            return await _whole(part, spool)
+        spool.release()
+        return False
 
     async def _stream(
         self, part: Stored, start: int, end: int, *, is_there: bool
     ) -> AsyncGenerator[bytes, None]:
         spool = None if is_there else await self._lost.find(part)
         if spool is None:
-            async for piece in self._lost.objects.read(part.key, start, end):
+            found = self._lost.objects.read(part.key, start, end)
+            async for piece in found if end - start < part.size else self._checked(part, found):
                 yield piece
             return
         try:
@@ -209,3 +221,31 @@ class Blob:
                 yield b""
         finally:
             spool.release()
+
+    async def _checked(
+        self, part: Stored, pieces: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        """All of `part`, the last piece once the whole is known to be right. Of another one comes
+        OutsideError, and who asks again gets what is made instead."""
+        hasher = sha256()
+        last = b""
+        async for piece in pieces:
+            hashing = asyncio.create_task(asyncio.to_thread(hasher.update, piece))
+            try:
+                if last:
+                    yield last
+            finally:
+                await hashing
+            last = piece
+        if f"sha256:{hasher.hexdigest()}" != part.digest:
+            self._lost.replace(part).release()
+            raise OutsideError(f"{part.key} is damaged; it is made again, so pull again")
+        yield last
+
+
+async def _whole(part: Stored, spool: Spool) -> bytes:
+    """All of a small part that is made again."""
+    try:
+        return b"".join([piece async for piece in spool.read(0, part.size)])
+    finally:
+        spool.release()
