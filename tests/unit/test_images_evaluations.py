@@ -202,6 +202,14 @@ async def test_a_lost_evaluators_job_goes_before_those_that_wait() -> None:
 
 
 @virtually
+async def test_evaluators_that_come_and_go_are_forgotten() -> None:
+    queue = evaluations()
+    for number in range(100):
+        assert await queue.take(asked_by(f"agent-{number}", wait_s=LEASE_S / 10)) is None
+    assert len(queue._seen) <= 11
+
+
+@virtually
 async def test_only_so_many_wait() -> None:
     queue = evaluations(waiting_max=2)
     waiting = [asyncio.create_task(queue.evaluate(a_job())) for _ in range(2)]

@@ -117,16 +117,19 @@ class Evaluations:
             self._forget(entry)
 
     def _is_evaluated_here(self, system: str) -> bool:
-        now = asyncio.get_running_loop().time()
-        busy = {entry.evaluator for entry in self._running.values()}
-        self._seen = {
-            name: seen for name, seen in self._seen.items() if seen.until > now or name in busy
-        }
+        self._forget_gone()
         present: Iterable[frozenset[str]] = [
             *[taker.systems for taker in self._takers],
             *[seen.systems for seen in self._seen.values()],
         ]
         return any(not systems or system in systems for systems in present)
+
+    def _forget_gone(self) -> None:
+        now = asyncio.get_running_loop().time()
+        busy = {entry.evaluator for entry in self._running.values()}
+        self._seen = {
+            name: seen for name, seen in self._seen.items() if seen.until > now or name in busy
+        }
 
     # --- For evaluators -----------------------------------------------------------------------
 
@@ -134,6 +137,7 @@ class Evaluations:
         """The oldest job that this evaluator can do; None where none came in `wanted.wait_s`."""
         loop = asyncio.get_running_loop()
         taker = _Taker(wanted.evaluator, frozenset(wanted.systems), loop.create_future())
+        self._forget_gone()
         self._takers.append(taker)
         self._hand_out()
         try:
