@@ -125,13 +125,22 @@ async def test_the_whole_group_ends_when_nobody_wants_it(tmp_path: Path) -> None
     await gone(pid)
 
 
+async def test_nothing_outlives_who_started_it(tmp_path: Path) -> None:
+    ended = await sh(f"sleep 9999 > /dev/null 2>&1 & echo $! > {tmp_path}/pid")
+    assert ended.is_good
+    await gone(await written(tmp_path / "pid"))
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["echo $$ > pid; while :; do sleep 9999; done", "sleep 9999 & echo $! > pid; wait"],
+    ids=["itself", "what it started"],
+)
 async def test_who_does_not_listen_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     monkeypatch.setattr(nix_module, "GRACE_S", 0.05)
-    running = asyncio.create_task(
-        sh(f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 9999; done")
-    )
+    running = asyncio.create_task(sh(f"trap '' TERM; cd {tmp_path}; {script}"))
     pid = await written(tmp_path / "pid")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
