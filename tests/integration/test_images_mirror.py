@@ -57,7 +57,8 @@ class FakeJournal:
     async def mirrored(self, narinfos: Sequence[NarInfo]) -> None:
         self.commits += 1
         for each in narinfos:
-            if each.info.path.hash_part in self.known:
+            known = self.known.get(each.info.path.hash_part)
+            if known is not None and "://" in known.url:
                 self.known[each.info.path.hash_part] = each
 
 
@@ -369,6 +370,18 @@ async def test_a_path_that_is_collected_meanwhile(world: World) -> None:
     assert not [key for key in await world.keys() if key.endswith(".narinfo")]
     with pytest.raises(GoneError, match="was collected before"):
         await world.mirror().mirror([narinfo])
+
+
+async def test_a_path_that_the_farm_builds_meanwhile_is_there(world: World) -> None:
+    async def built(request: web.Request) -> web.StreamResponse:
+        world.journal.known[narinfo.info.path.hash_part] = own
+        return web.Response(body=PACK["zstd"](SMALL))
+
+    narinfo = world.has("a-zstd", SMALL, built)
+    own = replace(narinfo, url="nar/own.nar.zst")
+    await world.mirror().mirror([narinfo])
+    assert [*world.journal.known.values()] == [own]
+    assert not [key for key in await world.keys() if key.endswith(".narinfo")]
 
 
 async def test_a_file_is_not_collected_before_its_path_has_it(

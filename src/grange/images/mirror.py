@@ -198,10 +198,11 @@ class Mirror:
         try:
             await self._journal.mirrored([narinfo])
             found = await self._journal.narinfo(path.hash_part)
-            if found is None or found.url != narinfo.url:
+            if found is None or "://" in found.url:
                 raise GoneError(path, f"{path} was collected while it was fetched; ask again")
             self._forget(path)
-            await self._publisher.publish(found)
+            if found.url == narinfo.url:  # else the farm has built it meanwhile
+                await self._publisher.publish(found)
         finally:
             self._holds.release(narinfo.url)
 
