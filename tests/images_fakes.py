@@ -13,6 +13,7 @@ from typing import Any
 
 from grange.errors import OutsideError, PeerError
 from grange.images.doors import LostPathError
+from grange.objects.keys import check_key
 from grange.oci.descriptor import LayerDescriptor, Member, layer_key, root_key
 from grange.oci.manifest import Document
 from grange.oci.names import Attribute
@@ -262,19 +263,19 @@ class MemoryObjects:
         return MemoryWriter(self)
 
     async def put_if_absent(self, key: str, data: bytes, *, encoding: str = "") -> bool:
-        self._ask("put_if_absent")
+        self._ask("put_if_absent", key)
         return self.stored.setdefault(key, data) is data
 
     async def get(self, key: str) -> bytes | None:
-        self._ask("get")
+        self._ask("get", key)
         return self.stored.get(key)
 
     async def size(self, key: str) -> int | None:
-        self._ask("size")
+        self._ask("size", key)
         return len(self.stored[key]) if key in self.stored else None
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        self._ask("read")
+        self._ask("read", key)
         data = self.stored.get(key)
         if data is None:
             raise OutsideError(f"there is no object {key}")
@@ -294,10 +295,11 @@ class MemoryObjects:
             yield ObjectEntry(key, len(self.stored[key]), 0.0)
 
     async def delete(self, key: str) -> None:
-        self._ask("delete")
+        self._ask("delete", key)
         self.stored.pop(key, None)
 
-    def _ask(self, method: str) -> None:
+    def _ask(self, method: str, key: str = "key") -> None:
+        check_key(key)
         self.asked[method] += 1
         if self.trouble is not None:
             raise self.trouble
@@ -314,7 +316,7 @@ class MemoryWriter:
         self._data += data
 
     async def commit(self, key: str, *, replaces: bool = False) -> bool:
-        self._objects._ask("commit")
+        self._objects._ask("commit", key)
         if key in self._objects.stored and not replaces:
             return False
         self._objects.stored[key] = bytes(self._data)

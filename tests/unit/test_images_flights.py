@@ -1,10 +1,13 @@
 """Flights: once for all who want it, and ended however they end."""
 
+import asyncio
 
 import pytest
 
-from grange.errors import OutsideError
-from grange.images.flights import Flight, Flights, landed
+from grange.errors import GrangeError, OutsideError
+from grange.images.flights import REMEMBERED_S, TROUBLE_S, Flight, Flights, landed
+from grange.oci.refusal import Code, RefusedError
+from tests.simulation.virtual import run_virtually
 
 
 async def test_one_that_is_given_up_before_it_began_is_begun_anew_by_the_next() -> None:
@@ -23,3 +26,38 @@ async def test_one_that_is_given_up_before_it_began_is_begun_anew_by_the_next() 
     assert (begun, len(flights)) == (0, 0)
     assert await landed(flights.join("image", begin)) == 1
     assert len(flights) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "for_s"),
+    [
+        (RefusedError(Code.NAME_UNKNOWN, "there is none"), REMEMBERED_S),
+        (OutsideError("it is down"), TROUBLE_S),
+    ],
+    ids=["a refusal", "trouble"],
+)
+def test_a_failure_is_told_again_for_a_while_and_then_tried_again(
+    error: GrangeError, for_s: float
+) -> None:
+    begun = 0
+
+    async def fail(_: Flight[int]) -> int:
+        nonlocal begun
+        begun += 1
+        raise error
+
+    async def ask(flights: Flights[str, int]) -> None:
+        with pytest.raises(type(error), match=str(error)):
+            await landed(flights.join("image", fail))
+
+    async def test() -> None:
+        flights: Flights[str, int] = Flights(1)
+        await ask(flights)
+        await asyncio.sleep(for_s - 0.1)
+        await ask(flights)
+        assert begun == 1
+        await asyncio.sleep(0.2)
+        await ask(flights)
+        assert begun == 2
+
+    run_virtually(test())
