@@ -26,7 +26,27 @@ RETRY_S_MIN, RETRY_S_MAX = 2, 30
 
 
 class BusyError(OutsideError):
-    """As much is under way as may be."""
+    """As much is under way, or was begun lately, as may be."""
+
+
+class Pace:
+    """So many may be begun at once, and then one each `every_s`."""
+
+    def __init__(self, at_once: int, every_s: float) -> None:
+        self._ahead_s = at_once * every_s
+        self._every_s = every_s
+        self._spent_until = float("-inf")  # when all may be begun at once again
+
+    def begin(self, now: float) -> None:
+        """Raises BusyError while it is too early."""
+        until = max(self._spent_until, now) + self._every_s
+        if until - now > self._ahead_s:
+            wait_s = max(1, round(until - now - self._ahead_s))
+            raise BusyError(
+                f"as many new images were asked for of late as the farm makes; the next one is "
+                f"begun in {wait_s} s"
+            )
+        self._spent_until = until
 
 
 class Flight(Generic[V]):
@@ -149,5 +169,5 @@ def _look_at(task: asyncio.Task[V]) -> None:
         return
     if not isinstance(error, GrangeError):
         log.error("an image could not be made", exc_info=error)
-    elif not isinstance(error, RefusedError):
+    elif not isinstance(error, RefusedError | BusyError):
         log.warning("an image could not be made: %s", error)
