@@ -47,10 +47,13 @@ _STATUS: Final = {
 
 
 class RefusedError(PeerError):
-    """A request for an image that cannot be met as it stands; `code` says why to programs."""
+    """A request for an image that cannot be met as it stands; `code` says why to programs.
+
+    Nothing in its words steers a terminal, whichever builder or package set they come from.
+    """
 
     def __init__(self, code: Code, message: str, detail: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
+        super().__init__(_plain(message))
         self.code = code
         self.detail = detail
 
@@ -69,6 +72,10 @@ def error_body(errors: Sequence[RefusedError]) -> bytes:
         told.append(each)
     text = json.dumps({"errors": told}, separators=(",", ":"), sort_keys=True)
     return text.encode()
+
+
+def _plain(text: str) -> str:
+    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
 
 
 def _cut(text: str) -> str:
