@@ -19,9 +19,10 @@ from grange.cli.image_tables import ImageFile
 from grange.client.app_transport import AppTransport
 from grange.client.credentials import bearer, token_in
 from grange.coordinator.farm import Farm
-from grange.coordinator.images import FarmBuilds, evaluation_tokens
+from grange.coordinator.images import FarmBuilds, evaluation_tokens, evaluator_check
 from grange.coordinator.own_tokens import ADMIN_FILE
 from grange.errors import OutsideError
+from grange.evaluator import FEATURE
 from grange.images.answers import checking
 from grange.images.collect import Collector
 from grange.images.evaluations import Evaluations
@@ -67,6 +68,7 @@ class FarmImages:
         """`state` is the farm's directory, which has its own tokens."""
         self._farm = farm
         self._file = file
+        self._agent_tag = file.agent_tag
         self._token_file = state / ADMIN_FILE
         self._folder = state.absolute() / "images"
         self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -151,6 +153,7 @@ class FarmImages:
             explainer,
             evaluations,
             self._collector,
+            evaluator_check(farm, FEATURE, lambda: self._agent_tag),
         )
         is_open = file.may_all_pull or may_all_read
         self.registry = RegistryParts(
@@ -199,6 +202,7 @@ class FarmImages:
         """Go by what this says of sources, evaluation and layers from now on."""
         self._sources.settings = file.settings
         self._images.settings = file.settings
+        self._agent_tag = file.agent_tag
 
     async def close(self) -> None:
         await self._layers.close()

@@ -65,6 +65,20 @@ def test_an_agent_evaluates_what_its_farm_makes_images_of(farm: Farm) -> None:
     assert "no branch or tag 'releas'" in unknown.text
 
 
+def test_an_agent_that_offers_no_evaluations_gets_none(farm: Farm) -> None:
+    farm.add_agent("plain")
+    state = farm.root / "agents" / "plain" / "state"
+    uuid, password = [(state / name).read_text().strip() for name in ("agent-id", "password")]
+    said = httpx.post(
+        f"{farm.url}/api/v1/evaluations/take",
+        json={"evaluator": "plain", "wait_s": 0},
+        auth=(uuid, password),
+        trust_env=False,
+    )
+    assert said.status_code == 403, said.text
+    assert "does not offer the feature grange-eval" in said.text
+
+
 def test_another_agent_goes_on_where_one_was_killed(farm: Farm) -> None:
     farm.agents.pop("first").kill()
     farm.add_agent("second", *EVALUATES)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from grange.coordinator.farm import Farm
-from grange.coordinator.images import FarmBuilds, evaluation_tokens
-from grange.errors import PeerError, UnauthenticatedError
-from grange.identity import Role
+from grange.coordinator.images import FarmBuilds, evaluation_tokens, evaluator_check
+from grange.errors import ForbiddenError, OutsideError, PeerError, UnauthenticatedError
+from grange.identity import Identity, Role
 from grange.oci.refusal import Code, RefusedError
 from grange.ports import BuildRecord, Package, Progress, SourcesGoneError
 from grange.scheduler.effects import ShowStep
-from grange.scheduler.facts import ProjectRule
-from grange.scheduler.state import State
+from grange.scheduler.facts import AgentId, AgentRule, AgentSpec, ProjectRule
+from grange.scheduler.state import Agent, State
 from grange.store.path import StorePath
 from tests.contract.journal_kinds import drv, narinfo, path
 from tests.web_place import web_place
@@ -163,6 +163,30 @@ async def test_what_a_package_needs_is_built_by_whoever_makes_that(farm: Farm) -
     await waiting.progress()
     assert [record.drv_path for record in await builds_of(farm)] == [path("lib.drv")]
     waiting.task.cancel()
+
+
+async def test_only_agents_that_are_to_evaluate_may(farm: Farm) -> None:
+    wanted = ""
+    check = evaluator_check(farm, "evaluates", lambda: wanted)
+    who = Identity("agent a", frozenset({Role.BUILD}), frozenset(), AgentId("a"))
+    check(Identity("token ada", frozenset({Role.ADMINISTER})))
+    with pytest.raises(OutsideError, match="agent a has not joined the farm yet"):
+        check(who)
+    memory = farm.core._memory
+    spec = AgentSpec(AgentId("a"), "ci-3", "s1", "", (), ("kvm",), (), 1, 1, 1 << 30)
+    here = memory.agents[spec.id] = Agent(spec, 0.0)
+    with pytest.raises(OutsideError, match="agent a has not joined the farm yet"):
+        check(who)
+    here.is_connected = True
+    with pytest.raises(ForbiddenError, match=r"'ci-3' .* run it with --feature evaluates"):
+        check(who)
+    here.said = replace(spec, features=("evaluates",), tags=("own",))
+    check(who)
+    wanted = "own"  # which it only says itself
+    with pytest.raises(ForbiddenError, match=r"takes the tag 'own'; grange agent tags gives it"):
+        check(who)
+    memory.agent_rules[spec.id] = AgentRule(("own",))
+    check(who)
 
 
 async def test_evaluators_get_tokens_that_end(farm: Farm) -> None:

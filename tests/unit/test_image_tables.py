@@ -53,6 +53,7 @@ keep_days = 2
 [images.evaluation]
 here = false
 store = "eval"
+agent_tag = "trusted"
 timeout_s = 30
 memory_bytes = 1_000_000_000
 import_from_derivation = true
@@ -65,7 +66,7 @@ import_from_derivation = true
     assert (settings.may_import, settings.is_zstd_allowed) == (True, True)
     assert (said.wait_s, said.precompute, said.may_all_pull) == (5, "upload", True)
     assert (said.unused_s, said.evaluates_here) == (172_800, False)
-    assert said.store == tmp_path / "eval"
+    assert (said.store, said.agent_tag) == (tmp_path / "eval", "trusted")
 
 
 def test_sources_keep_their_order_and_lie_beside_the_file(tmp_path: Path) -> None:
@@ -209,7 +210,10 @@ def test_sources_are_read_anew_and_the_rest_takes_a_restart(tmp_path: Path) -> N
     assert after.images != before.images
     assert after.needs_start(before) == []
     assert farm_file(tmp_path, text + "config.a = 1").needs_start(before) == []
-    for more in ("[images.evaluation]\ntimeout_s = 5", "[images]\nlayer_budget = 5"):
+    for more in (
+        "[images.evaluation]\ntimeout_s = 5\nagent_tag = 'x'",
+        "[images]\nlayer_budget = 5",
+    ):
         assert farm_file(tmp_path, text + more).needs_start(before) == []
     for more in ("[images.evaluation]\nhere = true", "[images]\nproject = 'x'"):
         [told] = farm_file(tmp_path, text + more).needs_start(before)

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grange.cli.tables import Table, Text
 from grange.client.image_models import NIXPKGS_ARCHIVE, SourceSpec
+from grange.client.models import Tag
 from grange.errors import OperatorError
 from grange.images.settings import ImageSettings, PackageSource
 from grange.oci.names import parse_sources
@@ -136,6 +137,7 @@ def _overlay(path: Path, source: str) -> str:
 
 class _Evaluation(Table):
     here: bool | None = None
+    agent_tag: Tag | None = None
     store: Text | None = None
     timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
     memory_bytes: Annotated[int, Field(ge=64 << 20, le=1 << 50)] = 4 << 30
@@ -192,6 +194,7 @@ class ImageTables(Table):
             may_all_pull=said.anonymous_pulls,
             unused_s=said.keep_days * 86_400 or None,
             evaluates_here=rules.here,
+            agent_tag=rules.agent_tag or "",
             store=None if rules.store is None else (folder / rules.store).absolute(),
         )
 
@@ -204,11 +207,12 @@ class ImageFile:
     may_all_pull: bool = False  # without a credential; else who may read may
     unused_s: float | None = None  # images nobody asked for in so long are forgotten
     evaluates_here: bool | None = None  # beside the coordinator; None: where Nix is on PATH
+    agent_tag: str = ""  # of agents that may evaluate; "": it takes none
     store: Path | None = None  # a chroot store to evaluate into; None: this machine's
 
     def needs_start(self, old: "ImageFile") -> list[str]:
         """What is said otherwise than in `old` and takes a restart to hold."""
-        is_same = replace(self, settings=old.settings) == old
+        is_same = replace(self, settings=old.settings, agent_tag=old.agent_tag) == old
         project = self.settings.project == old.settings.project
         return [] if is_same and project else [_LASTING]
 

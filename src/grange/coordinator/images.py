@@ -8,8 +8,8 @@ from uuid import uuid4
 from grange.client.words import explain
 from grange.coordinator.farm import Farm
 from grange.coordinator.watch import Watch
-from grange.errors import PeerError
-from grange.identity import Role
+from grange.errors import ForbiddenError, OutsideError, PeerError
+from grange.identity import Identity, Role
 from grange.oci.refusal import Code, RefusedError
 from grange.ports import (
     BuildRecord,
@@ -21,7 +21,7 @@ from grange.ports import (
     StepNode,
     Tell,
 )
-from grange.scheduler.facts import BuildId, Cause, Outcome, StepId
+from grange.scheduler.facts import NO_AGENT_RULE, BuildId, Cause, Outcome, StepId
 from grange.scheduler.state import State
 from grange.store.derivation import DRV_SUFFIX
 from grange.store.path import StorePath
@@ -40,6 +40,33 @@ def evaluation_tokens(farm: Farm, project: str) -> Callable[[float], str]:
         return farm.hook_tokens.issue("image evaluation", [Role.SUBMIT], [project], expires)
 
     return issue
+
+
+def evaluator_check(farm: Farm, feature: str, tag: Callable[[], str]) -> Callable[[Identity], None]:
+    """Makes what refuses callers that may not take evaluations: agents that do not offer `feature`,
+    and, where `tag` says one, those to which no operator gave that. What evaluations say is
+    believed, and their jobs tell of sources, so whoever may build need not be let in on them."""
+
+    def check(who: Identity) -> None:
+        """Raises ForbiddenError, or OutsideError for an agent that is not here yet."""
+        if who.may(Role.ADMINISTER):
+            return
+        agent = None if who.agent is None else farm.core.agents.get(who.agent)
+        if who.agent is None or agent is None or not agent.is_connected:
+            raise OutsideError(f"{who.name} has not joined the farm yet; ask again once it has")
+        if feature not in (*agent.said.features, *agent.said.mandatory_features):
+            raise ForbiddenError(
+                f"the agent {agent.said.name!r} evaluates no packages of images, for it does not "
+                f"offer the feature {feature}; run it with --feature {feature}"
+            )
+        wanted = tag()
+        if wanted and wanted not in farm.core.agent_rules.get(who.agent, NO_AGENT_RULE).tags:
+            raise ForbiddenError(
+                f"the agent {agent.said.name!r} evaluates no packages of images, for that takes "
+                f"the tag {wanted!r}; grange agent tags gives it"
+            )
+
+    return check
 
 
 class FarmBuilds:

@@ -23,12 +23,12 @@ from grange.client.image_models import (
     TakeRequest,
     UsedRequest,
 )
-from grange.identity import Role
+from grange.identity import Identity, Role
 from grange.oci.manifest import PLATFORMS, Compression, Family, Variant, parse_user, parse_words
 from grange.oci.names import Tag, parse_name
 from grange.oci.refusal import Code, RefusedError
 from grange.ports.images import Catalog, ImageRecord, ImageRequest, Made, Maker, RuntimeWish
-from grange.web.rights import did, needs
+from grange.web.rights import caller, did, needs
 
 PAGE_MAX: Final = 1_000
 _SYSTEMS: Final = {each.architecture: system for system, each in PLATFORMS.items()}
@@ -86,6 +86,7 @@ class ImageParts:
     explainer: Explainer
     evaluations: Evaluations
     collector: Collector
+    may_evaluate: Callable[[Identity], None] = lambda _who: None  # raises for who may not
 
 
 Term = Callable[[], asyncio.Event]  # of this lead: set when that has ended
@@ -93,7 +94,7 @@ Term = Callable[[], asyncio.Event]  # of this lead: set when that has ended
 
 def image_calls(api: APIRouter, parts: ImageParts, term: Term) -> None:
     _image_calls(api, parts)
-    _evaluation_calls(api, parts.evaluations, term)
+    _evaluation_calls(api, parts, term)
 
 
 def _image_calls(api: APIRouter, parts: ImageParts) -> None:
@@ -159,14 +160,16 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
         )
 
 
-def _evaluation_calls(api: APIRouter, evaluations: Evaluations, term: Term) -> None:
+def _evaluation_calls(api: APIRouter, parts: ImageParts, term: Term) -> None:
+    evaluations = parts.evaluations
     # The farm's own evaluator shows the administrator's token, those elsewhere an agent's password.
     may_evaluate = [needs(Role.BUILD, Role.ADMINISTER)]
 
     @api.post("/evaluations/take", dependencies=may_evaluate, response_model=EvaluationJob | None)
     async def take(request: Request, wanted: TakeRequest) -> EvaluationJob | Response:
         """The next job, once there is one; 204 where none came in `wait_s`, or while this
-        coordinator leads."""
+        coordinator leads. 403 for an agent that is not to evaluate, 503 before it has joined."""
+        parts.may_evaluate(caller(request))
         job: EvaluationJob | None = None
         # A job that nobody hears of would wait until its lease has ended.
         async with while_there(request.receive), _while(term()):
