@@ -17,7 +17,7 @@ from grange.cache.unpack import unpacker
 from grange.errors import PeerError
 from grange.images.doors import LostPathError
 from grange.images.metrics import ImageMetrics
-from grange.oci.segments import BLOCK_BYTES, Codec, LayerWriter, Segment
+from grange.oci.segments import BLOCK_BYTES, Block, Codec, LayerWriter, Segment
 from grange.oci.tar import UnfitError
 from grange.ports import Objects, ObjectWriter
 from grange.store.nar import Listing, NarReader
@@ -46,13 +46,13 @@ class _OfThread(threading.local):
     """What a thread compresses with."""
 
     def __init__(self) -> None:
-        self.compress: dict[Codec, Callable[[bytes], bytes]] = {}
+        self.compress: dict[Codec, Callable[[Block], bytes]] = {}
 
 
 _of_thread: Final = _OfThread()
 
 
-def compress(codec: Codec, block: bytes) -> bytes:
+def compress(codec: Codec, block: Block) -> bytes:
     """In any thread."""
     if codec not in _of_thread.compress:
         _of_thread.compress[codec] = codec.compressing()
@@ -197,7 +197,7 @@ class SegmentMaker:
     ) -> None:
         waiting = asyncio.Queue[asyncio.Future[bytes] | None](self._threads.count)
 
-        async def pass_on(blocks: Iterator[bytes]) -> None:
+        async def pass_on(blocks: Iterator[Block]) -> None:
             while block := await self._threads.start(next, blocks, b""):
                 await waiting.put(self._threads.start(compress, codec, block))
 
@@ -216,13 +216,13 @@ class SegmentMaker:
             raise errors.exceptions[0] from None
 
 
-def _blocks(writer: LayerWriter, nar: NarStream, chunk: bytes) -> Iterator[bytes]:
+def _blocks(writer: LayerWriter, nar: NarStream, chunk: bytes) -> Iterator[Block]:
     for piece in nar.feed(chunk):
         with nar.blamed():
             yield from writer.cut(piece)
 
 
-def _last_blocks(writer: LayerWriter, nar: NarStream) -> Iterator[bytes]:
+def _last_blocks(writer: LayerWriter, nar: NarStream) -> Iterator[Block]:
     nar.finish()
     with nar.blamed():
         yield from writer.cut_last()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from typing import IO, Final, Self, cast
+from typing import IO, Final, Self, TypeVar, cast
 
 import zstandard
 
@@ -25,6 +25,8 @@ from grange.store.path import NIX_STORE, StoreDir, StorePath
 BLOCK_BYTES: Final = 2 << 20
 WINDOW_BYTES_MAX: Final = 8 << 20  # of a segment made by others than this very version
 _GZIP_WBITS: Final = 31
+Block = bytes | bytearray  # nobody changes it
+_B = TypeVar("_B", bound=Block)
 _LIBRARIES: Final = {
     "gzip": f"zlib-{zlib.ZLIB_RUNTIME_VERSION}",
     "zstd": "libzstd-" + ".".join(map(str, zstandard.ZSTD_VERSION)),
@@ -47,7 +49,7 @@ class Codec:
         """Names all that decides which bytes come out, as ``zstd-3-libzstd-1.5.7-tar-1``."""
         return f"{self.compression}-{self.level}-{_LIBRARIES[self.compression]}-{FORMAT_VERSION}"
 
-    def compressing(self) -> Callable[[bytes], bytes]:
+    def compressing(self) -> Callable[[Block], bytes]:
         """Makes a gzip member or zstd frame of a block, while others use the interpreter; for one
         thread at a time, and to be used again, for it takes a while to set up."""
         if self.compression == "gzip":
@@ -146,7 +148,7 @@ class LayerWriter:
         self.seal()
         return made
 
-    def cut(self, nar: bytes | memoryview) -> Iterator[bytes]:
+    def cut(self, nar: bytes | memoryview) -> Iterator[Block]:
         """Whole blocks of the tar entries that this gives, for `add`. Must be exhausted."""
         self._assert_sound()
         assert self._nar is not None, "no NAR is open"
@@ -156,7 +158,7 @@ class LayerWriter:
                 tar = self._nar.feed(view[at : at + PIECE_BYTES])
             yield from self._blocks(tar)
 
-    def cut_last(self) -> Iterator[bytes]:
+    def cut_last(self) -> Iterator[Block]:
         """What is left when all of the path was fed. Must be exhausted."""
         assert self._path is not None, "no path is open"
         if self._nar is None:
@@ -165,7 +167,7 @@ class LayerWriter:
             tar = self._nar.finish()
         yield from self._blocks(tar)
 
-    def _blocks(self, tar: bytes) -> Iterator[bytes]:
+    def _blocks(self, tar: Block) -> Iterator[Block]:
         for block in _cut(self._tar.add(tar)):
             self._cut += 1
             yield block
@@ -211,7 +213,7 @@ class LayerWriter:
         self._path, self._told = path, told
         self._segment = _Measured()
 
-    def _compressed(self, block: bytes) -> bytes:
+    def _compressed(self, block: Block) -> bytes:
         return self.add(self._compress(block))
 
     def _take_apart(self, piece: memoryview) -> None:
@@ -244,7 +246,7 @@ def segment_of(codec: Codec, tar: bytes) -> bytes:
     return b"".join(map(codec.compressing(), _cut(tar)))
 
 
-def _cut(tar: bytes) -> Iterator[bytes]:
+def _cut(tar: Block) -> Iterator[Block]:
     """Blocks, of which only the last may be shorter."""
     if len(tar) == BLOCK_BYTES:
         yield tar
@@ -262,7 +264,7 @@ class _Measured:
         self.size = 0
         self._hasher = sha256()
 
-    def add(self, data: bytes) -> bytes:
+    def add(self, data: _B) -> _B:
         self.size += len(data)
         self._hasher.update(data)
         return data

@@ -158,7 +158,7 @@ class TarOfNar:
         self._reader = NarReader(self._entries)
         self._is_refused = False
 
-    def feed(self, nar: bytes | memoryview) -> bytes:
+    def feed(self, nar: bytes | memoryview) -> bytes | bytearray:
         """What the next bytes of the NAR give: a multiple of `piece_bytes`, often none."""
         self._after(lambda: self._reader.feed(nar))
         return self._entries.take_pieces()
@@ -188,14 +188,13 @@ class _Entries:
         self._contents_left = 0  # of the file last met
         self._padding = b""  # behind it
 
-    def take_pieces(self) -> bytes:
+    def take_pieces(self) -> bytes | bytearray:
         """What has been written since something was taken, in whole pieces."""
         end = len(self._out) // self._piece_bytes * self._piece_bytes
         if not end:
             return b""
-        with memoryview(self._out) as view:
-            taken = bytes(view[:end])
-        del self._out[:end]
+        taken, self._out = self._out, self._out[end:]  # what is large is not copied
+        del taken[end:]
         return taken
 
     def take(self) -> bytes:
