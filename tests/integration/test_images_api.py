@@ -25,7 +25,13 @@ from grange.client.image_models import (
 )
 from grange.client.images import ImageClient
 from grange.client.sources import upload_sources
-from grange.errors import NotFoundError, OutsideError, PeerError
+from grange.errors import (
+    FencedError,
+    JournalRefusedError,
+    NotFoundError,
+    OutsideError,
+    PeerError,
+)
 from grange.identity import Role
 from grange.oci.descriptor import LayerDescriptor
 from grange.oci.manifest import DOCKER_GZIP, OCI_GZIP, PLATFORMS, Layer, Runtime, image
@@ -195,9 +201,13 @@ async def test_what_is_being_made_and_what_is_refused_are_answers(place: Place) 
     answer = await place.ask(make, Role.READ)
     assert (answer.state, answer.code, answer.words) == ("refused", "DENIED", "hello is unfree")
     assert answer.detail == {"packages": ["hello"]}
-    place.all.answer = OutsideError("the store is away")
-    with pytest.raises(OutsideError, match="the store is away"):
-        await place.ask(make, Role.READ)
+    place.all.answer = OutsideError("the source is away")
+    failed = await place.ask(make, Role.READ)
+    assert (failed.state, failed.words) == ("failed", "the source is away")
+    for error in (FencedError("another leads"), JournalRefusedError("the disk is full")):
+        place.all.answer = error
+        with pytest.raises(OutsideError, match=str(error)):  # which is worth asking anew
+            await place.ask(make, Role.READ)
 
 
 @pytest.mark.parametrize(

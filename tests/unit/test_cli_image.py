@@ -268,6 +268,18 @@ def test_a_farm_that_cannot_is_at_fault(farm: Farm) -> None:
     assert (result.exit_code, result.stderr) == (3, "grange: no evaluator is here\n")
 
 
+def test_what_fails_on_the_way_is_told_and_not_asked_for_again(farm: Farm) -> None:
+    words = "nothing evaluates packages here\x1b[2J"
+    farm.answers = [
+        MakeAnswer(state="pending", words="evaluating"),
+        MakeAnswer(state="failed", words=words),
+        ready(farm),
+    ]
+    result = run(farm, "build", "hello", "--no-progress")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == "grange: nothing evaluates packages here\n"
+
+
 def test_a_farm_that_restarts_is_waited_for_and_one_that_stays_away_is_not(farm: Farm) -> None:
     gone = Problem(error="starting", fault="outside")
     pending = MakeAnswer(state="pending", words="building")

@@ -61,3 +61,28 @@ def test_a_failure_is_told_again_for_a_while_and_then_tried_again(
         assert begun == 2
 
     run_virtually(test())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OutsideError("the disk is away"), ["image hello could not be made: the disk is away"]),
+        (RefusedError(Code.DENIED, "hello is unfree"), []),
+    ],
+)
+async def test_a_failure_is_told_once_and_by_name(
+    error: GrangeError, told: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    plans: Flights[str, int] = Flights(1)
+    images: Flights[str, int] = Flights(1, lambda key: f"image {key} could not be made")
+
+    async def fail(_: Flight[int]) -> int:
+        raise error
+
+    async def make(flight: Flight[int]) -> int:
+        return await flight.after(plans.join("plan", fail))
+
+    with pytest.raises(type(error)):
+        await landed(images.join("hello", make))
+    await asyncio.sleep(0)  # callbacks of tasks come after who waits for them
+    assert caplog.messages == told

@@ -404,6 +404,16 @@ async def test_a_coordinator_that_makes_no_sense_is_outsides_fault(
         assert len(here.asked) == 1  # another of the farm would say the same
 
 
+async def test_what_failed_is_told_in_the_coordinators_words() -> None:
+    async with image_place() as place:
+        here = Coordinators(place)
+        failed = MakeAnswer(state="failed", words="nothing evaluates packages here")
+        here.answers["one"] = httpx.Response(200, text=failed.model_dump_json())
+        with pytest.raises(OutsideError, match=r"^nothing evaluates packages here$"):
+            await here.remote().make(place.request("hello"), 1.0)
+        assert len(here.asked) == 1
+
+
 async def test_pending_and_wishes_travel() -> None:
     async with image_place() as place:
         here = Coordinators(place)

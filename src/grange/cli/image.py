@@ -194,6 +194,8 @@ def _make(
         complain(clean(answer.words))
         # Whatever names a build is about one that failed.
         ctx.exit(EXIT_FAILED if "build" in (answer.detail or {}) else EXIT_REQUEST)
+    if answer.state == "failed":
+        raise OutsideError(answer.words)
     return answer
 
 

@@ -28,13 +28,14 @@ class MakeRequest(BaseModel):
 
 
 class MakeAnswer(BaseModel):
-    """It is there, is being made, or cannot be made as it was asked for: then `code` says why."""
+    """It is there, is being made, cannot be made as it was asked for (then `code` says why), or
+    failed by nobody's wish: asked for again later, it may be made."""
 
-    state: Literal["ready", "pending", "refused"]
+    state: Literal["ready", "pending", "refused", "failed"]
     name: str = ""  # in its one form, unless it is refused
     digest: str = ""  # of its manifest, where it is ready
     commit: str = ""  # what its tag stands for
-    words: str = ""  # what is done just now, or why it is refused
+    words: str = ""  # what is done just now, or why it is not there
     builds: list[str] = []
     retry_after_s: int = 0
     code: str = ""  # of the OCI distribution specification

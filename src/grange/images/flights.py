@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from grange.errors import GrangeError, OutsideError
+from grange.errors import FencedError, GrangeError, OutsideError
 from grange.images.doors import LostPathError
 from grange.oci.refusal import RefusedError
 from grange.ports import Progress
@@ -79,20 +79,22 @@ class Flight(Generic[V]):
 
 
 async def landed(flight: Flight[V]) -> V:
-    """What comes of it; it goes on where the caller is cancelled. Raises OutsideError where it was
+    """What comes of it; it goes on where the caller is cancelled. Raises FencedError where it was
     given up."""
     assert flight.task is not None
     await asyncio.wait([flight.task])
     if flight.task.cancelled():
-        raise OutsideError("this coordinator does not lead the farm any more; ask again")
+        raise FencedError("this coordinator does not lead the farm any more; ask again")
     return flight.task.result()
 
 
 class Flights(Generic[K, V]):
     """Those of one kind. A failure is remembered for a short while, and told again."""
 
-    def __init__(self, at_once_max: int) -> None:
+    def __init__(self, at_once_max: int, failed: Callable[[K], str] | None = None) -> None:
+        """`failed` says for the log which could not be ended well; None: who waits for it does."""
         self._at_once_max = at_once_max
+        self._failed = failed
         self._flights: dict[K, Flight[V]] = {}
         self._failures: dict[K, tuple[float, GrangeError]] = {}  # until when; oldest first
 
@@ -118,7 +120,16 @@ class Flights(Generic[K, V]):
     def _end(self, key: K, flight: Flight[V], task: asyncio.Task[V]) -> None:
         if self._flights.get(key) is flight:  # it was given up before it began
             del self._flights[key]
-        _look_at(task)
+        self._look_at(key, task)
+
+    def _look_at(self, key: K, task: asyncio.Task[V]) -> None:
+        """What went wrong is told, though nobody may wait for it any more."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if not isinstance(error, GrangeError):
+            log.error("an image could not be made", exc_info=error)
+        elif self._failed is not None and not isinstance(error, RefusedError | BusyError):
+            log.warning("%s: %s", self._failed(key), error)
 
     async def _fly(
         self, key: K, begin: Callable[[Flight[V]], Awaitable[V]], flight: Flight[V]
@@ -161,13 +172,3 @@ class Flights(Generic[K, V]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-
-def _look_at(task: asyncio.Task[V]) -> None:
-    """What went wrong is told, though nobody may wait for it any more."""
-    if task.cancelled() or (error := task.exception()) is None:
-        return
-    if not isinstance(error, GrangeError):
-        log.error("an image could not be made", exc_info=error)
-    elif not isinstance(error, RefusedError | BusyError):
-        log.warning("an image could not be made: %s", error)

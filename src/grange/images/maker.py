@@ -85,9 +85,13 @@ class FarmMaker:
         self._store_dir = store_dir
         self._metrics = metrics or ImageMetrics(CollectorRegistry())
         self._pace = pace or Pace(NEW_AT_ONCE, NEW_EVERY_S)
-        self._images: Flights[_ImageFlight, Made] = Flights(flights_max)
+        self._images: Flights[_ImageFlight, Made] = Flights(
+            flights_max, lambda key: f"image {key[0].show()}:{key[1]} could not be made"
+        )
         self._plans: Flights[tuple[ImageName, Tag], Plan] = Flights(flights_max)
-        self._lookups: Flights[tuple[str, Tag], str] = Flights(flights_max)
+        self._lookups: Flights[tuple[str, Tag], str] = Flights(
+            flights_max, lambda key: f"{key[1]} of {key[0]} could not be looked up"
+        )
 
     @property
     def settings(self) -> ImageSettings:

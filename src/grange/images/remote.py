@@ -83,6 +83,8 @@ class RemoteMaker:
                 known = answer.code in set(Code)
                 code = Code(answer.code) if known else Code.MANIFEST_UNKNOWN
                 raise RefusedError(code, answer.words, answer.detail)
+            case "failed":
+                raise OutsideError(answer.words)
 
     async def note_used(self, digests: Collection[str]) -> None:
         every = sorted(digests)

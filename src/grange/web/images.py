@@ -23,6 +23,7 @@ from grange.client.image_models import (
     TakeRequest,
     UsedRequest,
 )
+from grange.errors import FencedError, JournalRefusedError, OutsideError
 from grange.identity import Identity, Role
 from grange.oci.manifest import PLATFORMS, Compression, Family, Variant, parse_user, parse_words
 from grange.oci.names import Tag, parse_name
@@ -111,6 +112,10 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
                 code=error.code.value,
                 detail=None if error.detail is None else dict(error.detail),
             )
+        except (FencedError, JournalRefusedError):
+            raise  # whoever leads now may be asked at once
+        except OutsideError as error:
+            return MakeAnswer(state="failed", words=str(error))
         name = request.name.show()
         if isinstance(made, Made):
             commit = made.packages.commit
