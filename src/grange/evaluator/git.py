@@ -34,6 +34,8 @@ _ALONE: Final = (
     "maintenance.auto=false",
     "-c",
     "core.hooksPath=/dev/null",
+    "-c",
+    "fetch.unpackLimit=1",  # else what is small comes as single objects, and none counts them
 )
 
 
