@@ -176,6 +176,16 @@ async def test_a_path_comes_whole(world: World, compression: str, nar: bytes) ->
     assert world.verified[0].diff_id
 
 
+async def test_a_path_of_the_farm_itself_is_signed_once(world: World) -> None:
+    """An upstream may have it from this farm."""
+    narinfo = world.has("a-xz", SMALL)
+    ours = sign(narinfo.info, [UPSTREAM, FARM], NIX_STORE)
+    world.journal.known[narinfo.info.path.hash_part] = replace(narinfo, info=ours)
+    await world.mirror().mirror([narinfo])
+    here = world.journal.known[narinfo.info.path.hash_part]
+    assert here.info.signatures == ours.signatures
+
+
 async def test_what_is_here_is_not_fetched(world: World) -> None:
     narinfo = world.has("a-xz", SMALL)
     mirror = world.mirror()

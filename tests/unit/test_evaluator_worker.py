@@ -40,6 +40,8 @@ class Farm:
         self.takers: list[TakeRequest] = []
         self.results: dict[str, EvaluationResult] = {}
         self.beats: list[str] = []
+        self.may_answer_beats = threading.Event()
+        self.may_answer_beats.set()
         self.changed = threading.Condition()
         self.is_closed = False
 
@@ -69,6 +71,8 @@ class Farm:
         with self.changed:
             self.beats.append(job)
             self.changed.notify_all()
+        assert self.may_answer_beats.wait(LIMIT_S)
+        with self.changed:
             if job in self.forgotten:
                 raise NotFoundError("nobody waits for it")
 
@@ -192,6 +196,17 @@ async def test_it_beats_while_a_job_goes_on() -> None:
         await stage.begin("a")
         await stage.farm.until(lambda: stage.farm.beats.count("a") >= 3)
         assert await stage.end("a") == FOUND
+
+
+async def test_what_is_found_does_not_wait_for_a_beat() -> None:
+    async with Stage(beat_s=0.01) as stage:
+        stage.farm.may_answer_beats.clear()
+        await stage.begin("a")
+        await stage.farm.until(lambda: stage.farm.beats)
+        try:
+            assert await stage.end("a") == FOUND
+        finally:
+            stage.farm.may_answer_beats.set()
 
 
 async def test_a_job_that_nobody_waits_for_is_stopped() -> None:
