@@ -249,7 +249,7 @@ def record(name: str, system: str, created: float) -> ImageRecord:
         for n in range(3)
     ]
     made = image(OCI_GZIP, PLATFORMS[system], Runtime(labels={"name": name}), layers)
-    key = ImageKey(name, PACKAGES, OCI_GZIP)
+    key = ImageKey(name, PACKAGES, OCI_GZIP, RuntimeWish(("sh",), ("-c", name), "1"))
     return ImageRecord(key, made.manifest, made.config, ("k",), (), created, created + 1)
 
 
@@ -260,6 +260,7 @@ async def test_images_are_listed_the_latest_first_a_page_at_a_time(place: Place)
     assert (first.name, second.name) == ("p2", "p1")
     assert (second.system, second.family, second.compression) == ("aarch64-linux", "oci", "gzip")
     assert (second.layers, second.blob_bytes) == (3, 303)
+    assert (second.entrypoint, second.command, second.user) == (["sh"], ["-c", "p1"], "1")
     assert (second.created, second.used, second.commit) == (1, 2, "c" * 40)
     [last] = await place.ask(
         lambda client: client.images(limit=2, before=second.created), Role.READ

@@ -533,12 +533,21 @@ def test_layers_are_listed(farm: Farm) -> None:
     farm.explained = explained(is_made=True, digest="sha256:" + "d" * 64)
     result = run(farm, "layers", "shell/hello")
     assert "made: sha256:" + "d" * 64 in result.stdout
+    assert "with other layers" not in result.stdout
     rows = [line.split() for line in result.stdout.splitlines() if line[:3].strip().isdigit()]
     assert rows[0][:7] == ["1", "9.0", "MiB", "30.0", "MiB", "glibc-2.40", "sha256:aaaaaaaaaaaa"]
     assert rows[0][7:] == ["one", "of", "the", "largest"]
     assert rows[1][:5] == ["2", "2.0", "MiB", "9", "paths"]
     as_json = run(farm, "layers", "shell/hello", "--json")
     assert [each["nar_bytes"] for each in json.loads(as_json.stdout)] == [30 << 20, 2 << 20, 0]
+
+
+def test_layers_that_a_made_image_does_not_have_are_told_to_be_others(farm: Farm) -> None:
+    farm.explained = explained(is_made=True, is_as_made=False, digest="sha256:" + "d" * 64)
+    for command in ("layers", "explain"):
+        lines = run(farm, command, "shell/hello").stdout.splitlines()
+        assert lines[1] == "made: sha256:" + "d" * 64
+        assert lines[2] == "it stays what it is, with other layers than these of today's settings"
 
 
 def test_manifest_and_config_are_shown(farm: Farm) -> None:
@@ -579,6 +588,9 @@ def test_images_are_listed(farm: Farm) -> None:
     for word in ("c0ffeec0 ", "x86_64", "oci gzip", "43.0 MiB", "d  bbbbbbbbbbbb"):
         assert word in result.stdout
     assert json.loads(run(farm, "list", "--json").stdout)[0]["layers"] == 12
+    start = {"entrypoint": ["sh", "-c"], "command": ["ls"], "user": "1:2"}
+    farm.images = [farm.images[0].model_copy(update={"name": "git"} | start)]
+    assert "git (sh -c ls, as 1:2)" in run(farm, "list").stdout
 
 
 def test_what_nothing_needs_is_collected(farm: Farm) -> None:

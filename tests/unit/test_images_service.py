@@ -271,6 +271,11 @@ async def test_an_image_is_explained_as_far_as_it_is_known() -> None:
         assert place.builds.asked["build"] == 2
         whole = await explainer(place).explain(request)
         assert whole.is_made
+        assert whole.is_as_made
+        place.sources.settings = replace(place.settings, layer_budget=2)
+        smaller = await explainer(place).explain(request)
+        assert (smaller.is_made, smaller.is_as_made, len(smaller.layers)) == (True, False, 2)
+        place.sources.settings = place.settings
         assert whole.digest == (await pulled(place, "git/hello")).digest
         *layers, root = whole.layers
         assert layers[0].paths == [path_of("glibc")]

@@ -147,6 +147,8 @@ def _line(text: str | Text, style: str = "") -> None:
 def _head(answer: ExplainAnswer) -> Text:
     commit = f" {answer.commit[:12]}" if answer.commit else ", whose tag was never looked up"
     made = f"made: {answer.digest}" if answer.is_made else "not made yet"
+    if not answer.is_as_made:
+        made += "\nit stays what it is, with other layers than these of today's settings"
     return Text.assemble(
         (f"{clean(answer.name)}:{clean(answer.tag)}", "bold"),
         f"  {answer.system}  {clean(answer.source)}{commit}\n",
@@ -234,7 +236,7 @@ def show_images(images: Sequence[ImageView]) -> None:
     now = time.time()
     for each in images:
         table.add_row(
-            clean(each.name),
+            Text.assemble(clean(each.name), (_start(each), "dim")),
             each.commit[:8],
             each.system.removesuffix("-linux"),
             f"{each.family} {each.compression}",
@@ -243,6 +245,13 @@ def show_images(images: Sequence[ImageView]) -> None:
             each.digest[:DIGEST_CHARS].removeprefix("sha256:"),
         )
     console().print(table)
+
+
+def _start(view: ImageView) -> str:
+    """How it starts, where it was asked for so: two images of one name differ in that."""
+    words = " ".join([*view.entrypoint, *view.command])
+    user = f"as {view.user}" if view.user else ""
+    return f" ({clean(', '.join(filter(None, (words, user))))})" if words or user else ""
 
 
 def _table() -> Table:
@@ -265,7 +274,11 @@ def show_collected(answer: GcAnswer, *, is_dry: bool) -> None:
         f"{count(len(answer.images), 'image')}, {count(answer.blobs, 'blob')} of "
         f"{size(answer.blob_bytes)}: {verb}"
     )
-    screen.print(f"{count(answer.kept_blobs, 'blob')} of {size(answer.kept_blob_bytes)}: kept")
+    screen.print(
+        f"{count(answer.kept_blobs, 'blob')} of {size(answer.kept_blob_bytes)}: kept, as images "
+        "may need them, or as they are less than a day old",
+        soft_wrap=True,
+    )
     if answer.irreproducible:
         screen.print(
             f"{count(answer.irreproducible, 'blob')} of these kept because this release would make "

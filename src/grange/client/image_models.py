@@ -57,6 +57,9 @@ class ImageView(BaseModel):
     system: str
     family: str
     compression: str
+    entrypoint: list[str] = []  # where its name or a query says how to start, as are these
+    command: list[str] = []
+    user: str = ""
     digest: str  # of its manifest
     layers: int
     blob_bytes: int  # of all layers
@@ -91,6 +94,7 @@ class ExplainAnswer(BaseModel):
     missing: list[str] = []  # outputs, or paths of their closure, that are not in the cache
     layers: list[LayerView] = []  # lowest first; none while something is unknown or missing
     is_made: bool = False  # its manifest is there
+    is_as_made: bool = True  # `layers` are what that has; else they are what would be made today
     digest: str = ""
 
 

@@ -66,7 +66,8 @@ class Explainer:
         }
         if not known.unknown:
             inside = await contents(name, source.at(commit), known.spellings, known.found)
-            await self._add_layers(answer, inside, request.variant)
+            keys = await self._add_layers(answer, inside, request.variant)
+            answer.is_as_made = record is None or not keys or keys == record.layers
         return answer
 
     async def _commit(self, source: PackageSource, tag: Tag) -> str | None:
@@ -76,18 +77,22 @@ class Explainer:
         known = await self._catalog.resolution(source.spec.name, tag)
         return None if known is None else known.commit
 
-    async def _add_layers(self, answer: ExplainAnswer, inside: Contents, variant: Variant) -> None:
-        """Or what is missing for them."""
+    async def _add_layers(
+        self, answer: ExplainAnswer, inside: Contents, variant: Variant
+    ) -> tuple[str, ...]:
+        """Or what is missing for them. Returns the layers' keys."""
         roots = {path for package in inside.installed for _, path in package.outputs}
         closure = await self._builds.closure(roots)
         answer.missing = list(closure.missing)
-        if not closure.missing:
-            codec = CODECS[variant.compression]
-            answer.layers = await self._layers(codec, closure, roots)
+        if closure.missing:
+            return ()
+        answer.layers, keys = await self._layers(CODECS[variant.compression], closure, roots)
+        return keys
 
     async def _layers(
         self, codec: Codec, closure: Closure, roots: set[StorePath]
-    ) -> list[LayerView]:
+    ) -> tuple[list[LayerView], tuple[str, ...]]:
+        """And their keys, lowest first."""
         budget = self._sources.settings.layer_budget
         infos = {narinfo.info.path: narinfo.info for narinfo in closure.narinfos}
         try:
@@ -112,7 +117,7 @@ class Explainer:
             known_paths=0,
             why="the root directory: links into the packages that were asked for",
         )
-        return [*views, _with_digests(links, known.get(root))]
+        return [*views, _with_digests(links, known.get(root))], (*keys, root)
 
 
 def _view(
