@@ -16,7 +16,7 @@ from grange.client.image_models import EvaluatedView, EvaluationJob, SourceSpec
 from grange.evaluator.failure import JobError
 from grange.evaluator.nix import Cut, Ended, Limits, Nix
 from grange.evaluator.packages import BLAMED_MAX, PackageEvaluator
-from grange.oci.names import EVERY_IMAGE, SHELL_PACKAGES, folded, spelled
+from grange.oci.names import EVERY_IMAGE, NAMES_MAX, SHELL_PACKAGES, folded, spelled
 from grange.store.path import NIX_STORE
 
 HASH = "0123456789abcdfghijklmnpqrsvwxyz"
@@ -305,6 +305,14 @@ async def test_what_is_too_much_is_said_with_who_it_is(ended: Ended, kind: str, 
     assert words in said
     if kind == "too much":
         assert "'hungry'" in said
+
+
+async def test_a_set_with_more_names_than_are_taken_is_refused_and_not_read() -> None:
+    nix = nix_with(hello=package("hello"))
+    nix.sets[()] = ["hello", *(f"n{number}" for number in range(NAMES_MAX))]
+    kind, words = await failure(nix, job(["hello"]))
+    assert (kind, f"more than {NAMES_MAX} names" in words) == ("too much", True)
+    assert len(nix.asked) == 1
 
 
 async def test_packages_that_are_too_much_together_are_evaluated_apart() -> None:

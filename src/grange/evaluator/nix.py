@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from grange.evaluator import launch
 
-STDOUT_BYTES_MAX: Final = 16 << 20  # nixpkgs has 25,000 names, which are 0.5 MB
+STDOUT_BYTES_MAX: Final = 8 << 20  # nixpkgs has 25,000 names, which are 0.5 MB
 STDERR_BYTES_MAX: Final = 1 << 20  # more than any error; beyond it somebody traces in a loop
 PIECE_BYTES: Final = 64 << 10
 GRACE_S: Final = 0.5  # for Nix to stop builders that it started; one that evaluates does not listen

@@ -26,7 +26,15 @@ from grange.evaluator.nix import (
     evaluation_environment,
     evaluation_settings,
 )
-from grange.oci.names import EVERY_IMAGE, Attribute, ImageName, Spellings, folded, spelled
+from grange.oci.names import (
+    EVERY_IMAGE,
+    NAMES_MAX,
+    Attribute,
+    ImageName,
+    Spellings,
+    folded,
+    spelled,
+)
 from grange.oci.refusal import MESSAGE_CHARS_MAX
 from grange.ports.images import Lack
 from grange.store.derivation import DRV_SUFFIX
@@ -64,6 +72,13 @@ class _Found:
     spoilt: dict[str, str] = field(default_factory=dict)  # packages that end Nix, and its words
 
     def add(self, answer: _Answer) -> None:
+        """Raises JobError where it is more than any farm takes."""
+        if sum(len(each.names) for each in answer.names) > NAMES_MAX:
+            raise JobError(
+                "too much",
+                f"the sets that the packages are in have more than {NAMES_MAX} names together; "
+                "nixpkgs has 25,000, so see what fills these",
+            )
         self.names |= {tuple(each.way): each.names for each in answer.names}
         self.packages |= {tuple(each.attribute): each for each in answer.packages}
 

@@ -9,6 +9,7 @@ from grange.client.image_models import EvaluatedView, EvaluationJob, EvaluationR
 from grange.errors import PeerError
 from grange.oci.names import (
     EVERY_IMAGE,
+    NAMES_MAX,
     PACKAGES_MAX,
     PARTS_MAX,
     Attribute,
@@ -23,7 +24,6 @@ from grange.store.derivation import DRV_SUFFIX
 from grange.store.outputs import output_name
 from grange.store.path import StoreDir
 
-NAMES_MAX: Final = 500_000  # of all sets that were asked for; nixpkgs has 25,000
 NAME_CHARS_MAX: Final = 255
 OUTPUTS_MAX: Final = 64
 

@@ -27,6 +27,7 @@ NAME_CHARS_MAX: Final = 2048  # most clients stop at 255 with the host; `grange 
 PACKAGES_MAX: Final = 200  # a longer list belongs in a package of its own, with a short name
 PARTS_MAX: Final = 8  # of one attribute; nixpkgs has four at most
 TAG_CHARS_MAX: Final = 128  # the specification's
+NAMES_MAX: Final = 200_000  # of all sets on the way to an image's packages; nixpkgs has 25,000
 
 SHELL: Final = "shell"
 ARM64: Final = "arm64"
