@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from grange.errors import OutsideError
-from grange.images.blobs import REMADE_AT_ONCE
+from grange.images.blobs import REMADE_AT_ONCE, LostObjects, Stored
+from grange.images.segments import Take
 from grange.oci.segments import ZSTD
 from grange.store.nar import File
 from tests.images_cache import Place, blob_of, filled
-from tests.images_fakes import MemoryCatalog, MemoryObjects
+from tests.images_fakes import MemoryCatalog, MemoryObjects, digest_of
 
 BOMB_BYTES = 64 << 20  # of zeros, which are a few kilobytes of zstd
 
@@ -72,3 +73,17 @@ async def test_a_layer_of_another_size_than_recorded_is_not_served(place: Place)
     catalog.amend(made.key)
     with pytest.raises(OutsideError, match=f"the parts of layer {made.descriptor.digest}"):
         await layers.blob(made.descriptor.digest)
+
+
+async def test_who_reads_what_had_not_begun_when_the_farm_stopped_is_told() -> None:
+    async def remake(_: Take) -> None:
+        raise AssertionError("it has not begun")
+
+    lost = LostObjects(MemoryObjects(), None)
+    spool = await lost.find(Stored("images/roots/lost", digest_of("lost"), 10, remake))
+    assert spool is not None
+    await lost.close()
+    with pytest.raises(OutsideError, match="the farm stops"):
+        async for _ in spool.read(0, 10):
+            pass
+    spool.release()
