@@ -250,6 +250,8 @@ async def test_it_outlives_a_farm_that_cannot_be_reached(caplog: pytest.LogCaptu
         assert await stage.end("a") == FOUND
         await stage.begin("b")
         assert stage.paused[4:] == [*BACK_OFF_S[:2], BACK_OFF_S[0]]
+        told = [each for each in caplog.messages if "can be taken" in each]
+        assert len(told) == 3, "one failure alone is not told"
 
 
 async def test_a_finish_that_is_not_wanted_is_not_tried_again() -> None:

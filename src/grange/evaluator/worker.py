@@ -72,9 +72,10 @@ class Worker:
             try:
                 job = await aside(self._take)
             except GrangeError as error:
-                if str(error) != told:
-                    log.warning("no evaluation can be taken: %s", error)
-                told = str(error)
+                # Once is no trouble: where a coordinator starts, nobody leads for a moment.
+                if failed and str(error) != told:
+                    told = str(error)
+                    log.warning("no evaluation can be taken: %s", told)
                 await self._pause(BACK_OFF_S[min(failed, len(BACK_OFF_S) - 1)])
                 failed += 1
                 continue
