@@ -66,12 +66,21 @@ def test_help_needs_neither_http_nor_tables() -> None:
         "audit",
         "store",
         "key",
+        "registry",
+        "image",
+        "image build",
+        "image explain",
+        "image gc",
+        "image inspect",
+        "image layers",
+        "image list",
     ],
 )
 def test_every_command_has_help(command: str) -> None:
-    result = Started().run(command, "--help")
+    result = Started().run(*command.split(), "--help")
     assert result.exit_code == 0, result.output
     assert "Usage:" in result.output
+    assert "(http" not in result.output  # defaults are shown as they are written
 
 
 @pytest.mark.parametrize(

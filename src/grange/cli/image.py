@@ -103,7 +103,7 @@ def image() -> None:
 @_SYSTEM
 @click.option("--entrypoint", callback=_words, metavar="COMMAND", help="What a container runs.")
 @click.option("--cmd", "command", callback=_words, metavar="COMMAND", help="Arguments for that.")
-@click.option("--user", default="", metavar="USER[:GROUP]", help="As whom  [default: root].")
+@click.option("--user", default="", metavar="USER[:GROUP]", help="As whom [default: root].")
 @click.option("--zstd", "is_zstd", is_flag=True, help="Layers in zstd, for clients that read it.")
 @click.option("--no-progress", is_flag=True, help="Say nothing before the end.")
 @options.JSON
@@ -299,7 +299,7 @@ def layers(*, name: str, system: str | None, as_json: bool, url: str) -> None:
         show_layers(answer)
 
 
-@image.command()
+@image.command(short_help="Say what an image is made of, and why.")
 @_NAME
 @_SYSTEM
 @options.JSON
@@ -348,7 +348,11 @@ def list_images(*, limit: int, as_json: bool, url: str) -> None:
 @options.JSON
 @options.URL
 def gc(*, dry_run: bool, unused_s: float | None, is_deep: bool, as_json: bool, url: str) -> None:
-    """Delete blobs that no image has. Safe while the farm works."""
+    """Delete blobs that no image has.
+
+    Safe while the farm works: whatever is younger than a day stays, for an image that is being made
+    may be about to have it.
+    """
     wanted = GcRequest(is_dry=dry_run, unused_s=unused_s, is_deep=is_deep)
     with ImageClient(url) as client:
         answer = client.collect_images(wanted)

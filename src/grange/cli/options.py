@@ -22,7 +22,7 @@ _URL: Final = click.option(
     multiple=True,
     default=(DEFAULT_URL,),
     callback=_joined,
-    show_default=DEFAULT_URL,
+    show_default=True,
     show_envvar=True,
     help="The farm. Of several coordinators name each, with commas or another --url: the next is "
     "asked where one is gone.",

@@ -35,7 +35,7 @@ TOKENS: Final = "GRANGE_REGISTRY_TOKENS"
     envvar="GRANGE_URL",
     multiple=True,
     default=(DEFAULT_URL,),
-    show_default=DEFAULT_URL,
+    show_default=True,
     metavar="URL",
     help="Who makes images that are not there yet. Of several coordinators name each, with commas "
     "or another --coordinator.",

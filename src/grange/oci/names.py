@@ -40,7 +40,7 @@ _COMPONENT: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*\Z")
 _TAG: Final = re.compile(rf"[a-zA-Z0-9_][a-zA-Z0-9._-]{{0,{TAG_CHARS_MAX - 1}}}\Z")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z|sha512:[0-9a-f]{128}\Z")
-# Where clients look for signatures and other referrers of a digest: never a name of a revision.
+# Where clients look for signatures and other referrers of a digest: never a name of a commit.
 _RESERVED_TAG: Final = re.compile(r"sha(?:256|512)-[0-9a-fA-F]+(?:\..*)?\Z|.*\.(?:sig|att|sbom)\Z")
 _NEAR_MAX: Final = 3  # suggestions for one name
 _UNKNOWN_SHOWN_MAX: Final = 5  # each costs a walk over all names of the package set
