@@ -195,7 +195,7 @@ async def test_unused_images_are_forgotten_with_what_only_they_have() -> None:
     mine, shared = await world.layer(a), await world.layer(b)
     root, other_root = await world.root(a), await world.root(b)
     group = await world.layer(a, b)  # of segments that others have, too
-    unused = await world.image("old", mine, shared, group, root, used=NOW - 30 * DAY_S)
+    unused = await world.image("old", mine, shared, group, root, used=NOW - 31 * DAY_S)
     await world.image("new", shared, other_root)
     for member in (a, b):
         world.uncache(member)  # else segments stay for the sake of their paths
@@ -211,9 +211,20 @@ async def test_unused_images_are_forgotten_with_what_only_they_have() -> None:
     assert replace(dry, layers=done.layers) == done  # it told the truth
 
 
+async def test_an_image_may_have_been_used_at_the_end_of_the_hour_that_is_known() -> None:
+    world = World()
+    await world.image("x", used=NOW - 3700, created=NOW - DAY_S)
+    done = await world.collector().collect(unused_s=101)
+    assert done.images == ()
+    assert len((await world.collector().collect(unused_s=100)).images) == 1
+    await world.image("x", used=NOW - 10)
+    assert (await world.collector().collect(unused_s=1)).images == ()
+    assert len((await world.collector().collect(unused_s=0)).images) == 1
+
+
 async def test_an_image_that_was_just_made_was_used() -> None:
     world = World()
-    await world.image("x", used=NOW - 3599, created=NOW - 1000)  # use is told to the hour
+    await world.image("x", used=NOW - 7200, created=NOW - 1000)
     done = await world.collector().collect(unused_s=1001)
     assert done.images == ()
     assert len((await world.collector().collect(unused_s=1000)).images) == 1

@@ -31,6 +31,7 @@ FIRST_S: Final = 1_800.0  # after a coordinator began to lead, which has other t
 AT_ONCE: Final = 1_000  # asked of the database
 LOOKS_AT_ONCE: Final = 32  # at NARs, in the store
 DELETED_AT_ONCE: Final = 32
+USED_TO_S: Final = 3_600.0  # how exactly it is known when an image was used
 _HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 T = TypeVar("T")
@@ -140,7 +141,7 @@ class Collector:
         before: float | None = None
         while page := await self._catalog.images(limit=AT_ONCE, before=before):
             for image in page:
-                if unused_s is not None and now - _last_use(image) >= unused_s:
+                if unused_s is not None and now - _last_use(image, now) >= unused_s:
                     records.going.append(image.manifest.digest)
                     records.going_layers.update(image.layers)
                 else:
@@ -260,8 +261,9 @@ class Collector:
                     raise end
 
 
-def _last_use(image: ImageRecord) -> float:
-    return max(image.used, image.created)  # `used` is told to the hour
+def _last_use(image: ImageRecord, now: float) -> float:
+    """When it may have been asked for last: `used` is the hour in which that was."""
+    return max(min(image.used + USED_TO_S, now), image.created)
 
 
 def _blobs(layer: StoredLayer) -> Iterator[str]:
