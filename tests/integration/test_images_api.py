@@ -33,6 +33,7 @@ from grange.errors import (
     PeerError,
 )
 from grange.identity import Role
+from grange.images.collect import CollectedImages
 from grange.oci.descriptor import LayerDescriptor
 from grange.oci.manifest import DOCKER_GZIP, OCI_GZIP, PLATFORMS, Layer, Runtime, image
 from grange.oci.refusal import Code, RefusedError
@@ -62,16 +63,6 @@ JOB = EvaluationJob(
     memory_bytes=1 << 30,
     token="grange_hook_x",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    images: tuple[str, ...]
-    blobs: int
-    blob_bytes: int
-    kept_blobs: int
-    kept_blob_bytes: int
-    irreproducible: int
 
 
 @dataclass
@@ -124,9 +115,11 @@ class Everything:
         self.beat(job)
         self.heard.append(result)
 
-    async def collect(self, *, is_dry: bool, unused_s: float | None, is_deep: bool) -> Collected:
+    async def collect(
+        self, *, is_dry: bool, unused_s: float | None, is_deep: bool
+    ) -> CollectedImages:
         self.heard.append((is_dry, unused_s, is_deep))
-        return Collected(("sha256:" + "2" * 64,), 3, 400, 5, 600, 7)
+        return CollectedImages(("sha256:" + "2" * 64,), 9, 3, 400, 5, 600, 7)
 
 
 @dataclass(frozen=True, slots=True)

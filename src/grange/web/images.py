@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -25,6 +25,7 @@ from grange.client.image_models import (
 )
 from grange.errors import FencedError, JournalRefusedError, OutsideError
 from grange.identity import Identity, Role
+from grange.images.collect import CollectedImages
 from grange.oci.manifest import PLATFORMS, Compression, Family, Variant, parse_user, parse_words
 from grange.oci.names import Tag, parse_name
 from grange.oci.refusal import Code, RefusedError
@@ -54,27 +55,10 @@ class Evaluations(Protocol):
         """Raises as `beat`."""
 
 
-class Collected(Protocol):
-    """What a collection did, or would do; as `GcAnswer` has it."""
-
-    @property
-    def images(self) -> Sequence[str]: ...
-    @property
-    def blobs(self) -> int: ...
-    @property
-    def blob_bytes(self) -> int: ...
-    @property
-    def kept_blobs(self) -> int: ...
-    @property
-    def kept_blob_bytes(self) -> int: ...
-    @property
-    def irreproducible(self) -> int: ...
-
-
 class Collector(Protocol):
     async def collect(
         self, *, is_dry: bool, unused_s: float | None, is_deep: bool
-    ) -> Collected: ...
+    ) -> CollectedImages: ...
 
 
 @dataclass(frozen=True, slots=True)
