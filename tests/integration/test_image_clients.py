@@ -131,11 +131,13 @@ def test_after_a_change_only_what_changed_is_fetched_again(farm: Farm, tmp_path:
     copy(farm, HELLO, f"oci:{layout}:before")
     before, said = manifest(farm, HELLO)
     had = {each.name for each in (layout / "blobs/sha256").iterdir()}
-    (farm.root.parent / "packages/greetings/en").write_text("Good morning\n")
-    # The tag is looked up again behind the answer that is there.
+    greeting = farm.root.parent / "packages/greetings/en"
+    # At once, for the set may be read at any time.
+    (tmp_path / "en").write_text("Good morning\n")
+    (tmp_path / "en").replace(greeting)
     until(lambda: manifest(farm, HELLO)[0] != before, "the change should be seen")
-    _, said_now = manifest(farm, HELLO)
-    copy(farm, HELLO, f"oci:{layout}:after")
+    after, said_now = manifest(farm, HELLO)
+    copy(farm, HELLO, f"oci:{layout}:after", reference=f"@{after}")
     new = {each.name for each in (layout / "blobs/sha256").iterdir()} - had
     changed = set(digests(said_now)) - set(digests(said))
     assert len(changed) == 4, "the greetings, both outputs of the program, and links"
@@ -199,18 +201,18 @@ def test_a_registry_beside_the_farm_serves_what_was_collected_and_when_the_farm_
 ) -> None:
     with registry(farm, tmp_path) as address:
 
-        def pull(name: str, folder: str) -> Path:
-            source = f"docker://{address}/{name}"
+        def pull(reference: str, folder: str) -> Path:
+            source = f"docker://{address}/shell/htop{reference}"
             skopeo("copy", "--src-tls-verify=false", source, f"dir:{tmp_path}/{folder}")
             return tmp_path / folder
 
-        new = pull("shell/htop", "new")
-        said = (new / "manifest.json").read_bytes()
-        assert digest(said) == manifest(farm, "shell/htop")[0], "made by the farm"
+        new = pull(":latest", "new")
+        pinned = digest((new / "manifest.json").read_bytes())
+        assert pinned == manifest(farm, "shell/htop")[0], "made by the farm"
         collect_deeply(farm)
         assert farm.coordinator is not None
         farm.coordinator.kill()
-        again = pull("shell/htop", "again")
+        again = pull(f"@{pinned}", "again")
         assert contents(again) == contents(new), "made again of what the cache has"
         farm.start_coordinator()
         farm.await_agent("one")
