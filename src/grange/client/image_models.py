@@ -7,7 +7,6 @@ from pydantic import BaseModel, Field
 NAME_MAX = 2048
 TAG_MAX = 128
 WORDS_MAX = 256
-COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 NIXPKGS_ARCHIVE = "https://github.com/NixOS/nixpkgs/archive/{commit}.tar.gz"
 
 Word = Annotated[str, Field(max_length=4096)]
