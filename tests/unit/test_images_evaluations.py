@@ -152,7 +152,9 @@ async def test_the_time_limit_ends_a_job_whose_evaluator_goes_on_for_ever() -> N
 @virtually
 async def test_where_nobody_evaluates_it_is_said() -> None:
     queue = evaluations()
-    with pytest.raises(OutsideError, match="the feature grange-eval"):
+    with pytest.raises(
+        OutsideError, match=r"the feature grange-eval, and with the tag that agent_tag"
+    ):
         await queue.evaluate(a_job())
     assert asyncio.get_running_loop().time() == PATIENCE_S
     asking = asyncio.create_task(queue.take(asked_by("one", "x86_64-linux", wait_s=60.0)))

@@ -109,7 +109,8 @@ class Evaluations:
                 if entry in self._waiting and not self._is_evaluated_here(job.system):
                     raise OutsideError(
                         f"nothing evaluates packages for {job.system} here: run grange serve where "
-                        "Nix is, or an agent with the feature grange-eval"
+                        "Nix is, or an agent with the feature grange-eval, and with the tag that "
+                        "agent_tag in [images.evaluation] of the farm file says, if it says one"
                     )
                 if loop.time() >= entry.ends:
                     return _too_long(job)
