@@ -1,10 +1,12 @@
 """What commands share that serve something beside a farm: where, to whom, and by how many."""
 
+import os
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 GOODBYE_S: Final = 10  # for downloads under way when the process ends
 File = click.Path(path_type=Path, dir_okay=False, exists=True)
-CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+Command = Callable[..., None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,9 @@ class Serving:
     tls: dict[str, Any]  # for `uvicorn.Config`; empty: plain HTTP
 
 
-def serves(port: int, tokens_variable: str) -> Callable[[CommandT], CommandT]:
-    """The options of such a command, for `serving` but for `tokens_file`."""
+def serves(port: int, tokens_variable: str) -> Callable[[Command], Command]:
+    """The options of such a command, which gets what they say as `told`; what its application has
+    to know of them is in the environment then."""
     options = [
         click.option(
             "--listen", default=f"127.0.0.1:{port}", show_default=True, metavar="HOST:PORT"
@@ -61,15 +64,35 @@ def serves(port: int, tokens_variable: str) -> Callable[[CommandT], CommandT]:
         ),
     ]
 
-    def decorate(command: CommandT) -> CommandT:
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def whole(
+            *,
+            listen: str,
+            store_dir: str,
+            tokens_file: Path | None,
+            anonymous: bool,
+            tls_cert: Path | None,
+            tls_key: Path | None,
+            workers: int,
+            **own: Any,
+        ) -> None:
+            is_guarded = anonymous or tokens_file is not None
+            told = _serving(listen, workers, tls_cert, tls_key, is_guarded=is_guarded)
+            os.environ["GRANGE_STORE_DIR"] = store_dir
+            if tokens_file is not None:
+                os.environ[tokens_variable] = str(tokens_file)
+            command(told=told, **own)
+
+        made: Command = whole
         for option in reversed(options):
-            command = option(command)
-        return command
+            made = option(made)
+        return made
 
     return decorate
 
 
-def serving(
+def _serving(
     listen: str, workers: int, tls_cert: Path | None, tls_key: Path | None, *, is_guarded: bool
 ) -> Serving:
     """What the options say; `is_guarded` where they say who may read. Raises OperatorError."""

@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from grange.cli.alone import File, run, serves, serving
+from grange.cli.alone import File, Serving, run, serves
 from grange.client.connection import DEFAULT_URL
 
 REGISTRY_PORT: Final = 7383
@@ -53,13 +53,7 @@ def registry(
     store: str,
     coordinator: tuple[str, ...],
     token_file: Path | None,
-    listen: str,
-    store_dir: str,
-    tokens_file: Path | None,
-    anonymous: bool,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    workers: int,
+    told: Serving,
 ) -> None:
     """Serve images under /v2/ until SIGTERM or Ctrl-C, from the database and the store of a farm.
 
@@ -67,13 +61,9 @@ def registry(
     one likes may stand before one farm. Under another ASGI server, the application is
     `grange.asgi:registry`, a factory that is told all this by the environment.
     """
-    is_guarded = anonymous or tokens_file is not None
-    told = serving(listen, workers, tls_cert, tls_key, is_guarded=is_guarded)
     os.environ["GRANGE_REGISTRY_DATABASE"] = database
     os.environ["GRANGE_REGISTRY_STORE"] = store
-    os.environ["GRANGE_STORE_DIR"] = store_dir
     os.environ["GRANGE_URL"] = ",".join(coordinator)
-    for variable, path in ((TOKENS, tokens_file), ("GRANGE_TOKEN_FILE", token_file)):
-        if path is not None:
-            os.environ[variable] = str(path)
+    if token_file is not None:
+        os.environ["GRANGE_TOKEN_FILE"] = str(token_file)
     run("registry", APP, told, has_lifespan=True)
