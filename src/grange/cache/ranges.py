@@ -5,9 +5,10 @@ Source: RFC 9110, sections 13 and 14. One range is served; a request for several
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
@@ -119,13 +120,23 @@ async def send_chunks(chunks: AsyncIterator[bytes], receive: Receive, send: Send
         await send({"type": "http.response.body"})
 
 
-@asynccontextmanager
-async def while_there(receive: Receive) -> AsyncIterator[None]:
+def while_there(receive: Receive) -> AbstractAsyncContextManager[None]:
     """Do a block while the client is there: when it goes the block is left, wherever it waits."""
+    return until(partial(_disconnected, receive))
+
+
+@asynccontextmanager
+async def until(end: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    """Do a block until a call of `end` is over: then it is left, wherever it waits."""
     limit = asyncio.timeout(None)
+
+    async def leave() -> None:
+        await end()
+        limit.reschedule(asyncio.get_running_loop().time())
+
     try:
         async with limit:
-            leaving = asyncio.create_task(_leave(receive, limit))
+            leaving = asyncio.create_task(leave())
             try:
                 yield
             finally:
@@ -134,11 +145,6 @@ async def while_there(receive: Receive) -> AsyncIterator[None]:
     except TimeoutError:
         if not limit.expired():
             raise
-
-
-async def _leave(receive: Receive, limit: asyncio.Timeout) -> None:
-    await _disconnected(receive)
-    limit.reschedule(asyncio.get_running_loop().time())
 
 
 async def _disconnected(receive: Receive) -> None:

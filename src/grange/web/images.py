@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Annotated, Final, Protocol
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from grange.cache.ranges import while_there
+from grange.cache.ranges import until, while_there
 from grange.client.image_models import (
     EvaluationJob,
     EvaluationResult,
@@ -161,7 +160,7 @@ def _evaluation_calls(api: APIRouter, parts: ImageParts, term: Term) -> None:
         parts.may_evaluate(caller(request))
         job: EvaluationJob | None = None
         # A job that nobody hears of would wait until its lease has ended.
-        async with while_there(request.receive), _while(term()):
+        async with while_there(request.receive), until(term().wait):
             job = await evaluations.take(wanted)
         return Response(status_code=HTTPStatus.NO_CONTENT) if job is None else job
 
@@ -178,28 +177,6 @@ def _evaluation_calls(api: APIRouter, parts: ImageParts, term: Term) -> None:
     async def finish(id: JobPath, result: EvaluationResult) -> None:  # noqa: A002
         """What came of it."""
         evaluations.finish(id, result)
-
-
-@asynccontextmanager
-async def _while(term: asyncio.Event) -> AsyncIterator[None]:
-    """Do a block until `term` is set: then it is left, wherever it waits."""
-    limit = asyncio.timeout(None)
-
-    async def leave() -> None:
-        await term.wait()
-        limit.reschedule(asyncio.get_running_loop().time())
-
-    try:
-        async with limit:
-            leaving = asyncio.create_task(leave())
-            try:
-                yield
-            finally:
-                leaving.cancel()
-                await asyncio.wait((leaving,))
-    except TimeoutError:
-        if not limit.expired():
-            raise
 
 
 def request_of(wanted: MakeRequest, sources: Collection[str]) -> ImageRequest:
