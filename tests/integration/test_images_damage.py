@@ -75,6 +75,23 @@ async def test_damage_is_never_taken_for_the_blob_and_mended(
     assert await objects.size(key) == large.segments[0].blob_bytes
 
 
+async def test_parts_that_make_another_layer_are_none(place: Place, objects: Objects) -> None:
+    """As where the database has another digest of it than it had."""
+    members = filled(place)
+    noisy = place.add("noise", Directory({b"noise": File(NOISE)}))
+    await place.copy(objects)
+    layers = place.layers(objects=objects)
+    for group in ([members["hello"]], [members["hello"], noisy]):
+        made = await layers.layer(ZSTD, group)
+        blob = await layers.blob(made.descriptor.digest)
+        assert blob is not None
+        blob.digest = f"sha256:{'ab' * 32}"
+        taken = bytearray()
+        with pytest.raises(OutsideError, match="what the database says of it is damaged"):
+            await collect(blob, taken)
+        assert len(taken) < blob.size
+
+
 async def collect(blob: Blob, into: bytearray) -> None:
     async for piece in blob.read(0, blob.size):
         into += piece

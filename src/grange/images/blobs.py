@@ -1,7 +1,7 @@
 """Layers as they are pulled: header, stored segments and end, one after another.
 
 A segment that the store has lost, or that was collected, is made again while it is read. So is one
-that is not what it was: whoever reads all of it has it held against its digest.
+that is not what it was: whoever reads a whole layer has it held against its digest.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from grange.errors import GrangeError, OutsideError
 from grange.images.segments import SMALL_BYTES, Put, Take, ahead
@@ -26,6 +26,7 @@ MESSAGE_BYTES: Final = 512 << 10  # of what is read, where nothing is waited for
 # What a client pulls at once: whoever waits for one to begin gets no bytes, and some give up after
 # a minute of that. Each holds some 20 MB.
 REMADE_AT_ONCE: Final = 6
+INLINE_BYTES: Final = 64 << 10  # hashed sooner than another thread begins to
 STOPPED: Final = "the farm stops; try again"
 
 
@@ -51,6 +52,10 @@ class Stored:
 
 
 Part = Constant | Stored
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
 
 
 class LostObjects:
@@ -150,10 +155,17 @@ class Blob:
     async def read(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         """The bytes from `start` up to `end`, exclusive: few large pieces.
 
-        Raises OutsideError where they cannot be had. Of a part that is made again, or read as a
-        whole, the last bytes come only when all of it is known to be right.
+        Raises OutsideError where they cannot be had. The last bytes of all of it, and of a part
+        that is made again, come only when the whole is known to be right.
         """
         assert 0 <= start <= end <= self.size
+        found = self._gathered(start, end)
+        is_whole = (start, end) == (0, self.size)
+        async with aclosing(self._proved(found) if is_whole else found) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _gathered(self, start: int, end: int) -> AsyncGenerator[bytes, None]:
         gathered: list[bytes] = []
         size = 0
         async with aclosing(self._pieces(start, end)) as pieces:
@@ -210,8 +222,7 @@ class Blob:
     ) -> AsyncGenerator[bytes, None]:
         spool = None if is_there else await self._lost.find(part)
         if spool is None:
-            found = self._lost.objects.read(part.key, start, end)
-            async for piece in found if end - start < part.size else self._checked(part, found):
+            async for piece in self._lost.objects.read(part.key, start, end):
                 yield piece
             return
         try:
@@ -222,25 +233,52 @@ class Blob:
         finally:
             spool.release()
 
-    async def _checked(
-        self, part: Stored, pieces: AsyncIterator[bytes]
-    ) -> AsyncGenerator[bytes, None]:
-        """All of `part`, the last piece once the whole is known to be right. Of another one comes
-        OutsideError, and who asks again gets what is made instead."""
+    # --- When it is read as a whole -------------------------------------------------------------
+
+    async def _proved(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """All `pieces`, the last once they are known to be this blob. Of another one comes
+        OutsideError, and who asks again gets what is made instead, if that can be."""
         hasher = sha256()
-        last = b""
+        left = self.size
         async for piece in pieces:
-            hashing = asyncio.create_task(asyncio.to_thread(hasher.update, piece))
-            try:
-                if last:
-                    yield last
-            finally:
-                await hashing
-            last = piece
-        if f"sha256:{hasher.hexdigest()}" != part.digest:
-            self._lost.replace(part).release()
-            raise OutsideError(f"{part.key} is damaged; it is made again, so pull again")
-        yield last
+            left -= len(piece)
+            if left > 0:
+                hashing = asyncio.create_task(_hash(hasher, piece))
+                try:
+                    yield piece
+                finally:
+                    await hashing
+                continue
+            await _hash(hasher, piece)
+            if f"sha256:{hasher.hexdigest()}" != self.digest:
+                raise OutsideError(await self._mend())
+            yield piece
+
+    async def _mend(self) -> str:
+        """What is wrong with it; parts that are not what they were are made again from now on."""
+        damaged = []
+        for part in self._parts:
+            if isinstance(part, Constant) or part.size <= SMALL_BYTES:
+                continue  # small ones are looked at whenever they are read
+            hasher = sha256()
+            async for piece in self._lost.objects.read(part.key):
+                await _hash(hasher, piece)
+            if f"sha256:{hasher.hexdigest()}" != part.digest:
+                self._lost.replace(part).release()
+                damaged.append(part.key)
+        if damaged:
+            return f"{', '.join(damaged)} is damaged; it is made again, so pull again"
+        return (
+            f"the parts of layer {self.digest} are what they were, and make another one: what the "
+            "database says of it is damaged; restore that from a backup"
+        )
+
+
+async def _hash(hasher: "_Hash", piece: bytes) -> None:
+    if len(piece) <= INLINE_BYTES:
+        hasher.update(piece)
+    else:
+        await asyncio.to_thread(hasher.update, piece)
 
 
 async def _whole(part: Stored, spool: Spool) -> bytes:
