@@ -100,6 +100,11 @@ async def test_a_build_tells_how_it_goes_and_goes_on_without_who_waited(farm: Fa
     assert (await waiting.progress()).words == "waiting for an agent: 1 of 2 steps"
     farm.watches.show(ShowStep(hello, State.ACTIVE.name, None, None, None))
     assert (await waiting.progress()).words == "building hello: 1 of 2 steps"
+    farm.watches.show(ShowStep(hello, State.BACKING_OFF.name, None, None, None))
+    told = (await waiting.progress()).words
+    assert told == "agents failed at hello, which is tried again: 1 of 2 steps"
+    farm.watches.show(ShowStep(hello, State.PUBLISHING.name, None, None, None))
+    assert (await waiting.progress()).words == "building hello: 1 of 2 steps"
     waiting.task.cancel()
     await asyncio.wait([waiting.task])
     assert farm.watches.count == 0

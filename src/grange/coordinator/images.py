@@ -30,6 +30,7 @@ BY: Final = "images"  # who submits
 LOOK_S: Final = 10.0  # between two looks at builds of which nothing is heard
 FAILED_MAX: Final = 10_000  # derivations whose failed builds are remembered
 NAMES_SHOWN_MAX: Final = 2
+_AT_WORK: Final = frozenset({State.ACTIVE, State.PUBLISHING})
 
 
 def evaluation_tokens(farm: Farm, project: str) -> Callable[[float], str]:
@@ -241,15 +242,23 @@ async def _news(watch: Watch) -> None:
 
 def _building(steps: Mapping[StepId, StepNode], states: Mapping[StepId, State]) -> str:
     """Such as "building git-2.45 and 3 more: 12 of 40 steps"."""
+    if not steps:
+        return "waiting for the farm"
     done = sum(state is State.DONE for state in states.values())
-    active = [step for step, state in states.items() if state is State.ACTIVE]
     count = f"{done} of {len(steps)} steps"
-    if not active:
-        return f"waiting for an agent: {count}" if steps else "waiting for the farm"
-    names = [_shown(steps[step].drv_path) for step in active]
+    active = [step for step, state in states.items() if state in _AT_WORK]
+    if active:
+        return f"building {_listed(steps, active)}: {count}"
+    failed = [step for step, state in states.items() if state is State.BACKING_OFF]
+    if failed:
+        return f"agents failed at {_listed(steps, failed)}, which is tried again: {count}"
+    return f"waiting for an agent: {count}"
+
+
+def _listed(steps: Mapping[StepId, StepNode], some: Sequence[StepId]) -> str:
+    names = [_shown(steps[step].drv_path) for step in some]
     more = len(names) - NAMES_SHOWN_MAX
-    shown = ", ".join(names[:NAMES_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
-    return f"building {shown}: {count}"
+    return ", ".join(names[:NAMES_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shown(drv_path: StorePath) -> str:
