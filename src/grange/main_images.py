@@ -21,7 +21,7 @@ from grange.client.credentials import bearer, token_in
 from grange.coordinator.farm import Farm
 from grange.coordinator.images import FarmBuilds, evaluation_tokens, evaluator_check
 from grange.coordinator.own_tokens import ADMIN_FILE
-from grange.errors import OutsideError
+from grange.errors import OperatorError, OutsideError
 from grange.evaluator import FEATURE
 from grange.images.answers import checking
 from grange.images.collect import Collector
@@ -49,6 +49,18 @@ log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 10.0  # after a failure in what makes images
 NIX: Final = "nix-instantiate"
+
+
+def _is_evaluated_here(wanted: bool | None) -> bool:
+    """`wanted` is what the file says. Raises OperatorError for what cannot be: jobs would be taken
+    from agents that can do them."""
+    has_nix = shutil.which(NIX) is not None
+    if wanted and not has_nix:
+        raise OperatorError(
+            f"here in [images.evaluation] is true, and there is no {NIX} on the PATH of grange "
+            "serve: install Nix, or leave here out and have an agent offer grange-eval"
+        )
+    return has_nix if wanted is None else wanted
 
 
 class FarmImages:
@@ -179,9 +191,8 @@ class FarmImages:
     def evaluate(self, app: object, nix_config: str) -> None:
         """Evaluate packages here while this process leads, if the file says so or nothing of it and
         Nix is here. `app` is the farm's own application; `nix_config` is for Nix, beyond what this
-        machine says."""
-        is_here = self._file.evaluates_here
-        if is_here or (is_here is None and shutil.which(NIX) is not None):
+        machine says. Raises OperatorError where the file says so in vain."""
+        if _is_evaluated_here(self._file.evaluates_here):
             evaluate = partial(self._evaluate, app, nix_config)
             self._farm.while_leading.append(partial(_kept_up, "the evaluator here", evaluate))
         else:

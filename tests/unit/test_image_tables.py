@@ -157,7 +157,10 @@ def test_settings_are_told_apart_by_config_and_overlays_and_by_no_place() -> Non
             '[images.sources.a]\npath = "x"\narchive = "https://a/{commit}"',
             "archive is where a chann",
         ),
-        (SOURCE + 'archive = "https://a/x.tar"', r"nixpkgs\.archive is 'https://a/x\.tar'"),
+        (
+            SOURCE + 'archive = "https://a/x.tar"',
+            r"archive is wrong: 'https://a/x\.tar' is no URL, .* with \{commit\} in it",
+        ),
         ("[images.sources.a]", r"images\.sources\.a is wrong: .* there is none"),
         ('[images.sources.a]\ngit = "/a"\nref = "-x"', r"images\.sources\.a\.ref is '-x'"),
         ('[images.sources.a]\ngit = "/a"\nref = "a b"', r"images\.sources\.a\.ref is 'a b'"),

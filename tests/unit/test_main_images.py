@@ -11,9 +11,9 @@ import pytest
 
 from grange import main_images
 from grange.client.image_models import MakeAnswer, SourceSpec
-from grange.errors import OutsideError
+from grange.errors import OperatorError, OutsideError
 from grange.images.settings import ImageSettings, PackageSource
-from grange.main_images import _kept_up, _LeadersMaker
+from grange.main_images import _is_evaluated_here, _kept_up, _LeadersMaker
 from grange.oci.manifest import OCI_GZIP
 from grange.oci.names import Tag, parse_name
 from grange.ports import ImageRequest, Made, PackageSet
@@ -86,3 +86,14 @@ async def test_a_defect_is_told_and_what_failed_begins_anew(
     assert task.cancelled()
     assert "the filler failed, and begins anew" in caplog.text
     assert "no such thing" in caplog.text
+
+
+def test_packages_are_evaluated_where_nix_is_unless_the_file_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("grange.main_images.shutil.which", lambda _: "/bin/nix-instantiate")
+    assert [_is_evaluated_here(each) for each in (None, True, False)] == [True, True, False]
+    monkeypatch.setattr("grange.main_images.shutil.which", lambda _: None)
+    assert [_is_evaluated_here(each) for each in (None, False)] == [False, False]
+    with pytest.raises(OperatorError, match="no nix-instantiate on the PATH"):
+        _is_evaluated_here(True)

@@ -40,7 +40,7 @@ class _Source(Table):
     git: Text | None = None
     channel: Text | None = None
     ref: Annotated[str, Field(pattern=r"^[^\s~^:?*\[\\-][^\s~^:?*\[\\]*$")] | None = None
-    archive: Annotated[str, Field(pattern=r"^https?://[^/]+.*\{commit\}")] | None = None
+    archive: Text | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     overlays: Annotated[list[Text], Field(max_length=OVERLAYS_MAX)] = Field(default_factory=list)
 
@@ -59,6 +59,13 @@ class _Source(Table):
         if channel is None or _CHANNEL.fullmatch(channel) or re.match(r"https?://[^/]", channel):
             return channel
         raise ValueError(f"{channel!r} is neither a channel's name, as nixos-25.05, nor its URL")
+
+    @field_validator("archive")
+    @classmethod
+    def _has_commits(cls, archive: str | None) -> str | None:
+        if archive is None or re.match(r"https?://[^/]+.*\{commit\}", archive):
+            return archive
+        raise ValueError(f"{archive!r} is no URL, http:// or https://, with {{commit}} in it")
 
     @model_validator(mode="after")
     def _is_one_place(self) -> Self:

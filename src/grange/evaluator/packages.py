@@ -245,7 +245,11 @@ class PackageEvaluator:
                 "allows more",
             )
         if ended.is_missing:
-            raise JobError("evaluator", "there is no nix-instantiate where packages are evaluated")
+            raise JobError(
+                "evaluator",
+                "there is no nix-instantiate where packages are evaluated; install Nix there, or "
+                "correct its PATH",
+            )
         if not ended.is_good:
             raise _SpoiltError(ended)
         try:

@@ -161,7 +161,11 @@ class Sources:
         if ended.cut is Cut.TIME:
             raise JobError("timeout", "to fetch the package set takes longer than there is time")
         if ended.is_missing:
-            raise JobError("evaluator", f"there is no {command[0]} where packages are evaluated")
+            raise JobError(
+                "evaluator",
+                f"there is no {command[0]} where packages are evaluated; install Nix there, or "
+                "correct its PATH",
+            )
         if ended.is_machines_fault:
             why = error_of(ended.stderr)
             raise JobError("evaluator", f"Nix does not work where packages are evaluated: {why}")
