@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grange.db.images import SETS_KEPT
-from grange.errors import FencedError
+from grange.errors import FencedError, OutsideError
 from grange.oci.descriptor import LayerDescriptor, Member, layer_key, root_key
 from grange.oci.manifest import (
     DOCKER_GZIP,
@@ -270,6 +270,24 @@ async def test_an_image_is_found_by_all_that_decides_it(
         assert await catalog.image(key) is None
     for document in (hello.manifest, hello.config):
         assert await catalog.document(document.digest) == document
+
+
+async def test_a_document_of_other_bytes_is_none(
+    kind: JournalKind, catalog: Catalog, tmp_path: Path
+) -> None:
+    file = tmp_path / "journal.db"
+    if not isinstance(kind, PostgresKind) and not file.exists():
+        return  # nobody gets at one in memory
+    layers = [layer(member("a"))]
+    await save(catalog, *layers)
+    hello = record("hello", *layers)
+    await catalog.save_image(hello)
+    lost = hello.config.digest
+    changed = "body = substr(body, 1, 9)"
+    await damage(kind, file, f"UPDATE image_documents SET {changed} WHERE digest = '{lost}'")
+    with pytest.raises(OutsideError, match=f"has other bytes of {lost}"):
+        await catalog.document(lost)
+    assert await catalog.document(hello.manifest.digest) == hello.manifest
 
 
 async def test_an_image_that_is_there_stays_as_it_is(catalog: Catalog) -> None:

@@ -23,6 +23,7 @@ from grange.db.image_rows import (
 )
 from grange.db.rows import Row, read_paths
 from grange.db.script import Engine, Script, ask, change
+from grange.errors import OutsideError
 from grange.oci.descriptor import Member
 from grange.oci.manifest import Document
 from grange.oci.names import Attribute
@@ -160,7 +161,12 @@ class SqlCatalog:
 
     async def document(self, digest: str) -> Document | None:
         rows = await self._engine.rows("image_document", str(digest))
-        return Document(*rows[0]) if rows else None
+        found = Document(*rows[0]) if rows else None
+        if found is not None and found.digest != str(digest):
+            raise OutsideError(
+                f"the database has other bytes of {digest} than it had; restore it from a backup"
+            )
+        return found
 
     async def save_document(self, document: Document) -> None:
         digest = document.digest
