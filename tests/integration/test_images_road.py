@@ -10,6 +10,7 @@ import pytest
 
 from grange.client.models import BuildView
 from tests.integration.farm import Farm, running_farm, until, wait_at
+from tests.integration.image_pulls import digest, skopeo
 
 pytestmark = pytest.mark.peer
 
@@ -29,6 +30,8 @@ let make = "$b mkdir -p $out/bin; echo $name > $out/bin/$name"; in rec {
   lost = step "lost" { } make;
   loser = step "loser" { inherit lost; } "${make}; echo $lost >> $out/bin/loser";
   stopped = step "stopped" { } ''STOP
+    ${make}'';
+  slow = step "slow" { } ''SLOW
     ${make}'';
   sourced = step "sourced" { text = builtins.path { name = "text"; path = ./text; }; }
     "$b cp $text $out";
@@ -67,7 +70,8 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
         text = PACKAGES.replace("PRELUDE", farm.prelude).replace("GATE", wait_at("gated"))
         packages = folder / "packages"
         packages.mkdir()
-        (packages / "default.nix").write_text(text.replace("STOP", wait_at("stopped")))
+        text = text.replace("STOP", wait_at("stopped")).replace("SLOW", wait_at("slow"))
+        (packages / "default.nix").write_text(text)
         (packages / "text").write_text("a source\n")
         yield farm
 
@@ -127,6 +131,26 @@ def test_many_pullers_of_one_new_image_wait_for_one_build_which_outlives_them(fa
     assert len(layers) == 5  # cacert, gated, hello, iana-etc and the root
     assert len(builds_of(farm, "gated")) == 1
     assert len(farm.attempts(farm.finish(build), "gated")) == 1
+
+
+def test_a_client_that_is_told_to_wait_does_and_has_its_image(farm: Farm, tmp_path: Path) -> None:
+    farm.shut("slow")
+    before = told_to_wait(farm)
+    with ThreadPoolExecutor(1) as pool:
+        source = f"docker://127.0.0.1:{farm.http_port}/slow"
+        copied = pool.submit(skopeo, "copy", "--src-tls-verify=false", source, f"dir:{tmp_path}")
+        until(lambda: copied.done() or told_to_wait(farm) > before, "skopeo should be answered")
+        farm.open("slow")
+        copied.result()
+    assert told_to_wait(farm) > before
+    assert digest((tmp_path / "manifest.json").read_bytes()) == digest(asked(farm, "slow").content)
+
+
+def told_to_wait(farm: Farm) -> float:
+    """How many manifests were answered 429 since the coordinator started."""
+    line = 'grange_registry_requests_total{status="429",what="manifest"} '
+    found = [each for each in farm.get("/metrics").text.splitlines() if each.startswith(line)]
+    return float(found[0].removeprefix(line)) if found else 0.0
 
 
 def test_a_build_that_fails_is_told_with_its_log_and_what_to_do(farm: Farm) -> None:
