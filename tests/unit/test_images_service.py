@@ -10,6 +10,7 @@ import pytest
 
 from grange.client.image_models import EvaluationResult, MakeAnswer, MakeRequest
 from grange.errors import OutsideError
+from grange.images import service as service_module
 from grange.images.explain import Explainer
 from grange.images.remote import RemoteMaker
 from grange.images.service import LATE_S, NOTE_S, TAG_KEPT_S, PendingError, Served
@@ -241,6 +242,26 @@ async def test_what_was_served_is_noted_together_and_now_and_then() -> None:
             await pulled(place, "hello")
             await place.turn()
         assert noted == [{hello.digest}, {hello.digest, shell.digest}]
+
+
+async def test_what_was_served_last_is_noted_though_nobody_asks_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service_module, "NOTE_S", 0.01)
+    async with image_place() as place:
+        noted: list[set[str]] = []
+        has_all = asyncio.Event()
+
+        async def note(digests: set[str]) -> None:
+            noted.append(digests)
+            if len(noted) == 2:
+                has_all.set()
+
+        monkeypatch.setattr(place.maker, "note_used", note)
+        hello = await pulled(place, "hello")
+        shell = await pulled(place, "shell")
+        await has_all.wait()
+        assert noted == [{hello.digest}, {shell.digest}]
 
 
 async def test_images_are_noted_in_the_catalog_to_the_hour() -> None:

@@ -89,6 +89,7 @@ class Images:
         self._stale_since: dict[tuple[str, str], tuple[float, float]] = {}
         self._used: set[str] = set()  # since the last note
         self._noted = float("-inf")
+        self._is_noted_later = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -242,11 +243,25 @@ class Images:
 
     def _note(self, digest: str) -> None:
         self._used.add(digest)
-        now = self._clock.monotonic_s()
-        if now - self._noted >= NOTE_S:
-            self._noted = now
-            used, self._used = self._used, set()
-            self._spawn(self._maker.note_used(used))
+        left_s = self._noted + NOTE_S - self._clock.monotonic_s()
+        if left_s <= 0:
+            self._noted = self._clock.monotonic_s()
+            self._spawn(self._tell_used())
+        elif not self._is_noted_later:
+            self._is_noted_later = True
+            self._spawn(self._note_later(left_s))
+
+    async def _tell_used(self) -> None:
+        used, self._used = self._used, set()
+        if used:
+            await self._maker.note_used(used)
+
+    async def _note_later(self, left_s: float) -> None:
+        """Though nobody may ask for anything any more."""
+        await asyncio.sleep(left_s)
+        self._is_noted_later = False
+        self._noted = self._clock.monotonic_s()
+        await self._tell_used()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it beside; it may fail."""
