@@ -19,6 +19,7 @@ from tests.integration.farm import Farm, Process, running_farm, until
 from tests.integration.image_pulls import (
     DOCKER,
     HELLO,
+    OCI,
     copy,
     digest,
     digests,
@@ -124,6 +125,25 @@ def test_docker_is_given_its_own_types_and_the_same_layers(farm: Farm, tmp_path:
     assert digest((tmp_path / "pinned/manifest.json").read_bytes()) == pinned
     copy(farm, HELLO, f"dir:{tmp_path}/made", "--format", "v2s2")
     assert json.loads((tmp_path / "made/manifest.json").read_text())["mediaType"] == DOCKER
+
+
+def test_the_farm_is_a_mirror_of_names_of_another_registry(farm: Farm, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{farm.http_port}"
+    mirrored = tmp_path / "registries.conf"
+    mirrored.write_text(
+        '[[registry]]\nlocation = "elsewhere.invalid"\n[[registry.mirror]]\n'
+        f'location = "{address}"\ninsecure = true\n'
+    )
+    source = f"docker://elsewhere.invalid/{HELLO}"
+    options = ["--registries-conf", str(mirrored), "copy", "--preserve-digests", "--all"]
+    skopeo(*options, source, f"dir:{tmp_path}/pulled")
+    pinned, _ = manifest(farm, HELLO)
+    assert digest((tmp_path / "pulled/manifest.json").read_bytes()) == pinned
+    # As containerd asks a mirror.
+    for method in ("HEAD", "GET"):
+        asked = f"{farm.url}/v2/{HELLO}/manifests/latest?ns=elsewhere.invalid"
+        answer = httpx.request(method, asked, trust_env=False, headers={"accept": OCI})
+        assert answer.headers["docker-content-digest"] == pinned
 
 
 def test_after_a_change_only_what_changed_is_fetched_again(farm: Farm, tmp_path: Path) -> None:
