@@ -288,6 +288,11 @@ async def test_a_document_of_other_bytes_is_none(
     with pytest.raises(OutsideError, match=f"has other bytes of {lost}"):
         await catalog.document(lost)
     assert await catalog.document(hello.manifest.digest) == hello.manifest
+    assert await catalog.image(hello.key) is not None
+    lost = hello.manifest.digest
+    await damage(kind, file, f"UPDATE image_documents SET {changed} WHERE digest = '{lost}'")
+    with pytest.raises(OutsideError, match=f"has other bytes of {lost}"):
+        await catalog.image(hello.key)
 
 
 async def test_an_image_that_is_there_stays_as_it_is(catalog: Catalog) -> None:

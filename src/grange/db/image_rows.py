@@ -121,7 +121,7 @@ def image_row(number: int, packages: int, image: ImageRecord) -> Row:
 
 def read_image(row: Row) -> ImageRecord:
     name, source, settings, commit, family, compression, wish = row[:7]
-    manifest_type, manifest, config_type, config, roots, created, used, layers = row[7:]
+    manifest_type, manifest, config_type, config, roots, created, used, layers = row[7:15]
     entrypoint, command, user = json.loads(wish)
     return ImageRecord(
         ImageKey(

@@ -150,7 +150,11 @@ class SqlCatalog:
 
     async def image(self, key: ImageKey) -> ImageRecord | None:
         rows = await self._engine.rows("image", image_key(key))
-        return read_image(rows[0]) if rows else None
+        if not rows:
+            return None
+        found = read_image(rows[0])
+        _whole(found.manifest, rows[0][-1])
+        return found
 
     async def save_image(self, image: ImageRecord) -> None:
         await self._engine.write(lambda: _save_image(image))
@@ -161,12 +165,7 @@ class SqlCatalog:
 
     async def document(self, digest: str) -> Document | None:
         rows = await self._engine.rows("image_document", str(digest))
-        found = Document(*rows[0]) if rows else None
-        if found is not None and found.digest != str(digest):
-            raise OutsideError(
-                f"the database has other bytes of {digest} than it had; restore it from a backup"
-            )
-        return found
+        return _whole(Document(*rows[0]), digest) if rows else None
 
     async def save_document(self, document: Document) -> None:
         digest = document.digest
@@ -291,3 +290,12 @@ def _drop_spent() -> Script[int]:
     yield from ask("drop_spent_image_segments")
     yield from ask("drop_spent_image_contents")
     return len(layers)
+
+
+def _whole(document: Document, digest: str) -> Document:
+    """`document`, which is named by `digest`; raises OutsideError where it is another one."""
+    if document.digest != str(digest):
+        raise OutsideError(
+            f"the database has other bytes of {digest} than it had; restore it from a backup"
+        )
+    return document

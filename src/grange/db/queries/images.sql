@@ -108,7 +108,7 @@ SELECT i.name, s.source, s.settings, s.revision, i.family, i.compression, i.wish
       SELECT l.key FROM image_uses u JOIN image_layers l ON l.id = u.layer
       WHERE u.image = i.id ORDER BY u.nth
     )
-  )
+  ), i.manifest
 FROM images i JOIN image_package_sets s ON s.id = i.packages
   JOIN image_documents m ON m.digest = i.manifest
   JOIN image_documents c ON c.digest = i.config
@@ -122,7 +122,7 @@ SELECT i.name, s.source, s.settings, s.revision, i.family, i.compression, i.wish
       SELECT l.key FROM image_uses u JOIN image_layers l ON l.id = u.layer
       WHERE u.image = i.id ORDER BY u.nth
     )
-  )
+  ), i.manifest
 FROM images i JOIN image_package_sets s ON s.id = i.packages
   JOIN image_documents m ON m.digest = i.manifest
   JOIN image_documents c ON c.digest = i.config

@@ -7,7 +7,7 @@ SELECT i.name, s.source, s.settings, s.revision, i.family, i.compression, i.wish
   (
     SELECT string_agg(l.key, ' ' ORDER BY u.nth)
     FROM image_uses u JOIN image_layers l ON l.id = u.layer WHERE u.image = i.id
-  )
+  ), i.manifest
 FROM images i JOIN image_package_sets s ON s.id = i.packages
   JOIN image_documents m ON m.digest = i.manifest
   JOIN image_documents c ON c.digest = i.config
@@ -19,7 +19,7 @@ SELECT i.name, s.source, s.settings, s.revision, i.family, i.compression, i.wish
   (
     SELECT string_agg(l.key, ' ' ORDER BY u.nth)
     FROM image_uses u JOIN image_layers l ON l.id = u.layer WHERE u.image = i.id
-  )
+  ), i.manifest
 FROM images i JOIN image_package_sets s ON s.id = i.packages
   JOIN image_documents m ON m.digest = i.manifest
   JOIN image_documents c ON c.digest = i.config
