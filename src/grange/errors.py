@@ -45,5 +45,9 @@ class FencedError(OutsideError):
     """Another coordinator leads now: what this one wanted to write did not apply."""
 
 
-class JournalRefusedError(OutsideError):
+class JournalError(OutsideError):
+    """The journal's database cannot be read or written just now."""
+
+
+class JournalRefusedError(JournalError):
     """A write that certainly did not apply, such as on a full disk: it may be tried again."""

@@ -8,7 +8,13 @@ import pytest
 
 from grange.db.postgres.connect import migrate, shown
 from grange.db.postgres.journal import PostgresJournal
-from grange.errors import FencedError, JournalRefusedError, OperatorError, OutsideError
+from grange.errors import (
+    FencedError,
+    JournalError,
+    JournalRefusedError,
+    OperatorError,
+    OutsideError,
+)
 from tests.contract.journal_kinds import add, build, completed, drv, execute, narinfo, path
 from tests.postgres import Postgres
 
@@ -98,7 +104,7 @@ async def test_a_restarted_database_is_found_again(
     try:
         with pytest.raises(JournalRefusedError, match="start it"):
             await journal.add_derivations([drv("b")])
-        with pytest.raises(OutsideError, match="could not be read"):
+        with pytest.raises(JournalError, match="could not be read"):
             await journal.step_of(path("a.drv"))
         with pytest.raises(OutsideError, match="cannot be opened"):
             await PostgresJournal.open(url)
@@ -133,9 +139,9 @@ async def test_a_commit_whose_answer_is_lost_is_not_called_refused(
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION die();
         """,
     )
-    with pytest.raises(OutsideError, match="nobody can tell") as caught:
+    with pytest.raises(JournalError, match="nobody can tell") as caught:
         await journal.commit(completed(step, 1, "a"))
-    assert type(caught.value) is OutsideError
+    assert type(caught.value) is JournalError
     await execute(url, "DROP FUNCTION die CASCADE")
     await journal.commit(completed(step, 1, "a"))
 

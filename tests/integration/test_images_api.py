@@ -27,7 +27,7 @@ from grange.client.images import ImageClient
 from grange.client.sources import upload_sources
 from grange.errors import (
     FencedError,
-    JournalRefusedError,
+    JournalError,
     NotFoundError,
     OutsideError,
     PeerError,
@@ -197,7 +197,7 @@ async def test_what_is_being_made_and_what_is_refused_are_answers(place: Place) 
     place.all.answer = OutsideError("the source is away")
     failed = await place.ask(make, Role.READ)
     assert (failed.state, failed.words) == ("failed", "the source is away")
-    for error in (FencedError("another leads"), JournalRefusedError("the disk is full")):
+    for error in (FencedError("another leads"), JournalError("the database is away")):
         place.all.answer = error
         with pytest.raises(OutsideError, match=str(error)):  # which is worth asking anew
             await place.ask(make, Role.READ)

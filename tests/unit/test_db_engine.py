@@ -11,7 +11,7 @@ import pytest
 
 from grange.db.connect import MEMORY, connect
 from grange.db.engine import Inline, Threads, Work, transact
-from grange.errors import JournalRefusedError, OperatorError, OutsideError
+from grange.errors import JournalError, JournalRefusedError, OperatorError
 
 
 def numbers(connection: sqlite3.Connection) -> list[int]:
@@ -94,7 +94,7 @@ def test_storage_that_fails_within_a_work_refuses_all(failing: Failing) -> None:
 def test_a_commit_of_unknown_fate_is_not_called_refused(failing: Failing) -> None:
     failing.statement, failing.code = "COMMIT", sqlite3.SQLITE_IOERR_FSYNC
     (answer,) = transact(failing, [add(1)])
-    assert type(answer.error) is OutsideError
+    assert type(answer.error) is JournalError
 
 
 def test_the_file_held_by_another_process_refuses(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ async def test_a_crash_keeps_what_was_answered_and_nothing_of_what_was_not(tmp_p
 async def test_a_read_cannot_write(tmp_path: Path) -> None:
     engine = Threads(str(tmp_path / "j.db"))
     await engine.write(make_table)
-    with pytest.raises(OutsideError, match="readonly"):
+    with pytest.raises(JournalError, match="readonly"):
         await engine.read(add(1))
     await engine.close()
 

@@ -21,7 +21,7 @@ from grange.db.connect import MEMORY, connect, connect_reader
 from grange.db.rows import Row
 from grange.db.script import Ask, Change, Script, T, unknown
 from grange.db.sql import QUERIES
-from grange.errors import FencedError, JournalRefusedError, OperatorError, OutsideError
+from grange.errors import FencedError, JournalError, JournalRefusedError, OperatorError
 
 READERS: Final = 3  # a long walk, a long closure, and one for all the short questions
 REQUESTS_MAX: Final = 1000  # in one transaction, so that the first of them does not wait for long
@@ -60,7 +60,7 @@ def transact(connection: sqlite3.Connection, works: Sequence[Work[Any]]) -> list
     """Run `works` in one transaction and make it durable; the answers are in their order.
 
     A work that raises is undone alone. Where storage fails, none has applied and all answers are
-    `JournalRefusedError`; where it cannot be told whether COMMIT took effect, all are OutsideError.
+    `JournalRefusedError`; where it cannot be told whether COMMIT took effect, all are JournalError.
     """
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -124,7 +124,7 @@ def _unknown(cause: sqlite3.Error) -> Answer:
         f"nobody can tell whether the journal's last write took effect: {cause}; check the disk; "
         "the farm reads its journal again"
     )
-    return Answer(error=OutsideError(complaint))
+    return Answer(error=JournalError(complaint))
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
@@ -267,5 +267,5 @@ class Threads:
                     request.settle(answer)
 
 
-def _unreadable(error: sqlite3.Error) -> OutsideError:
-    return OutsideError(f"the journal could not be read: {error}; check its disk")
+def _unreadable(error: sqlite3.Error) -> JournalError:
+    return JournalError(f"the journal could not be read: {error}; check its disk")

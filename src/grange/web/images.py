@@ -22,7 +22,7 @@ from grange.client.image_models import (
     TakeRequest,
     UsedRequest,
 )
-from grange.errors import FencedError, JournalRefusedError, OutsideError
+from grange.errors import FencedError, JournalError, OutsideError
 from grange.identity import Identity, Role
 from grange.images.collect import CollectedImages
 from grange.oci.manifest import PLATFORMS, Compression, Family, Variant, parse_user, parse_words
@@ -95,8 +95,8 @@ def _image_calls(api: APIRouter, parts: ImageParts) -> None:
                 code=error.code.value,
                 detail=None if error.detail is None else dict(error.detail),
             )
-        except (FencedError, JournalRefusedError):
-            raise  # whoever leads now may be asked at once
+        except (FencedError, JournalError):
+            raise  # 503: whoever leads soon is asked again
         except OutsideError as error:
             return MakeAnswer(state="failed", words=str(error))
         name = request.name.show()

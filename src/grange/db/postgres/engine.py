@@ -25,7 +25,7 @@ from grange.db.postgres.connect import (
 from grange.db.postgres.sql import QUERIES
 from grange.db.rows import Row
 from grange.db.script import Ask, Change, Script, Scripted, T, unknown
-from grange.errors import FencedError, JournalRefusedError, OutsideError
+from grange.errors import FencedError, JournalError, JournalRefusedError
 
 IDLE_MS: Final = 1000  # a leader that stands still inside a transaction holds its successor up
 WRITE_S: Final = 60.0  # for one statement; a batch of derivations takes a second
@@ -112,7 +112,7 @@ class PostgresEngine:
                     raise
                 # Idle connections die with a restart of the database, and only use tells.
                 if is_retry or is_certain(error):
-                    raise OutsideError(
+                    raise JournalError(
                         f"the journal could not be read: {error!r}; see that its database runs "
                         "and can be reached"
                     ) from error
@@ -250,7 +250,7 @@ class PostgresEngine:
 
     async def _analyze(self) -> None:
         # Without it plans are slower and no worse; the next growth tries again.
-        with suppress(OutsideError):
+        with suppress(JournalError):
             await self._read(lambda connection: connection.execute("ANALYZE"))
 
 
@@ -274,4 +274,4 @@ def _unknown(cause: Exception) -> Answer:
         f"nobody can tell whether the journal's last write took effect: {cause!r}; see that the "
         "database runs and can be reached; the farm reads its journal again"
     )
-    return Answer(error=OutsideError(complaint))
+    return Answer(error=JournalError(complaint))
