@@ -514,7 +514,7 @@ def test_layers_are_explained(farm: Farm) -> None:
     assert "                part-0" in lines
     assert "                and 3 more (--json lists all)" in lines
     assert lines[-1] == (
-        "3 layers of 10 paths, 32.0 MiB unpacked; 1 are known, 2.0 MiB are to be made into layers"
+        "3 layers of 10 paths, 32.0 MiB unpacked; 1 is known, 2.0 MiB are to be made into layers"
     )
 
 

@@ -211,7 +211,8 @@ def _sum(layers: Sequence[LayerView]) -> str:
     )
     if len(known) == len(layers):
         return f"{text}all are known, {size(sum(layer.blob_bytes for layer in layers))} to pull"
-    return f"{text}{len(known)} are known, {size(to_make)} are to be made into layers"
+    verb = "is" if len(known) == 1 else "are"
+    return f"{text}{len(known)} {verb} known, {size(to_make)} are to be made into layers"
 
 
 def _name(path: str) -> str:
