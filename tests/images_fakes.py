@@ -210,6 +210,14 @@ class MemoryCatalog:
             if not named.isdisjoint(digests):
                 del self._indexes[digest]
 
+    async def images_of(self, path: StorePath) -> set[str]:
+        return {
+            image.manifest.digest
+            for image in self._images.values()
+            for key in image.layers
+            if any(member.path == path for member in self._layers[key].members)
+        }
+
     async def kept_roots(self) -> set[StorePath]:
         self.asked["kept_roots"] += 1
         return {path for image in self._images.values() for path in image.roots}

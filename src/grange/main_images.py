@@ -21,7 +21,7 @@ from grange.client.credentials import bearer, token_in
 from grange.coordinator.farm import Farm
 from grange.coordinator.images import FarmBuilds, evaluation_tokens, evaluator_check
 from grange.coordinator.own_tokens import ADMIN_FILE
-from grange.errors import OperatorError, OutsideError
+from grange.errors import GrangeError, OperatorError, OutsideError
 from grange.evaluator import FEATURE
 from grange.images.answers import checking
 from grange.images.collect import Collector
@@ -87,6 +87,8 @@ class FarmImages:
         store_dir, journal = farm.settings.store_dir, farm.journal
         metrics = ImageMetrics(farm.metrics.registry)
 
+        self._noting: set[asyncio.Task[None]] = set()
+
         def layers_of(objects: Objects, at_once: int = os.cpu_count() or 1) -> Layers:
             return Layers(
                 catalog=catalog,
@@ -96,6 +98,7 @@ class FarmImages:
                 at_once=at_once,
                 spool_folder=self._folder,
                 metrics=metrics,
+                on_lost=self._note_lost,
             )
 
         self._layers = layers_of(farm.objects)
@@ -215,7 +218,17 @@ class FarmImages:
         self._images.settings = file.settings
         self._agent_tag = file.agent_tag
 
+    def _note_lost(self, path: StorePath) -> None:
+        """A standby leaves it to the leader, which hears of it once it is asked for the blob."""
+        if self._farm.is_leading:
+            task = asyncio.create_task(_noted(self._maker, path))
+            self._noting.add(task)
+            task.add_done_callback(self._noting.discard)
+
     async def close(self) -> None:
+        for task in self._noting:
+            task.cancel()
+        await asyncio.gather(*self._noting, return_exceptions=True)
         await self._layers.close()
         await self._remote.aclose()
 
@@ -236,6 +249,13 @@ class FarmImages:
         under_way = self._maker.under_way or self._mirror.under_way
         is_loaded = os.getloadavg()[0] > (os.cpu_count() or 1)
         return bool(under_way or self._farm.deliveries.pending or is_loaded)
+
+
+async def _noted(maker: FarmMaker, path: StorePath) -> None:
+    try:
+        await maker.note_lost(path)
+    except (GrangeError, OSError) as error:
+        log.warning("%s is lost, and its images stay as they are: %s", path, error)
 
 
 async def _kept_up(what: str, run: Callable[[], Awaitable[None]]) -> None:

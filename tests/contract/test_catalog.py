@@ -333,6 +333,18 @@ def index_of(*images: Image) -> Document:
     return index(OCI_GZIP.family, [first, *[replace(each, platform=arm) for each in others]])
 
 
+async def test_images_of_a_path(catalog: Catalog) -> None:
+    bottom, a, b = layer(member("bottom")), layer(member("a")), layer(member("b"), member("c"))
+    await save(catalog, bottom, a, b)
+    one, two = record("one", bottom, a), record("two", bottom, b)
+    await catalog.save_image(one)
+    await catalog.save_image(two)
+    both = {one.manifest.digest, two.manifest.digest}
+    assert await catalog.images_of(member("bottom").path) == both
+    assert await catalog.images_of(member("c").path) == {two.manifest.digest}
+    assert await catalog.images_of(member("none").path) == set()
+
+
 async def test_a_dropped_image_takes_its_documents_along(catalog: Catalog) -> None:
     bottom, a, b = layer(member("bottom")), layer(member("a")), layer(member("b"))
     await save(catalog, bottom, a, b)

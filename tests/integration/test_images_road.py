@@ -189,6 +189,37 @@ def test_what_was_lost_of_the_cache_is_built_again(farm: Farm) -> None:
     assert len(farm.attempts(build, "lost")) == 2
 
 
+def test_a_layer_that_nothing_can_be_made_of_again_is_built_anew(farm: Farm) -> None:
+    before = manifest(farm, "loser")["layers"]
+    drv = farm.drv(f"(import {farm.root.parent}/packages {{ }}).loser")
+    build = farm.finish(farm.submit(drv))
+    tries = len(farm.attempts(build, "loser"))
+    [loser] = build.outputs.values()
+    url = farm.narinfo(loser).text.split("URL: ")[1].split("\n")[0]
+    for file in [url.rpartition("/")[2], *[each["digest"][7:] for each in before]]:
+        for found in farm.state_dir.rglob(file):
+            found.unlink()
+    for segment in [*farm.state_dir.rglob("images/segments/*/*")]:
+        segment.unlink()
+
+    def are_there() -> bool:
+        layers = manifest(farm, "loser")["layers"]
+        return layers == before and all(is_there(farm, each["digest"]) for each in layers)
+
+    assert not are_there()
+    until(are_there, "the farm should build what is lost, and serve the same layers")
+    assert len(farm.attempts(build, "loser")) == tries + 1
+
+
+def is_there(farm: Farm, digest: str) -> bool:
+    """Whether the blob comes, whole."""
+    url = f"{farm.url}/v2/loser/blobs/{digest}"
+    try:
+        return httpx.get(url, trust_env=False, timeout=60).status_code == 200
+    except httpx.RemoteProtocolError:
+        return False
+
+
 def test_a_build_that_is_cancelled_is_told_as_such(farm: Farm) -> None:
     farm.shut("stopped")
     assert asked(farm, "stopped").status_code == 429

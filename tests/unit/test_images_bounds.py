@@ -79,7 +79,7 @@ async def test_who_reads_what_had_not_begun_when_the_farm_stopped_is_told() -> N
     async def remake(_: Take) -> None:
         raise AssertionError("it has not begun")
 
-    lost = LostObjects(MemoryObjects(), None)
+    lost = LostObjects(MemoryObjects(), None, lambda _path: None)
     spool = await lost.find(Stored("images/roots/lost", digest_of("lost"), 10, remake))
     assert spool is not None
     await lost.close()

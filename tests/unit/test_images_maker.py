@@ -221,6 +221,24 @@ async def test_what_the_cache_has_lost_is_forgotten_and_built() -> None:
         assert sorted(place.builds.built) == sorted(map(drv_of, names))
 
 
+async def test_images_of_a_path_that_is_lost_are_made_anew() -> None:
+    async with image_place() as place:
+        for name in ("git", "htop"):
+            place.package(name, "glibc", is_built=False)
+            place.builds.have(narinfo_of(name, "glibc"))
+        await made(place, "git")
+        await made(place, "htop")
+        await place.maker.note_lost(path_of("git"))  # a mistake: it is there
+        assert len(await place.catalog.images(limit=9)) == 2
+        place.builds.lost = {path_of("git")}
+        await place.maker.note_lost(path_of("git"))
+        [left] = await place.catalog.images(limit=9)
+        assert left.key.name.endswith("htop")
+        await made(place, "git")
+        assert place.builds.built == [drv_of("git")]
+        assert len(await place.catalog.images(limit=9)) == 2
+
+
 async def test_variants_share_everything_but_their_layers() -> None:
     async with image_place() as place:
         place.package("git", "glibc", is_built=False)

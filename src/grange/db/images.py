@@ -187,6 +187,9 @@ class SqlCatalog:
     async def drop_images(self, digests: Collection[str]) -> None:
         await self._engine.write(lambda: _drop_images([*digests]))
 
+    async def images_of(self, path: StorePath) -> set[str]:
+        return {digest for (digest,) in await self._engine.rows("images_of_path", str(path))}
+
     async def kept_roots(self) -> set[StorePath]:
         rows = await self._engine.rows("image_roots")
         return {path for (roots,) in rows for path in read_paths(roots)}

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from grange.errors import GrangeError, OutsideError
+from grange.images.doors import LostPathError
 from grange.images.segments import SMALL_BYTES, Put, Take, ahead
 from grange.images.spool import Spool
 from grange.ports import Objects
+from grange.store.path import StorePath
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +63,13 @@ class _Hash(Protocol):
 class LostObjects:
     """Makes objects again, each once for all who read it. Belongs to one event loop."""
 
-    def __init__(self, objects: Objects, folder: Path | None) -> None:
-        """`folder` is for what is under way; None is that of the system for such files."""
+    def __init__(
+        self, objects: Objects, folder: Path | None, on_lost: Callable[[StorePath], None]
+    ) -> None:
+        """`folder` is for what is under way; None is that of the system for such files. `on_lost`
+        hears of paths that nothing can be made of again."""
         self.objects = objects
+        self._on_lost = on_lost
         self._folder = folder
         self._spools: dict[str, Spool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,6 +114,8 @@ class LostObjects:
         except GrangeError as error:
             log.warning("%s cannot be made again: %s", part.key, error)
             spool.fail(error)
+            if isinstance(error, LostPathError):
+                self._on_lost(error.path)
         except BaseException:
             spool.fail(OutsideError(STOPPED))
             raise

@@ -25,7 +25,7 @@ from grange.oci.segments import GZIP, ZSTD, Codec, Layer, segment_of
 from grange.oci.tar import END, UnfitError, store_header
 from grange.ports import Catalog, Objects, StoredLayer, StoredSegment
 from grange.store.narinfo import NarInfo
-from grange.store.path import NIX_STORE, StoreDir
+from grange.store.path import NIX_STORE, StoreDir, StorePath
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,11 @@ class Layers:
         at_once: int = os.cpu_count() or 1,
         spool_folder: Path | None = None,
         metrics: ImageMetrics | None = None,
+        on_lost: Callable[[StorePath], None] = lambda _path: None,
     ) -> None:
         """`at_once` layers are made, by as many threads. What the store has lost is made again in
-        `spool_folder`, by default the system's own for such files."""
+        `spool_folder`, by default the system's own for such files; `on_lost` hears of a path for
+        which that cannot be, because its NAR is lost too."""
         self.metrics = metrics or ImageMetrics(CollectorRegistry())
         self._catalog = catalog
         self._objects = objects
@@ -63,7 +65,7 @@ class Layers:
         self._store_dir = store_dir
         self._threads = Threads(at_once)
         self._maker = LayerMaker(objects, narinfos, self._threads, store_dir, self.metrics)
-        self._lost = LostObjects(objects, spool_folder)
+        self._lost = LostObjects(objects, spool_folder, on_lost)
         self._making = asyncio.Semaphore(at_once)
         self._flights: dict[str, asyncio.Task[StoredLayer]] = {}
         self._frames: dict[Codec, tuple[bytes, bytes]] = {}

@@ -43,7 +43,7 @@ from grange.ports import (
     StoredLayer,
 )
 from grange.store.narinfo import NarInfo
-from grange.store.path import StoreDir
+from grange.store.path import StoreDir, StorePath
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,15 @@ class FarmMaker:
             return Pending(str(error), (), BUSY_RETRY_S)
         progress = flight.progress
         return Pending(progress.words, progress.builds, flight.retry_after_s)
+
+    async def note_lost(self, path: StorePath) -> None:
+        """The NAR of `path` is lost, and with it what layers of it were made of: images that have
+        it are made anew, by their tags, of what the farm builds in its place."""
+        await self._builds.forget_lost([path])
+        if path in (await self._builds.closure([path])).missing:
+            digests = await self._catalog.images_of(path)
+            await self._catalog.drop_images(digests)
+            log.warning("%s is lost; %d images are made anew when asked for", path, len(digests))
 
     async def note_used(self, digests: Collection[str]) -> None:
         await self._catalog.touch_images(digests, self._clock.wall_s())

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final
 
 from grange.errors import OutsideError, PeerError
+from grange.images.doors import LostPathError
 from grange.images.metrics import ImageMetrics
 from grange.images.segments import SMALL_BYTES, Put, SegmentMaker, Take, Threads, ahead, segment_key
 from grange.oci.descriptor import Member
@@ -29,8 +30,10 @@ async def nars_of(find: FindNarInfos, members: Collection[Member]) -> dict[Membe
     for member in members:
         narinfo = found.get(member.path)
         if narinfo is None:
-            raise OutsideError(
-                f"{member.path} is not in the cache any more; pull the image again, and it is built"
+            raise LostPathError(
+                member.path,
+                f"{member.path} is not in the cache any more; pull the image by its tag again, "
+                "and it is built",
             )
         if narinfo.info.nar_hash != member.nar_hash:
             raise OutsideError(

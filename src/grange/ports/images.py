@@ -197,6 +197,9 @@ class Catalog(Protocol):
         """Forget the images with these manifests, with their documents; and the names and answers
         of package sets that no image or tag is of then, but for the latest few."""
 
+    async def images_of(self, path: StorePath) -> set[str]:
+        """Digests of the manifests of all images that have this path in a layer."""
+
     async def kept_roots(self) -> set[StorePath]:
         """Of all images: what must stay in the cache, with its closure, to make them again."""
 

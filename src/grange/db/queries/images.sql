@@ -272,3 +272,9 @@ WHERE m.digest IS NULL OR c.digest IS NULL;
 SELECT count(*) FROM images i
 WHERE (SELECT count(*) FROM image_uses u WHERE u.image = i.id)
   <> (SELECT coalesce(max(u.nth), -1) + 1 FROM image_uses u WHERE u.image = i.id);
+
+-- name: images_of_path
+SELECT DISTINCT i.manifest
+FROM image_contents c JOIN image_layer_contents m ON m.content = c.id
+  JOIN image_uses u ON u.layer = m.layer JOIN images i ON i.id = u.image
+WHERE c.path = ?1;
