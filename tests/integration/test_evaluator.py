@@ -207,7 +207,7 @@ async def test_who_ends_nix_is_blamed_and_the_others_are_had(place: Place) -> No
     [
         ("hungry", {"memory_bytes": 100 << 20}, "too much", "takes more than 100 MiB of memory"),
         ("loud", {}, "too much", "see what it traces"),
-        ("wide.attribute", {}, "too much", "its answer has more than 16"),
+        ("wide.attribute", {}, "too much", "its answer has more than 8"),
         ("endless", {"timeout_s": 1.5}, "timeout", "takes longer than 2 s"),
     ],
 )
