@@ -209,14 +209,13 @@ class _RunnerService:
                     self._check_serving()
                 return await method(request, context, who)
             except GrangeError as error:
-                await context.abort(*status_of(error))
+                await _abort(context, *status_of(error))
             except grpc.aio.AbortError:
                 raise
             except Exception:
                 log.exception("a call of an agent met a bug")
-                await context.abort(
-                    grpc.StatusCode.INTERNAL, "the coordinator has a bug; its log tells more"
-                )
+                text = "the coordinator has a bug; its log tells more"
+                await _abort(context, grpc.StatusCode.INTERNAL, text)
 
         return call
 
@@ -314,8 +313,16 @@ class _RunnerService:
         status = tunnel.ended.result()
         if status is not None:
             handling.add_done_callback(_log_failure)
-            await context.abort(*status)
+            await _abort(context, *status)
         handling.result()
+
+
+async def _abort(context: Any, code: grpc.StatusCode, text: str) -> None:
+    """Never returns. Where the agent has hung up already, that is how the call ends."""
+    try:
+        await context.abort(code, text)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 def _log_failure(handling: asyncio.Task[None]) -> None:
