@@ -331,7 +331,11 @@ async def test_a_process_over_the_network(tmp_path: Path) -> None:
     async def start() -> asyncio.subprocess.Process:
         arguments = (str(store.root), str(tmp_path / "state"), f"http://127.0.0.1:{port}")
         options = ("-W", "error", "-c", AGENT)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "GRPC_ENABLE_FORK_SUPPORT": "0",  # as `grange.main` has it
+        }
         process = await asyncio.create_subprocess_exec(
             sys.executable, *options, *arguments, env=environment
         )
