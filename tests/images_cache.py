@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import zstandard
+from obstore.store import MemoryStore
 
 from grange.cache.signing import listing_key
 from grange.images.layers import Layers
+from grange.objects.cloud import CloudObjects
+from grange.objects.directory import DirectoryObjects
 from grange.oci.descriptor import Member
 from grange.oci.segments import Codec, LayerWriter
 from grange.ports import Objects
@@ -22,6 +25,15 @@ from grange.store.path import StorePath
 from tests.images_fakes import MemoryCatalog, MemoryObjects, path_of
 
 noise = random.Random(8).randbytes
+
+OBJECTS = ("directory", "bucket")
+
+
+def objects_of(kind: str, folder: Path) -> Objects:
+    """Empty ones, of a kind in `OBJECTS`."""
+    if kind == "directory":
+        return DirectoryObjects(folder / "store")
+    return CloudObjects(MemoryStore(), "bucket", part_bytes=5 << 20)
 
 
 def large(name: bytes) -> Tree:
@@ -81,6 +93,10 @@ class Place:
         )
         self.opened.append(made)
         return made
+
+    async def close(self) -> None:
+        for each in self.opened:
+            await each.close()
 
     async def copy(self, objects: Objects) -> None:
         """Put there what is here."""

@@ -100,7 +100,7 @@ class Place:
         self.layers = FakeLayers(self.catalog)
         self.mirror = FakeMirror(self.builds)
         spec = SourceSpec(name="main", kind="git", location="https://user:pw@git.example/packages")
-        other = SourceSpec(name="work", kind="path", location="/work/packages")
+        other = SourceSpec(name="work", kind="path", location="/srv/packages")
         usual = ImageSettings.of(PackageSource(spec, "5" * 64), PackageSource(other, "6" * 64))
         self.settings = replace(usual, **settings)
         self.evaluations = Evaluations(lambda _: "token", checking(NIX_STORE), patience_s=0.5)

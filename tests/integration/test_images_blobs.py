@@ -10,19 +10,17 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from obstore.store import MemoryStore
 
 from grange.errors import OutsideError
 from grange.images.blobs import Blob
 from grange.images.layers import Layers, frame_key
 from grange.images.segments import segment_key
-from grange.objects.cloud import CloudObjects
 from grange.objects.directory import DirectoryObjects
 from grange.oci.segments import GZIP, ZSTD, Codec
 from grange.ports import Objects, ObjectWriter, StoredLayer
 from grange.store.compression import compress
 from grange.store.nar import Directory, File, nar_of_tree
-from tests.images_cache import Place, blob_of, count, expected, filled
+from tests.images_cache import OBJECTS, Place, blob_of, count, expected, filled, objects_of
 from tests.images_fakes import MemoryCatalog, digest_of
 
 CODEC = pytest.mark.parametrize("codec", [GZIP, ZSTD], ids=lambda codec: codec.compression)
@@ -33,15 +31,12 @@ NOISE = Random(9).randbytes(5 << 20)
 async def place() -> AsyncIterator[Place]:
     made = Place()
     yield made
-    for each in made.opened:
-        await each.close()
+    await made.close()
 
 
-@pytest.fixture(params=["directory", "bucket"])
+@pytest.fixture(params=OBJECTS)
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    if request.param == "directory":
-        return DirectoryObjects(tmp_path / "store")
-    return CloudObjects(MemoryStore(), "bucket", part_bytes=5 << 20)
+    return objects_of(request.param, tmp_path)
 
 
 async def keys(objects: Objects, prefix: str = "") -> set[str]:

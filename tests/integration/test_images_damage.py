@@ -7,17 +7,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from obstore.store import MemoryStore
 
 from grange.errors import OutsideError
 from grange.images.blobs import Blob
 from grange.images.segments import segment_key
-from grange.objects.cloud import CloudObjects
-from grange.objects.directory import DirectoryObjects
 from grange.oci.segments import ZSTD
 from grange.ports import Objects
 from grange.store.nar import Directory, File
-from tests.images_cache import Place, blob_of, filled
+from tests.images_cache import OBJECTS, Place, blob_of, filled, objects_of
 
 NOISE = Random(9).randbytes(5 << 20)
 
@@ -26,15 +23,12 @@ NOISE = Random(9).randbytes(5 << 20)
 async def place() -> AsyncIterator[Place]:
     made = Place()
     yield made
-    for each in made.opened:
-        await each.close()
+    await made.close()
 
 
-@pytest.fixture(params=["directory", "bucket"])
+@pytest.fixture(params=OBJECTS)
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    if request.param == "directory":
-        return DirectoryObjects(tmp_path / "store")
-    return CloudObjects(MemoryStore(), "bucket", part_bytes=5 << 20)
+    return objects_of(request.param, tmp_path)
 
 
 async def test_damage_is_never_taken_for_the_blob_and_mended(

@@ -21,8 +21,7 @@ BOMB_BYTES = 64 << 20  # of zeros, which are a few kilobytes of zstd
 async def place() -> AsyncIterator[Place]:
     made = Place()
     yield made
-    for each in made.opened:
-        await each.close()
+    await made.close()
 
 
 async def test_a_nar_that_is_larger_than_told_is_not_undone_to_its_end(place: Place) -> None:

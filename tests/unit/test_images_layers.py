@@ -29,8 +29,7 @@ CODEC = pytest.mark.parametrize("codec", [GZIP, ZSTD], ids=lambda codec: codec.c
 async def place() -> AsyncIterator[Place]:
     made = Place()
     yield made
-    for each in made.opened:
-        await each.close()
+    await made.close()
 
 
 @CODEC
